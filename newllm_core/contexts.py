@@ -1,0 +1,272 @@
+"""The contexts of a whole stream: the loop that defines them, and the same contexts in parallel.
+
+`exact_contexts` is *multiple shooting*: the stream is cut into segments that run in lock-step as one batch, each from
+a guessed starting context; then each guess is replaced by the end of the segment before, and the segments whose start
+moved run again until their trajectories meet the ones already stored. A block that forgets its start needs two or
+three passes. After p passes the first p segments are exact whatever the block does, so nothing is ever approximated
+further than `residual` says. A short probe measures first how fast this block forgets on this text; where it does
+not, the contexts come from the loop.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from newllm_core.model.layers import ContextBlock
+
+# Seconds of one lock-step over seconds that one more row adds to it, at C = 500; measured on two CPU cores (12 at
+# C = 500, falling with C²). On a GPU a row more is nearly free until the device is full.
+_STEP_OVER_ROW = {"cpu": 12.0, "cuda": 2000.0}
+_ROW_REFERENCE_DIM = 500
+# Token parts kept at once, in numbers: 64 MiB in float32 on a CPU, where longer chunks gain nothing.
+_CHUNK_NUMBERS = {"cpu": 2**24, "cuda": 2**27}
+# Lock-steps between two comparisons with the stored trajectory: a comparison costs about one step.
+_CHECK_EVERY = 8
+_PROBE_SHARE = 40  # the probe may cost 1/40 of the loop
+_PROBE_PLACES = 4
+_MIN_PROBE_STEPS, _MAX_PROBE_STEPS = 24, 1024
+_SHORTEST_PARALLEL_STREAM = 256  # below, a loop takes milliseconds
+
+
+class TokenEmbeds(Protocol):
+    """`[N, E·T]`, a tensor or something that computes its slices when asked (model.StreamEmbeddings)."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ExactContexts:
+    """Contexts of a stream, and how far to trust them.
+
+    Attributes:
+        contexts: `[N, C]`, or `[N, L, C]` when all layers were asked for.
+        end: `[C]`, the context after the last token.
+        passes: lock-step sweeps of the chunk that needed most; 1 for the loop.
+        residual: largest jump between a context and the one computed from its predecessor, beyond rounding;
+            0.0 means equal to the loop up to rounding.
+        success: whether `residual <= tolerance`.
+        segment_length: tokens per segment; N where the loop was used.
+        horizon: tokens the probe needed, or expects, until two starts agree within the tolerance; None: it does
+            not expect them to.
+    """
+
+    contexts: Tensor
+    end: Tensor
+    passes: int
+    residual: float
+    success: bool
+    segment_length: int
+    horizon: int | None
+
+
+class NotConvergedError(RuntimeError):
+    """A limited number of passes did not reach the tolerance."""
+
+
+@torch.no_grad()
+def sequential_contexts(block: ContextBlock, token_embeds: Tensor, initial: Tensor) -> Tensor:
+    """The definition: `c_i = block(c_{i-1}, e_i)`, token by token. `[N, E·T], [C]` -> `[N, C]`."""
+    context = initial.unsqueeze(0)
+    contexts = []
+    for token_embed in token_embeds.split(1):
+        context = block(context, token_embed)
+        contexts.append(context)
+    return torch.cat(contexts) if contexts else token_embeds.new_empty(0, block.context_dim)
+
+
+@torch.no_grad()
+def exact_contexts(
+    block: ContextBlock,
+    token_embeds: TokenEmbeds,
+    initial: Tensor,
+    tolerance: float = 1e-5,
+    *,
+    all_layers: bool = False,
+    segment_length: int | None = None,
+    max_passes: int | None = None,
+    out: Tensor | None = None,
+) -> ExactContexts:
+    """The contexts of `sequential_contexts`, by multiple shooting (design: see the module's docstring).
+
+    Args:
+        block: L layers of width C.
+        token_embeds: `[N, E·T]` after `embed_norm`, a tensor or `StreamEmbeddings`; N >= 1.
+        initial: `[C]`, the context before the first token.
+        tolerance: largest accepted jump, in units of a context's component (about 1 after LayerNorm).
+        all_layers: return every layer's context, `[N, L, C]`.
+        segment_length: tokens per segment; None measures and chooses, N or more is the loop.
+        max_passes: give up after so many sweeps of a chunk instead of falling back to the loop.
+        out: `[N, L, C]`, written in place, e.g. a memory-mapped file.
+
+    Raises NotConvergedError when `max_passes` did not reach the tolerance, ValueError for an empty stream or a
+    tolerance that is not positive.
+    """
+    num_tokens = len(token_embeds)
+    if num_tokens < 1 or not tolerance > 0:
+        raise ValueError(f"exact_contexts: expected tokens and tolerance > 0, given {num_tokens} and {tolerance}")
+    if out is None:
+        out = initial.new_empty(num_tokens, block.num_layers, block.context_dim)
+    horizon = None
+    if segment_length is None:
+        segment_length, horizon = _plan_segments(block, token_embeds, tolerance)
+    chunk = max(segment_length, _chunk_tokens(block, initial.device))
+    context, passes, residual = initial, 1, 0.0
+    for first in range(0, num_tokens, chunk):
+        rows = slice(first, min(first + chunk, num_tokens))
+        shooting = _Shooting(block, token_embeds[rows], context, out[rows], segment_length, tolerance)
+        shooting.solve(max_passes)
+        # A view would keep a caller's whole buffer alive, and change with it.
+        context = out[rows.stop - 1, -1].clone()
+        passes, residual = max(passes, shooting.passes), max(residual, shooting.residual)
+    contexts = out if all_layers else out[:, -1]
+    return ExactContexts(contexts, context, passes, residual, residual <= tolerance, segment_length, horizon)
+
+
+class _Shooting:
+    """One chunk of a stream, its segments, and the sweeps over them."""
+
+    def __init__(
+        self, block: ContextBlock, embeds: Tensor, initial: Tensor, out: Tensor, segment_length: int, tolerance: float
+    ) -> None:
+        self.block, self.out, self.tolerance = block, out, tolerance
+        self.length = segment_length
+        self.num_tokens = len(embeds)
+        self.parts = block.token_parts(embeds)
+        self.num_segments = math.ceil(self.num_tokens / segment_length)
+        self.starts = initial.new_zeros(self.num_segments, block.context_dim)
+        self.starts[0] = initial
+        self.passes, self.residual = 0, 0.0
+
+    def solve(self, max_passes: int | None) -> None:
+        """Sweep until no segment's start moves; past twice the expected sweeps the rest is left to the loop."""
+        moved = self._sweep(torch.arange(self.num_segments, device=self.out.device), first_pass=True)
+        patience = max_passes or self._expected_passes_doubled()
+        while len(moved):
+            if self.passes >= patience:
+                self._give_up(moved, max_passes)
+                return
+            self.starts[moved] = self.out[moved * self.length - 1, -1]
+            moved = self._sweep(moved, first_pass=False)
+
+    def _expected_passes_doubled(self) -> int:
+        """A sweep costs about a tenth of the loop; the probe expects two to four of them."""
+        return min(self.num_segments, 2 + max(6, self.num_segments // 8))
+
+    def _give_up(self, moved: Tensor, max_passes: int | None) -> None:
+        if max_passes is not None:
+            raise NotConvergedError(
+                f"exact_contexts: {len(moved)} of {self.num_segments} segments of {self.length} tokens still move "
+                f"after {max_passes} passes (tolerance {self.tolerance}); allow more passes, or None for the loop"
+            )
+        # Everything before the first segment that still moves is exact already.
+        first = int(moved[0]) * self.length
+        self._loop(first, self.out[first - 1, -1])
+
+    def _loop(self, first: int, context: Tensor) -> None:
+        rows = [part[first:].split(1) for part in self.parts]
+        context = context.unsqueeze(0)
+        for position, row in enumerate(zip(*rows, strict=True), start=first):
+            contexts = self.block.forward_from_token_parts(context, row)
+            context = contexts[-1]
+            self.out[position] = torch.cat(contexts)
+
+    def _sweep(self, active: Tensor, first_pass: bool) -> Tensor:
+        """Run the active segments in lock-step; returns the segments whose start has moved by that."""
+        self.passes += 1
+        if self.num_segments == 1:
+            self._loop(0, self.starts[0])
+            return active[:0]
+        context = self.starts[active]
+        for step in range(self.length):
+            position = active * self.length + step
+            if step and int(active[-1]) == self.num_segments - 1 and int(position[-1]) >= self.num_tokens:
+                # Only the last segment can be shorter than the others.
+                active, position, context = active[:-1], position[:-1], context[:-1]
+                if not len(active):
+                    return active
+            contexts = self.block.forward_from_token_parts(context, [part[position] for part in self.parts])
+            context = contexts[-1]
+            if not first_pass and step % _CHECK_EVERY == _CHECK_EVERY - 1:
+                apart = self._still_apart(context, position)
+                self.out[position] = torch.stack(contexts, dim=1)
+                active, context = active[apart], context[apart]
+                if not len(active):
+                    return active
+            else:
+                self.out[position] = torch.stack(contexts, dim=1)
+        return active[active < self.num_segments - 1] + 1
+
+    def _still_apart(self, context: Tensor, position: Tensor) -> Tensor:
+        """Which active segments differ from the stored trajectory; the jump that the others leave is the residual."""
+        change = (context - self.out[position, -1]).abs().amax(dim=1)
+        apart = change > self.tolerance
+        met = change[~apart]
+        if len(met):
+            self.residual = max(self.residual, float(met.max()))
+        return apart
+
+
+def _chunk_tokens(block: ContextBlock, device: torch.device) -> int:
+    return max(4096, _CHUNK_NUMBERS[device.type] // (block.num_layers * block.context_dim))
+
+
+def _plan_segments(block: ContextBlock, token_embeds: TokenEmbeds, tolerance: float) -> tuple[int, int | None]:
+    """(segment length, horizon). With horizon h, S tokens a segment and N tokens a chunk, the sweeps take about
+    S + h lock-steps of N / S rows: least at S = √(h · N / (step over row))."""
+    num_tokens = len(token_embeds)
+    if num_tokens < _SHORTEST_PARALLEL_STREAM:
+        return num_tokens, None
+    horizon = _probe_horizon(block, token_embeds, tolerance)
+    if horizon is None:
+        return num_tokens, None
+    device = token_embeds[0:1].device
+    in_chunk = min(num_tokens, _chunk_tokens(block, device))
+    step_over_row = max(_STEP_OVER_ROW[device.type] * (_ROW_REFERENCE_DIM / block.context_dim) ** 2, 1.0)
+    length = max(round(math.sqrt(horizon * in_chunk / step_over_row)), 2 * _CHECK_EVERY)
+    loop_steps = in_chunk * (1 + 1 / step_over_row)
+    parallel_steps = (length + horizon) * (1 + in_chunk / length / step_over_row)
+    return (length, horizon) if 1.5 * parallel_steps < loop_steps else (num_tokens, horizon)
+
+
+def _probe_horizon(block: ContextBlock, token_embeds: TokenEmbeds, tolerance: float) -> int | None:
+    """Tokens until trajectories from two unlike starts agree, measured or extrapolated from the latter half of the
+    probe; None where they do not approach each other."""
+    num_tokens = len(token_embeds)
+    steps = min(max(num_tokens // _PROBE_SHARE, _MIN_PROBE_STEPS), _MAX_PROBE_STEPS, num_tokens // _PROBE_PLACES)
+    firsts = [place * num_tokens // _PROBE_PLACES for place in range(_PROBE_PLACES)]
+    embeds = torch.stack([token_embeds[first : first + steps] for first in firsts])
+    distances = start_distances(block, embeds, stop_below=tolerance)
+    if distances[-1] <= tolerance:
+        return len(distances)
+    half = len(distances) // 2
+    slope = (math.log(distances[-1]) - math.log(distances[half])) / (len(distances) - 1 - half)
+    if not slope < 0:
+        return None
+    return len(distances) + math.ceil(math.log(distances[-1] / tolerance) / -slope)
+
+
+@torch.no_grad()
+def start_distances(block: ContextBlock, embeds: Tensor, stop_below: float) -> list[float]:
+    """Largest component-wise distance after each token between trajectories from the zero context and from a
+    context of unit normal components (what LayerNorm gives), over all streams.
+
+    Args:
+        embeds: `[streams, n, E·T]`.
+        stop_below: end when the distance is this small.
+    """
+    streams, steps, _ = embeds.shape
+    generator = torch.Generator().manual_seed(0)
+    unlike = torch.randn(streams, block.context_dim, generator=generator).to(embeds)
+    context = torch.cat([torch.zeros_like(unlike), unlike])
+    parts = [part.repeat(2, 1, 1) for part in block.token_parts(embeds)]
+    distances: list[float] = []
+    for step in range(steps):
+        context = block.forward_from_token_parts(context, [part[:, step] for part in parts])[-1]
+        distances.append(float((context[:streams] - context[streams:]).abs().max()))
+        if distances[-1] <= stop_below:
+            break
+    return distances

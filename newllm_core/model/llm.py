@@ -1,0 +1,137 @@
+"""NewLLM: frozen embeddings, a ContextBlock, a TokenBlock and a head that is the embedding matrix again."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from newllm_core.config import ModelConfig
+from newllm_core.model.layers import ContextBlock, TokenBlock, initialise_normal
+from newllm_core.runs import derived_generator
+
+
+class NewLLM(nn.Module):
+    """The whole language model (spec section 2).
+
+    Args:
+        model_config: widths, depth, and what is trained.
+        embedding_matrix: `[V, E]`; copied, so that training it leaves the caller's alone.
+        seed: of the initial weights.
+
+    Raises ValueError when the matrix is not `[V, model_config.embed_dim]`.
+    """
+
+    def __init__(self, model_config: ModelConfig, embedding_matrix: Tensor, seed: int = 42) -> None:
+        super().__init__()
+        if embedding_matrix.ndim != 2 or embedding_matrix.shape[1] != model_config.embed_dim:
+            raise ValueError(
+                f"NewLLM: expected an embedding matrix [V, {model_config.embed_dim}] (embed_dim), "
+                f"given {list(embedding_matrix.shape)}"
+            )
+        self.config = model_config
+        shape = model_config
+        self.context_block = ContextBlock(shape.context_dim, shape.embed_dim, shape.num_layers, shape.num_input_tokens)
+        self.token_block = TokenBlock(shape.context_dim, shape.embed_dim, shape.num_layers)
+        for name, block in (("context", self.context_block), ("token", self.token_block)):
+            initialise_normal(block, shape.weight_std, shape.bias_std, derived_generator("weights", name, seed))
+        trained = not model_config.freeze_embedding
+        self.embedding = nn.Parameter(embedding_matrix.detach().clone().float(), requires_grad=trained)
+        self.embed_norm = nn.LayerNorm(shape.embed_dim).requires_grad_(False)
+        if not model_config.tie_weights:
+            self.untied_head = nn.Parameter(self.embedding.detach().clone())
+
+    @property
+    def head_weight(self) -> Tensor:
+        """`[V, E]`: the embedding matrix itself when tied."""
+        return self.embedding if self.config.tie_weights else self.untied_head
+
+    @property
+    def head_is_frozen(self) -> bool:
+        return not self.head_weight.requires_grad
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """`[n]` token ids -> `[n, E]` normalised embeddings."""
+        normed: Tensor = self.embed_norm(functional.embedding(tokens, self.embedding))
+        return normed
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`[n, E]` -> `[n, V]`."""
+        return hidden @ self.head_weight.T
+
+    def hidden(self, contexts: Tensor, tokens: Tensor) -> Tensor:
+        """What the head reads. `contexts [n, L, C], tokens [n]` -> `[n, E]`."""
+        return self.token_block.forward_with_contexts(contexts.unbind(1), self.embed(tokens))
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters per part, their total, and how many of them Phase 1 and Phase 2 train."""
+        parts: dict[str, Iterable[nn.Parameter]] = {
+            "embedding": [self.embedding],
+            "embed_norm": self.embed_norm.parameters(),
+            "context_block": self.context_block.parameters(),
+            "token_block": self.token_block.parameters(),
+            "head": [] if self.config.tie_weights else [self.untied_head],
+        }
+        counts = {name: sum(parameter.numel() for parameter in group) for name, group in parts.items()}
+        counts["total"] = sum(counts.values())
+        counts["trained_in_phase1"] = counts["context_block"]
+        counts["trained_in_phase2"] = sum(parameter.numel() for parameter in self.phase2_parameters())
+        return counts
+
+    def phase2_parameters(self) -> list[nn.Parameter]:
+        """The TokenBlock, and embedding or head where they are not frozen."""
+        others = [self.embedding] if self.config.tie_weights else [self.embedding, self.untied_head]
+        return [*self.token_block.parameters(), *(p for p in others if p.requires_grad)]
+
+    @torch.no_grad()
+    def generate(
+        self, prompt: Tensor, num_tokens: int, temperature: float, top_k: int, generator: torch.Generator
+    ) -> Tensor:
+        """Continue ``prompt`` `[n]` (n >= 1) from the zero context by ``num_tokens`` sampled tokens -> `[n + num_tokens]`.
+
+        Sampling is from the ``top_k`` most probable tokens at ``temperature`` > 0.
+        """
+        tokens = prompt.tolist()
+        history = self.config.num_input_tokens
+        context = torch.zeros(1, self.config.context_dim, device=prompt.device)
+        for position in range(len(tokens) + num_tokens - 1):
+            known = prompt.new_tensor(tokens[: position + 1][-history:])
+            window = StreamEmbeddings(self, known)[len(known) - 1 : len(known)]
+            contexts = self.context_block.forward_with_intermediates(context, window)
+            context = contexts[-1]
+            if position + 1 < len(prompt):
+                continue
+            hidden = self.hidden(torch.stack(contexts, dim=1), known[-1:])
+            best, ids = self.logits(hidden)[0].topk(top_k)
+            probabilities = functional.softmax(best / temperature, dim=0).cpu()
+            tokens.append(int(ids[torch.multinomial(probabilities, 1, generator=generator).to(ids.device)]))
+        return prompt.new_tensor(tokens)
+
+
+class StreamEmbeddings:
+    """The ContextBlock's token input `[N, E·T]` of a stream, computed slice by slice.
+
+    A stream of a million tokens would need gigabytes at once; ``embeddings[a:b]`` computes rows a … b-1: the last
+    T normalised embeddings up to each token, oldest first, zeros before the start.
+    """
+
+    def __init__(self, model: NewLLM, tokens: Tensor) -> None:
+        self.model = model
+        self.tokens = tokens
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.tokens), self.model.config.embed_dim * self.model.config.num_input_tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @torch.no_grad()
+    def __getitem__(self, rows: slice) -> Tensor:
+        start, stop, _ = rows.indices(len(self.tokens))
+        earlier = self.model.config.num_input_tokens - 1
+        first = max(start - earlier, 0)
+        embedded = self.model.embed(self.tokens[first:stop])
+        missing = earlier - (start - first)
+        padded = functional.pad(embedded, (0, 0, missing, 0))
+        return torch.cat([padded[lag : lag + stop - start] for lag in range(earlier + 1)], dim=1)

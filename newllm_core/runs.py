@@ -1,0 +1,161 @@
+"""A run's folder: atomic files, checksums, seeds, versions, and what a finished run looks like.
+
+Every file of the project is written through here: to a temporary name beside the target, synced, then renamed,
+so that a reader finds either the old file or the new one, whole. `results/<experiment>/<run>/run.json` is the
+record of a run; it appears only when the run is complete.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import random
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+DATA_DIR = PROJECT_ROOT / "data"
+RESULTS_DIR = PROJECT_ROOT / "results"
+RECORD_NAME = "run.json"
+# What differs between two runs of the same experiment; everything else must be identical.
+CIRCUMSTANCES = ("start", "seconds", "commit", "paths")
+
+
+class RunError(RuntimeError):
+    """A run's files cannot be used; the message names the file and what is wrong with it."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` with a temporary path in the target's folder, sync it, rename it to ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary_name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    os.close(handle)
+    temporary = Path(temporary_name)
+    try:
+        write(temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    # newline="": text that contains "\r\n" must come back as it was, or its checksum would not hold.
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Strict JSON: a figure that is not finite is an error here, a missing one is null."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises RunError when the file is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RunError(f"{path}: expected JSON, found something else ({error}). Delete it to run again.") from error
+
+
+def sha256_bytes(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors as safetensors, and their SHA-256 beside them as ``<name>.sha256``."""
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary))
+    write_text(checksum_path(path), sha256_file(path) + "\n")
+
+
+def checksum_path(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def has_valid_checksum(path: Path) -> bool:
+    """True when file and checksum exist and agree."""
+    sidecar = checksum_path(path)
+    if not (path.is_file() and sidecar.is_file()):
+        return False
+    return sha256_file(path) == sidecar.read_text(encoding="utf-8", errors="replace").strip()
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read tensors written by ``save_tensors``. Raises RunError when they were altered since."""
+    if not has_valid_checksum(path):
+        raise RunError(f"{path}: the file is missing or does not match its checksum; delete it to make it again")
+    return load_file(path)
+
+
+def seed_everything(seed: int, num_threads: int) -> None:
+    """Same seed, same threads, same machine: same figures to the last digit."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.set_num_threads(num_threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def derived_generator(*parts: int | str) -> torch.Generator:
+    """A CPU generator whose stream depends on every part and on nothing else."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    generator = torch.Generator()
+    generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return generator
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises RunError for a device that is asked for and absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RunError("device 'cuda' was asked for, but torch sees no CUDA device; use device='cpu' or 'auto'")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
+
+
+def current_commit() -> str | None:
+    """The checkout's commit, with `+changes` when files differ from it; None outside a git checkout."""
+    try:
+        options = {"cwd": PROJECT_ROOT, "text": True, "stderr": subprocess.DEVNULL}
+        commit = subprocess.check_output(["git", "rev-parse", "HEAD"], **options).strip()  # type: ignore[call-overload]
+        changes = subprocess.check_output(["git", "status", "--porcelain", "-uno"], **options)  # type: ignore[call-overload]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changes.strip() else "")
+
+
+def library_versions() -> dict[str, str]:
+    names = ("torch", "numpy", "scipy", "tokenizers", "safetensors")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def is_complete(run_dir: Path) -> bool:
+    return (run_dir / RECORD_NAME).is_file()
+
+
+def figures_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record without what may differ between identical runs, at every depth: for comparing two of them."""
+    return {
+        key: figures_of(value) if isinstance(value, Mapping) else value
+        for key, value in record.items()
+        if key not in CIRCUMSTANCES
+    }
