@@ -1,0 +1,242 @@
+"""Cross-entropy against the embedding matrix, without ever holding all logits.
+
+With the head W `[V, E]` frozen, the gradient with respect to a hidden state is `Σ_v p_v w_v - w_target`: the softmax
+weighted mean of W's rows, which is attention with K = V = W. So one sweep over blocks of the vocabulary that keeps a
+running maximum and sum (Milakov & Gimelshein 2018) yields loss and gradient in memory O(batch · E + block), where the
+direct computation holds 3.5 copies of `[batch, V]`. Products may be rounded to bfloat16; sums stay in the hidden
+states' own precision.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+# Measured, not chosen at run time: a choice made anew at each run would make two runs differ. Two cores with
+# AVX512-BF16, V = 50,257 (benchmarks/head.py): blocks-bf16 > blocks > torch's linear_cross_entropy ≈ direct.
+_DEVICE_CHOICE = {"cpu": "blocks", "cpu with bf16 products": "blocks-bf16", "cuda": "blocks-bf16"}
+_BLOCK_COLUMNS = {"cpu": 2048, "cuda": 8192}
+_BLOCK_ROWS = {"cpu": 512, "cuda": 2048}
+
+
+@dataclass(frozen=True)
+class HeadLoss:
+    """Mean cross-entropy in nats (differentiable), and how many targets were the arg-max."""
+
+    mean_nats: Tensor
+    num_correct: Tensor
+
+
+def choose_head(name: str, device: torch.device) -> str:
+    """`auto` becomes the constant of this kind of device; any other name stays."""
+    if name != "auto":
+        return name
+    kind = device.type
+    if kind == "cpu" and has_bf16_products():
+        kind = "cpu with bf16 products"
+    return _DEVICE_CHOICE[kind]
+
+
+def has_bf16_products() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware; elsewhere the products are emulated and slow."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def frozen_head_cross_entropy(
+    hidden: Tensor, head_weight: Tensor, targets: Tensor, *, method: str = "blocks"
+) -> Tensor:
+    """Mean cross-entropy of `softmax(hidden @ head_weightᵀ)`, in nats.
+
+    Differentiable in ``hidden`` (exactly, up to the products' rounding), and in ``head_weight`` where that requires
+    a gradient.
+
+    Args:
+        hidden: `[n, E]`, n >= 1.
+        head_weight: `[V, E]`.
+        targets: `[n]` int64, 0 … V - 1.
+        method: "blocks", "blocks-bf16" or "direct".
+
+    Raises ValueError for shapes that do not fit, an unknown method, or a target outside the vocabulary.
+    """
+    return Head(head_weight, method).loss(hidden, targets).mean_nats
+
+
+@dataclass(frozen=True)
+class TokenFigures:
+    """Cross-entropy in nats `[n]`, and whether the target was the arg-max `[n]`."""
+
+    nats: Tensor
+    correct: Tensor
+
+
+class Head:
+    """A head weight prepared once (for bfloat16: converted once) and used for many batches.
+
+    A frozen weight must not change while this object lives; a trained one is converted anew at each call.
+    """
+
+    def __init__(self, head_weight: Tensor, method: str) -> None:
+        known = ("direct", "blocks", "blocks-bf16")
+        if method not in known:
+            raise ValueError(f"unknown head method {method!r}; known: {', '.join(known)}")
+        self.weight, self.method = head_weight, method
+        self._frozen_operand = None if head_weight.requires_grad else self._operand()
+
+    def _operand(self) -> Tensor:
+        return self.weight.detach().to(torch.bfloat16) if self.method == "blocks-bf16" else self.weight.detach()
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> HeadLoss:
+        """`hidden [n, E], targets [n]` -> mean loss and number of correct arg-max predictions."""
+        self._check(hidden, targets)
+        if self.method == "direct":
+            return _direct(hidden, self.weight, targets)
+        operand = self._operand() if self._frozen_operand is None else self._frozen_operand
+        mean_nats, num_correct = _BlockedCrossEntropy.apply(hidden, self.weight, targets, operand)  # type: ignore[no-untyped-call]
+        return HeadLoss(mean_nats, num_correct)
+
+    @torch.no_grad()
+    def token_figures(self, hidden: Tensor, targets: Tensor) -> TokenFigures:
+        """The same token by token, without gradients: for evaluation."""
+        self._check(hidden, targets)
+        if self.method == "direct":
+            logits = hidden @ self.weight.T
+            return TokenFigures(
+                functional.cross_entropy(logits, targets, reduction="none"), logits.argmax(dim=1) == targets
+            )
+        operand = self._operand() if self._frozen_operand is None else self._frozen_operand
+        figures = [part.figures for part in _sweep_rows(hidden, self.weight, targets, operand, wants_mean=False)]
+        return TokenFigures(torch.cat([f.nats for f in figures]), torch.cat([f.correct for f in figures]))
+
+    def _check(self, hidden: Tensor, targets: Tensor) -> None:
+        fits = hidden.ndim == 2 and hidden.shape[1] == self.weight.shape[1] and targets.shape == hidden.shape[:1]
+        if not fits or not len(hidden):
+            raise ValueError(
+                f"cross-entropy: expected hidden [n >= 1, {self.weight.shape[1]}] and targets [n], "
+                f"given {list(hidden.shape)} and {list(targets.shape)}"
+            )
+        # On a GPU this comparison would make every step wait; there an index out of range stops the kernel itself.
+        if targets.device.type == "cpu" and not 0 <= int(targets.min()) <= int(targets.max()) < len(self.weight):
+            raise ValueError(
+                f"cross-entropy: expected targets in 0 … {len(self.weight) - 1}, "
+                f"given {int(targets.min())} … {int(targets.max())}"
+            )
+
+
+def _direct(hidden: Tensor, weight: Tensor, targets: Tensor) -> HeadLoss:
+    logits = hidden @ weight.T
+    return HeadLoss(functional.cross_entropy(logits, targets), (logits.argmax(dim=1) == targets).sum())
+
+
+@dataclass(frozen=True)
+class _RowSweep:
+    rows: slice
+    figures: TokenFigures
+    gradient: Tensor | None  # of the summed nats for these rows of hidden
+
+
+def _sweep_rows(
+    hidden: Tensor, weight: Tensor, targets: Tensor, operand: Tensor, wants_mean: bool
+) -> Iterator[_RowSweep]:
+    """A few rows at a time, so that memory does not grow with the batch."""
+    step = _BLOCK_ROWS[hidden.device.type]
+    for first in range(0, len(hidden), step):
+        rows = slice(first, first + step)
+        softmax = _OnlineSoftmax(hidden[rows], operand, wants_mean)
+        target_rows = weight.detach()[targets[rows]]
+        # The target's own logit is never rounded: it costs nothing, and halves the loss's rounding.
+        nats = softmax.log_sum() - (hidden[rows] * target_rows).sum(dim=1)
+        gradient = softmax.expected_row() - target_rows if wants_mean else None
+        yield _RowSweep(rows, TokenFigures(nats, softmax.best_id == targets[rows]), gradient)
+
+
+class _BlockedCrossEntropy(torch.autograd.Function):
+    """Mean loss and number correct; the gradient for ``hidden`` is ready when forward ends."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, operand: Tensor) -> tuple[Tensor, Tensor]:
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        gradient = torch.empty_like(hidden) if wants_hidden else None
+        nats = hidden.new_empty(len(hidden))
+        correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
+        for part in _sweep_rows(hidden, weight, targets, operand, wants_hidden):
+            nats[part.rows] = part.figures.nats
+            correct += part.figures.correct.sum()
+            if gradient is not None and part.gradient is not None:
+                torch.div(part.gradient, len(hidden), out=gradient[part.rows])
+        ctx.save_for_backward(gradient, *((hidden, targets, operand) if wants_weight else ()))
+        ctx.mark_non_differentiable(correct)
+        return nats.mean(), correct
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        scale = upstream[0]
+        gradient, *for_weight = ctx.saved_tensors
+        weight_gradient = _weight_gradient(*for_weight) * scale if for_weight else None
+        return None if gradient is None else gradient * scale, weight_gradient, None, None
+
+
+class _OnlineSoftmax:
+    """One sweep over the vocabulary for a few rows: running maximum, sum, arg-max and weighted mean of W's rows."""
+
+    def __init__(self, hidden: Tensor, operand: Tensor, wants_mean: bool) -> None:
+        num_rows = len(hidden)
+        self.maximum = hidden.new_full((num_rows, 1), -torch.inf)
+        self.total = hidden.new_zeros(num_rows, 1)
+        self.weighted = torch.zeros_like(hidden) if wants_mean else None
+        self.best_id = torch.zeros(num_rows, dtype=torch.int64, device=hidden.device)
+        columns = _BLOCK_COLUMNS[hidden.device.type]
+        # Reused for all blocks: fresh pages for each would cost as much as the exponentials.
+        self._products = torch.empty(num_rows * columns, dtype=operand.dtype, device=hidden.device)
+        self._exponentials = hidden.new_empty(num_rows * columns)
+        rounded = hidden.to(operand.dtype)
+        for first in range(0, len(operand), columns):
+            self._add_block(rounded, operand[first : first + columns], first)
+
+    def _add_block(self, hidden: Tensor, block: Tensor, first: int) -> None:
+        shape = len(hidden), len(block)
+        logits = torch.mm(hidden, block.T, out=self._products[: shape[0] * shape[1]].view(shape))
+        block_best, block_best_id = logits.max(dim=1, keepdim=True)
+        block_best = block_best.to(self.maximum.dtype)
+        self.best_id = torch.where((block_best > self.maximum)[:, 0], block_best_id[:, 0] + first, self.best_id)
+        maximum = torch.maximum(self.maximum, block_best)
+        shrink = torch.exp(self.maximum - maximum)
+        self.maximum = maximum
+        exponentials = self._exponentials[: shape[0] * shape[1]].view(shape)
+        torch.sub(logits, maximum, out=exponentials).exp_()
+        self.total.mul_(shrink).add_(exponentials.sum(dim=1, keepdim=True))
+        if self.weighted is None:
+            return
+        self.weighted.mul_(shrink)
+        if block.dtype == exponentials.dtype:
+            self.weighted.addmm_(exponentials, block)
+        else:
+            self.weighted.add_(torch.mm(logits.copy_(exponentials), block))
+
+    def log_sum(self) -> Tensor:
+        """Log of the sum of exponentials, `[n]`."""
+        return (self.maximum + self.total.log())[:, 0]
+
+    def expected_row(self) -> Tensor:
+        """`Σ_v p_v w_v`, `[n, E]`."""
+        assert self.weighted is not None
+        return self.weighted / self.total
+
+
+def _weight_gradient(hidden: Tensor, targets: Tensor, operand: Tensor) -> Tensor:
+    """Gradient of the mean loss for the head, `[V, E]`: `Σ_n (p_n - onehot_n) h_nᵀ / n`, from the same blocks."""
+    gradient = hidden.new_zeros(operand.shape)
+    columns = _BLOCK_COLUMNS[hidden.device.type]
+    rows = _BLOCK_ROWS[hidden.device.type]
+    for first_row in range(0, len(hidden), rows):
+        part = hidden[first_row : first_row + rows]
+        rounded = part.to(operand.dtype)
+        log_sum = _OnlineSoftmax(part, operand, wants_mean=False).log_sum().unsqueeze(1)
+        for first in range(0, len(operand), columns):
+            logits = rounded @ operand[first : first + columns].T
+            probabilities = torch.exp(logits.to(part.dtype) - log_sum)
+            gradient[first : first + columns].addmm_(probabilities.T, part)
+    gradient.index_add_(0, targets, hidden, alpha=-1)
+    return gradient.div_(len(hidden))

@@ -1,0 +1,255 @@
+"""Phase 2: the TokenBlock learns to predict the next token from frozen contexts (spec section 5)."""
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from newllm_core.config import Phase2Config
+from newllm_core.gpu_memory import device_batch_size, find_executable
+from newllm_core.head import Head, choose_head
+from newllm_core.metrics import perplexity
+from newllm_core.model import NewLLM
+from newllm_core.phase1 import NotFiniteError, Phase1Result
+from newllm_core.runs import derived_generator
+
+logger = logging.getLogger("newllm")
+
+# Tokens per evaluation batch. Validation figures are compared across runs, so their products are never rounded.
+_EVALUATION_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch. Losses in nats per token, accuracies 0 … 1, perplexity is `exp(loss)`.
+
+    Training figures are means over the epoch, while the weights moved; with rounded products they carry that rounding.
+    """
+
+    epoch: int
+    train_loss: float
+    train_perplexity: float
+    train_accuracy: float
+    validation_loss: float
+    validation_perplexity: float
+    validation_accuracy: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Per-token figures of a stream: nats `[n]` and whether the arg-max was right `[n]`, for its n = N - 1 targets."""
+
+    nats: Tensor
+    correct: Tensor
+
+    @property
+    def mean_nats(self) -> float:
+        return float(self.nats.double().mean())
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.double().mean())
+
+
+@dataclass(frozen=True)
+class Phase2Result:
+    """What training did; the model itself carries the weights of the best epoch.
+
+    Attributes:
+        epochs: one record each.
+        best_epoch: the one with the lowest validation loss.
+        validation: of that epoch.
+        stopped_early: before `max_epochs`.
+        head_method: how the cross-entropy was computed.
+        device_batch_size: tokens computed at once at the end; smaller than at the start after out-of-memory.
+        seconds: of training and evaluation.
+    """
+
+    epochs: list[EpochRecord]
+    best_epoch: int
+    validation: Evaluation
+    stopped_early: bool
+    head_method: str
+    device_batch_size: int
+    seconds: float
+
+    @property
+    def best(self) -> EpochRecord:
+        return self.epochs[self.best_epoch - 1]
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "epochs": [asdict(epoch) for epoch in self.epochs],
+            "best": asdict(self.best),
+            "stopped_early": self.stopped_early,
+            "head_method": self.head_method,
+            "device_batch_size": self.device_batch_size,
+        }
+
+
+@torch.no_grad()
+def evaluate(model: NewLLM, contexts: Tensor, tokens: Tensor, head: Head) -> Evaluation:
+    """Context i predicts token i + 1. `contexts [N, L, C], tokens [N]`, N >= 2 -> figures of N - 1 targets."""
+    nats, correct = [], []
+    for first in range(0, len(tokens) - 1, _EVALUATION_BATCH):
+        rows = slice(first, min(first + _EVALUATION_BATCH, len(tokens) - 1))
+        hidden = model.hidden(contexts[rows].to(tokens.device), tokens[rows])
+        figures = head.token_figures(hidden, tokens[rows.start + 1 : rows.stop + 1])
+        nats.append(figures.nats)
+        correct.append(figures.correct)
+    return Evaluation(torch.cat(nats).cpu(), torch.cat(correct).cpu())
+
+
+def evaluation_head(model: NewLLM, head_method: str) -> Head:
+    """Exact products for validation, whatever training rounds."""
+    return Head(model.head_weight.detach(), "direct" if head_method == "direct" else "blocks")
+
+
+def train_phase2(
+    model: NewLLM,
+    phase1: Phase1Result,
+    train_tokens: Tensor,
+    validation_tokens: Tensor,
+    config: Phase2Config,
+    seed: int,
+) -> Phase2Result:
+    """Train ``model.token_block`` (and embedding or head where they are not frozen) in place.
+
+    Args:
+        phase1: contexts of the frozen ContextBlock.
+        train_tokens: `[N]`, validation_tokens: `[M]`, on the model's device; at least two tokens each.
+        seed: of the shuffling.
+
+    Raises NotFiniteError when a loss is not finite.
+    """
+    return _Trainer(model, phase1, train_tokens, validation_tokens, config, seed).train()
+
+
+class _Trainer:
+    def __init__(
+        self, model: NewLLM, phase1: Phase1Result, train_tokens: Tensor, validation_tokens: Tensor,
+        config: Phase2Config, seed: int,
+    ) -> None:  # fmt: skip
+        self.model, self.phase1, self.config, self.seed = model, phase1, config, seed
+        self.train_tokens, self.validation_tokens = train_tokens, validation_tokens
+        self.method = choose_head(config.head, train_tokens.device)
+        self.head = Head(model.head_weight, self.method)
+        self.parameters = model.phase2_parameters()
+        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate)
+        fits = device_batch_size(
+            train_tokens.device, config.effective_batch_size, self.method, model.config, len(model.embedding)
+        )
+        self.device_batch_size = min(config.device_batch_size or fits, config.effective_batch_size)
+
+    def train(self) -> Phase2Result:
+        began = time.perf_counter()
+        epochs: list[EpochRecord] = []
+        best_loss, best_epoch, best_weights, best_validation = math.inf, 0, {}, None
+        progress = tqdm(range(1, self.config.max_epochs + 1), desc="Phase 2", unit="epoch")
+        for epoch in progress:
+            train_loss, train_accuracy = self._train_epoch(epoch)
+            validation = self._evaluate(epoch)
+            epochs.append(_epoch_record(epoch, train_loss, train_accuracy, validation))
+            if validation.mean_nats < best_loss:
+                best_loss, best_epoch, best_validation = validation.mean_nats, epoch, validation
+                best_weights = {name: value.detach().clone() for name, value in self._trained_state().items()}
+            progress.set_postfix(
+                {"PPL val": f"{epochs[-1].validation_perplexity:.1f}", "best": f"{perplexity(best_loss):.1f}",
+                 "accuracy val": f"{validation.accuracy:.1%}"}
+            )  # fmt: skip
+            if epoch - best_epoch >= self.config.patience:
+                break
+        progress.close()
+        self.model.load_state_dict(best_weights, strict=False)
+        assert best_validation is not None  # the first epoch's finite loss is below infinity
+        return Phase2Result(
+            epochs, best_epoch, best_validation, len(epochs) < self.config.max_epochs,
+            self.method, self.device_batch_size, time.perf_counter() - began,
+        )  # fmt: skip
+
+    def _trained_state(self) -> dict[str, Tensor]:
+        trained = {id(parameter) for parameter in self.parameters}
+        return {name: value for name, value in self.model.named_parameters() if id(value) in trained}
+
+    def _evaluate(self, epoch: int) -> Evaluation:
+        head = evaluation_head(self.model, self.method)
+        validation = evaluate(self.model, self.phase1.validation_contexts, self.validation_tokens, head)
+        if not math.isfinite(validation.mean_nats):
+            raise NotFiniteError(f"Phase 2, epoch {epoch}: validation loss is {validation.mean_nats}")
+        return validation
+
+    def _train_epoch(self, epoch: int) -> tuple[float, float]:
+        """One pass over all training targets; (mean nats, accuracy)."""
+        device = self.train_tokens.device
+        nats = torch.zeros((), dtype=torch.float64, device=device)
+        correct = torch.zeros((), dtype=torch.int64, device=device)
+        num_targets = len(self.train_tokens) - 1
+        bar = tqdm(total=num_targets, desc=f"  epoch {epoch}", unit="token", unit_scale=True, leave=False)
+        for batch in self._batches(epoch, num_targets):
+            step_nats, step_correct = self._step(batch)
+            nats += step_nats
+            correct += step_correct
+            bar.update(len(batch))
+        bar.close()
+        mean_nats = float(nats) / num_targets
+        if not math.isfinite(mean_nats):
+            raise NotFiniteError(
+                f"Phase 2, epoch {epoch}: training loss is {mean_nats}. Training stops here; nothing was saved. "
+                "A smaller learning rate is the usual remedy."
+            )
+        return mean_nats, int(correct) / num_targets
+
+    def _batches(self, epoch: int, num_targets: int) -> Iterator[Tensor]:
+        """Positions of each effective batch, shuffled anew every epoch by seed and epoch alone."""
+        if self.config.shuffle:
+            order = torch.randperm(num_targets, generator=derived_generator("shuffle", self.seed, epoch))
+        else:
+            order = torch.arange(num_targets)
+        yield from order.split(self.config.effective_batch_size)
+
+    def _step(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """One optimizer step over an effective batch, in as many parts as fit; (summed nats, number correct)."""
+        outcome: list[tuple[Tensor, Tensor]] = []
+
+        def attempt(part_size: int) -> None:
+            outcome.clear()
+            self.optimizer.zero_grad(set_to_none=True)
+            for part in positions.split(part_size):
+                outcome.append(self._accumulate(part, len(positions)))
+
+        went_through = find_executable(attempt, min(self.device_batch_size, len(positions)))
+        if went_through < min(self.device_batch_size, len(positions)):
+            self.device_batch_size = went_through
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
+        self.optimizer.step()
+        nats, correct = zip(*outcome, strict=True)
+        return torch.stack(nats).sum(), torch.stack(correct).sum()
+
+    def _accumulate(self, part: Tensor, effective: int) -> tuple[Tensor, Tensor]:
+        device = self.train_tokens.device
+        cache = self.phase1.train_contexts
+        contexts = cache.index_select(0, part.to(cache.device)).to(device, non_blocking=True)
+        rows = part.to(device)
+        hidden = self.model.hidden(contexts, self.train_tokens[rows])
+        loss = self.head.loss(hidden, self.train_tokens[rows + 1])
+        (loss.mean_nats * (len(part) / effective)).backward()  # type: ignore[no-untyped-call]
+        return loss.mean_nats.detach().double() * len(part), loss.num_correct
+
+
+def _epoch_record(epoch: int, train_loss: float, train_accuracy: float, validation: Evaluation) -> EpochRecord:
+    return EpochRecord(
+        epoch=epoch,
+        train_loss=train_loss,
+        train_perplexity=perplexity(train_loss),
+        train_accuracy=train_accuracy,
+        validation_loss=validation.mean_nats,
+        validation_perplexity=perplexity(validation.mean_nats),
+        validation_accuracy=validation.accuracy,
+    )
