@@ -59,13 +59,15 @@ class Outcome:
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
-    """Raises BatchError when there is no notebook at ``path``."""
+    """Raises BatchError when there is no notebook of format 4 at ``path``."""
     if not path.is_file():
         raise BatchError(f"{path}: no such notebook")
     try:
-        return nbformat.read(path, as_version=4)
-    except (ValueError, AttributeError) as error:  # nbformat's answers to text and to JSON of another kind
+        notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=nbformat.NO_CONVERT)
+        nbformat.validate(notebook, version=4)
+    except (nbformat.ValidationError, ValueError, TypeError, AttributeError) as error:  # nbformat's, by what is wrong
         raise BatchError(f"{path}: expected a notebook, found something else ({error})") from error
+    return notebook
 
 
 def notebook_parameters(path: Path) -> dict[str, Any]:

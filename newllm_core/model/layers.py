@@ -130,7 +130,9 @@ class TokenBlock(nn.Module):
     def forward_with_contexts(self, context_list: Sequence[Tensor], token_embeds: Tensor) -> Tensor:
         """`L × [n, C], [n, E]` -> `t_L` `[n, E]`. Raises ValueError unless there is one context per layer."""
         if len(context_list) != len(self.layers):
-            raise ValueError(f"TokenBlock: expected {len(self.layers)} contexts, one per layer, given {len(context_list)}")
+            raise ValueError(
+                f"TokenBlock: expected {len(self.layers)} contexts, one per layer, given {len(context_list)}"
+            )
         token = token_embeds
         for layer, context in zip(self.layers, context_list, strict=True):
             token = layer(context, token)

@@ -1,0 +1,225 @@
+"""Tokens: GPT-2's byte-level BPE, the training stream with its boundaries, and its cache on disk.
+
+The largest sample count asked for so far is tokenised once; smaller counts are prefixes of the same stream.
+Source: spec section 3, design.md section 2.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from newllm_core.config import DataConfig
+from newllm_core.data.corpus import Corpus, open_corpus
+from newllm_core.data.errors import DataError
+from newllm_core.data.packages import GPT2_ENCODER, GPT2_MERGES, locate
+from newllm_core.data.samples import Samples, conversations_needed, load_samples, select_samples
+from newllm_core.data.validation import validation_text
+from newllm_core.runs import RunError, load_tensors, save_tensors, sha256_bytes
+
+VOCAB_SIZE = 50257  # GPT-2
+SELF_CHECK = ("Hello world", [15496, 995])  # GPT-2's ids; an empty or foreign vocabulary gives others
+TOKENIZER_SHA256 = sha256_bytes((GPT2_ENCODER.sha256 + GPT2_MERGES.sha256).encode())
+PROGRESS_FROM = 2000  # conversations; fewer take at most a few seconds
+ENCODE_BATCH = 256  # conversations encoded in parallel at once
+logger = logging.getLogger("newllm")
+
+
+def load_tokenizer() -> Tokenizer:
+    """GPT-2's byte-level BPE.
+
+    One source for every corpus: `openai-community/gpt2` holds the same vocabulary and merges, and reading them from the
+    installed package needs no network and cannot differ from run to run.
+    Raises DataError when the package is missing or altered, or the tokenizer fails its self-check.
+    """
+    tokenizer = Tokenizer(models.BPE.from_file(str(locate(GPT2_ENCODER)), str(locate(GPT2_MERGES))))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    check_tokenizer(tokenizer)
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: Tokenizer) -> None:
+    """Raises DataError when it is not GPT-2's: transformers 5 has been seen to build an empty one without a word."""
+    text, expected = SELF_CHECK
+    found = tokenizer.encode(text).ids
+    if found != expected or tokenizer.get_vocab_size() != VOCAB_SIZE:
+        raise DataError(
+            f"the tokenizer is not GPT-2's: expected {VOCAB_SIZE} types and {text!r} -> {expected}, "
+            f"found {tokenizer.get_vocab_size()} types and {found}"
+        )
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """Conversations as one stream of token ids, without separators.
+
+    ``tokens`` int64 [num_tokens], ids in 0 … V - 1; ``boundaries`` int64 [num_samples + 1], the offset of each sample's
+    first token, the last one equal to num_tokens; ``sample_indices``, the corpus index of each sample; ``origin``, the
+    corpus, source and tokenizer. The validation stream is one sample made of several conversations, so that its
+    ``sample_indices`` are the conversations'. Raises DataError when tokens and boundaries do not fit each other.
+    """
+
+    tokens: Tensor
+    boundaries: Tensor
+    sample_indices: tuple[int, ...]
+    origin: dict[str, str]
+
+    def __post_init__(self) -> None:
+        check_stream(self.tokens, self.boundaries)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.boundaries) - 1
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Corpus, source, tokenizer, first and last sample, counts, SHA-256 of the ids as little-endian int64."""
+        return {
+            **self.origin,
+            "first_sample": self.sample_indices[0],
+            "last_sample": self.sample_indices[-1],
+            "num_samples": self.num_samples,
+            "num_tokens": self.num_tokens,
+            "tokens_sha256": sha256_bytes(self.tokens.numpy().astype("<i8").tobytes()),
+        }
+
+    def prefix(self, num_samples: int) -> "TokenStream":
+        """The stream's first samples. Raises DataError when it has fewer."""
+        if not 1 <= num_samples <= self.num_samples:
+            raise DataError(f"expected a prefix of 1 to {self.num_samples} samples, given {num_samples}")
+        if num_samples == self.num_samples:
+            return self
+        boundaries = self.boundaries[: num_samples + 1]
+        return TokenStream(self.tokens[: boundaries[-1]], boundaries, self.sample_indices[:num_samples], self.origin)
+
+
+def check_stream(tokens: Tensor, boundaries: Tensor) -> None:
+    """Raises DataError unless both are int64 vectors, ids in the vocabulary, boundaries ascending from 0 to the end."""
+    shapes_fit = all(t.dtype == torch.int64 and t.dim() == 1 for t in (tokens, boundaries))
+    if not shapes_fit or len(boundaries) < 2 or len(tokens) == 0:
+        raise DataError(
+            "expected int64 tokens [num_tokens > 0] and boundaries [num_samples + 1 > 1], "
+            f"given {tokens.dtype} {list(tokens.shape)} and {boundaries.dtype} {list(boundaries.shape)}"
+        )
+    if boundaries[0] != 0 or boundaries[-1] != len(tokens) or (boundaries.diff() < 0).any():
+        raise DataError(f"expected boundaries that ascend from 0 to {len(tokens)}, given {boundaries.tolist()!s:.80}")
+    if tokens.min() < 0 or tokens.max() >= VOCAB_SIZE:
+        raise DataError(f"expected token ids in 0 … {VOCAB_SIZE - 1}, given {int(tokens.min())} … {int(tokens.max())}")
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """Counts; ``unseen_validation_share`` in 0 … 1: validation tokens whose type never occurs in training."""
+
+    num_tokens: int
+    distinct_tokens: int
+    validation_tokens: int
+    distinct_validation_tokens: int
+    unseen_validation_share: float
+    tokens_per_sample: list[int]  # [num_samples], training
+
+
+@dataclass(frozen=True)
+class TokenData:
+    """What a run trains and validates on."""
+
+    train: TokenStream
+    validation: TokenStream
+    statistics: TokenStatistics
+
+
+def token_statistics(train: TokenStream, validation: TokenStream) -> TokenStatistics:
+    seen = torch.zeros(VOCAB_SIZE, dtype=torch.bool)
+    seen[train.tokens] = True
+    num_unseen = int((~seen[validation.tokens]).sum())
+    return TokenStatistics(
+        num_tokens=train.num_tokens,
+        distinct_tokens=int(seen.sum()),
+        validation_tokens=validation.num_tokens,
+        distinct_validation_tokens=len(validation.tokens.unique()),
+        unseen_validation_share=num_unseen / validation.num_tokens,
+        tokens_per_sample=train.boundaries.diff().tolist(),
+    )
+
+
+def load_token_streams(config: DataConfig, data_dir: Path) -> TokenData:
+    """Training and validation tokens, from the files below ``data_dir`` or, where these are missing, built anew.
+
+    The corpus is parsed only when the validation text or some of the training tokens are not there.
+    Raises DataError for a corpus that cannot be used, and for ranges that it does not have.
+    """
+    corpus = open_corpus(config)
+    samples = functools.cache(lambda: load_samples(config, corpus))
+    tokenizer = load_tokenizer()
+    origin = {"corpus": corpus.key, "source": corpus.source, "tokenizer_sha256": TOKENIZER_SHA256}
+    text = validation_text(config, corpus, data_dir, lambda: samples().validation)
+    tokens, boundaries = encode_conversations(tokenizer, [text])
+    validation = TokenStream(tokens, boundaries, tuple(range(*config.validation_range)), origin)
+
+    path = token_cache_path(config, corpus, data_dir)
+    cached = _read_cache(path)
+    if cached is None or len(cached[1]) <= config.num_samples:
+        cached = _extend(cached, samples(), tokenizer)
+        save_tensors(path, {"tokens": cached[0].to(torch.int32), "boundaries": cached[1]})
+    boundaries = cached[1][: config.num_samples + 1]
+    indices = select_samples(config, conversations_needed(config))
+    train = TokenStream(cached[0][: boundaries[-1]], boundaries, tuple(indices), origin)
+    return TokenData(train, validation, token_statistics(train, validation))
+
+
+def token_cache_path(config: DataConfig, corpus: Corpus, data_dir: Path) -> Path:
+    """The name changes with whatever decides which text becomes which token, and not with the number of samples."""
+    parts = [corpus.source, TOKENIZER_SHA256, config.train_range, config.validation_range]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return data_dir / corpus.key / f"tokens-{digest[:8]}.safetensors"
+
+
+def _read_cache(path: Path) -> tuple[Tensor, Tensor] | None:
+    """Tokens and boundaries; None when there is no cache, or none that can be trusted."""
+    if not path.exists():
+        return None
+    try:
+        tensors = load_tensors(path)
+        tokens, boundaries = tensors["tokens"].to(torch.int64), tensors["boundaries"]
+        check_stream(tokens, boundaries)
+    except (RunError, SafetensorError, KeyError, DataError) as error:
+        logger.warning("token cache %s cannot be used (%s): tokenising anew", path, error)
+        return None
+    return tokens, boundaries
+
+
+def _extend(cached: tuple[Tensor, Tensor] | None, samples: Samples, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+    """Tokens and boundaries of all training samples; only those beyond the cached ones are encoded."""
+    if cached is None:
+        return encode_conversations(tokenizer, samples.train)
+    tokens, boundaries = cached
+    new_tokens, new_boundaries = encode_conversations(tokenizer, samples.train[len(boundaries) - 1 :])
+    return torch.cat([tokens, new_tokens]), torch.cat([boundaries, new_boundaries[1:] + len(tokens)])
+
+
+def encode_conversations(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Encode each text by itself: int64 tokens [num_tokens] and boundaries [len(texts) + 1]."""
+    pieces, lengths = [], [0]
+    with tqdm(total=len(texts), desc="tokenising", unit=" conversations", disable=len(texts) <= PROGRESS_FROM) as bar:
+        for start in range(0, len(texts), ENCODE_BATCH):
+            batch = list(texts[start : start + ENCODE_BATCH])
+            for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+                pieces.append(torch.tensor(encoding.ids, dtype=torch.int64))
+                lengths.append(len(encoding.ids))
+            bar.update(len(batch))
+    return torch.cat(pieces), torch.tensor(lengths, dtype=torch.int64).cumsum(0)

@@ -1,0 +1,65 @@
+"""The validation text: written once beside a record of where it comes from, read from there ever after.
+
+Spec section 3. A figure is comparable only with figures on the same text, so a recorded text that is not the one the
+configuration asks for is refused, and a damaged one is rebuilt.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from newllm_core.config import DataConfig
+from newllm_core.data.corpus import Corpus
+from newllm_core.data.errors import DataError
+from newllm_core.runs import RunError, read_json, sha256_bytes, write_json, write_text
+
+TEXT_NAME = "example_val.txt"
+RECORD_NAME = "example_val.json"
+SEPARATOR = "\n\n"
+logger = logging.getLogger("newllm")
+
+
+def validation_text(
+    config: DataConfig, corpus: Corpus, data_dir: Path, read_validation: Callable[[], list[str]]
+) -> str:
+    """The conversations of validation_range joined by a blank line, from `<data_dir>/<corpus key>/example_val.txt`.
+
+    ``read_validation`` gives these conversations; it is called only when the text has to be built.
+    Raises DataError when the text on disk comes from another range or source than the configuration's.
+    """
+    text_path, record_path = (data_dir / corpus.key / name for name in (TEXT_NAME, RECORD_NAME))
+    wanted = {"corpus": corpus.key, "source": corpus.source, "validation_range": list(config.validation_range)}
+    if text_path.exists() or record_path.exists():
+        record = _read_record(record_path)
+        if record is not None:
+            _refuse_other_origin(record, wanted, text_path)
+        content = text_path.read_bytes() if text_path.is_file() else b""
+        if record is not None and sha256_bytes(content) == record.get("sha256"):
+            return content.decode("utf-8")
+        logger.warning("%s does not match its record %s: building it anew", text_path, RECORD_NAME)
+    text = SEPARATOR.join(read_validation())
+    write_text(text_path, text)
+    write_json(record_path, {**wanted, "sha256": sha256_bytes(text.encode("utf-8"))})
+    return text
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """None when there is no readable record, and so no way to tell what the text is."""
+    if not path.is_file():
+        return None
+    try:
+        record = read_json(path)
+    except RunError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _refuse_other_origin(record: dict[str, Any], wanted: dict[str, Any], text_path: Path) -> None:
+    for name, value in wanted.items():
+        if record.get(name) != value:
+            raise DataError(
+                f"{text_path} was written for {name} {record.get(name)!r}, the configuration asks for {value!r}: "
+                "figures on different validation texts cannot be compared. "
+                f"Set {name} back, use another data directory, or delete {TEXT_NAME} and {RECORD_NAME} to start anew"
+            )
