@@ -345,7 +345,7 @@ def test_text_in_training_and_validation_is_refused_with_both_indices(tmp_path: 
 
 def _validation(config: DataConfig, data_dir: Path) -> str:
     corpus = open_corpus(config)
-    return validation_text(config, corpus, data_dir, lambda: load_samples(config, corpus).validation)
+    return validation_text(config, corpus, data_dir, lambda: load_samples(config, corpus).validation).text
 
 
 @pytest.fixture
@@ -364,7 +364,7 @@ def test_validation_text_is_written_once_and_read_ever_after(small_config: DataC
         raise AssertionError("the corpus was read")
 
     more = dataclasses.replace(small_config, num_samples=9)
-    assert validation_text(more, open_corpus(more), tmp_path, must_not_read) == first
+    assert validation_text(more, open_corpus(more), tmp_path, must_not_read).text == first
 
 
 @pytest.mark.parametrize("name", [TEXT_NAME, RECORD_NAME])

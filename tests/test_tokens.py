@@ -284,8 +284,7 @@ def test_only_new_samples_are_tokenised(
     monkeypatch.setattr(tokens_module, "encode_conversations", counting)
     for count in (10, 16, 12):
         load_token_streams(dataclasses.replace(small_config, num_samples=count), tmp_path)
-    # The validation text, one piece, is encoded each time.
-    assert encoded == [1, 10, 1, 6, 1]
+    assert encoded == [10, 6]
 
 
 def test_caches_of_different_ranges_and_sources_have_different_names(small_config: DataConfig, tmp_path: Path) -> None:
@@ -309,3 +308,14 @@ def test_extension_refuses_a_training_text_equal_to_a_validation_text(tmp_path: 
     with pytest.raises(DataError, match="training conversation 15 and validation conversation 6 have the same text"):
         load_token_streams(dataclasses.replace(config, num_samples=14), tmp_path)
     assert load_token_streams(config, tmp_path).train.num_samples == 8
+
+
+def test_validation_boundaries_are_where_conversations_start(tmp_path: Path) -> None:
+    validation = load_token_streams(DataConfig(num_samples=1), tmp_path).validation
+    conversations = load_conversations(DataConfig(num_samples=1), 1020)[1000:]
+    tokenizer = load_tokenizer()
+    assert validation.num_samples == 20
+    for number, conversation in enumerate(conversations):
+        ids = validation.tokens[validation.boundaries[number] : validation.boundaries[number + 1]].tolist()
+        ending = "" if number == 19 else "\n\n"
+        assert tokenizer.decode(ids) == conversation + ending

@@ -24,7 +24,7 @@ from newllm_core.data.corpus import Corpus, open_corpus
 from newllm_core.data.errors import DataError
 from newllm_core.data.packages import GPT2_ENCODER, GPT2_MERGES, locate
 from newllm_core.data.samples import Samples, conversations_needed, load_samples, select_samples
-from newllm_core.data.validation import validation_text
+from newllm_core.data.validation import ValidationText, validation_text
 from newllm_core.runs import RunError, load_tensors, save_tensors, sha256_bytes
 
 VOCAB_SIZE = 50257  # GPT-2
@@ -66,8 +66,7 @@ class TokenStream:
 
     ``tokens`` int64 [num_tokens], ids in 0 … V - 1; ``boundaries`` int64 [num_samples + 1], the offset of each sample's
     first token, the last one equal to num_tokens; ``sample_indices``, the corpus index of each sample; ``origin``, the
-    corpus, source and tokenizer. The validation stream is one sample made of several conversations, so that its
-    ``sample_indices`` are the conversations'. Raises DataError when tokens and boundaries do not fit each other.
+    corpus, source and tokenizer. Raises DataError when tokens and boundaries do not fit each other.
     """
 
     tokens: Tensor
@@ -168,7 +167,7 @@ def load_token_streams(config: DataConfig, data_dir: Path) -> TokenData:
     tokenizer = load_tokenizer()
     origin = {"corpus": corpus.key, "source": corpus.source, "tokenizer_sha256": TOKENIZER_SHA256}
     text = validation_text(config, corpus, data_dir, lambda: samples().validation)
-    tokens, boundaries = encode_conversations(tokenizer, [text])
+    tokens, boundaries = encode_validation(tokenizer, text)
     validation = TokenStream(tokens, boundaries, tuple(range(*config.validation_range)), origin)
 
     path = token_cache_path(config, corpus, data_dir)
@@ -210,6 +209,17 @@ def _extend(cached: tuple[Tensor, Tensor] | None, samples: Samples, tokenizer: T
     tokens, boundaries = cached
     new_tokens, new_boundaries = encode_conversations(tokenizer, samples.train[len(boundaries) - 1 :])
     return torch.cat([tokens, new_tokens]), torch.cat([boundaries, new_boundaries[1:] + len(tokens)])
+
+
+def encode_validation(tokenizer: Tokenizer, text: ValidationText) -> tuple[Tensor, Tensor]:
+    """Encode the joined text as one: int64 tokens [num_tokens] and boundaries [num_conversations + 1].
+
+    The blank line between two conversations belongs to the earlier one.
+    """
+    encoding = tokenizer.encode(text.text, add_special_tokens=False)
+    starts = torch.tensor([first for first, _ in encoding.offsets], dtype=torch.int64)
+    boundaries = torch.searchsorted(starts, torch.tensor([*text.conversation_starts, len(text.text)]))
+    return torch.tensor(encoding.ids, dtype=torch.int64), boundaries
 
 
 def encode_conversations(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

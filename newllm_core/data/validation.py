@@ -6,6 +6,8 @@ configuration asks for is refused, and a damaged one is rebuilt.
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,17 @@ SEPARATOR = "\n\n"
 logger = logging.getLogger("newllm")
 
 
+@dataclass(frozen=True)
+class ValidationText:
+    """The text, and the character at which each of its conversations starts."""
+
+    text: str
+    conversation_starts: list[int]
+
+
 def validation_text(
     config: DataConfig, corpus: Corpus, data_dir: Path, read_validation: Callable[[], list[str]]
-) -> str:
+) -> ValidationText:
     """The conversations of validation_range joined by a blank line, from `<data_dir>/<corpus key>/example_val.txt`.
 
     ``read_validation`` gives these conversations; it is called only when the text has to be built.
@@ -36,12 +46,15 @@ def validation_text(
             _refuse_other_origin(record, wanted, text_path)
         content = text_path.read_bytes() if text_path.is_file() else b""
         if record is not None and sha256_bytes(content) == record.get("sha256"):
-            return content.decode("utf-8")
+            return ValidationText(content.decode("utf-8"), record["conversation_starts"])
         logger.warning("%s does not match its record %s: building it anew", text_path, RECORD_NAME)
-    text = SEPARATOR.join(read_validation())
-    write_text(text_path, text)
-    write_json(record_path, {**wanted, "sha256": sha256_bytes(text.encode("utf-8"))})
-    return text
+    conversations = read_validation()
+    lengths = [len(conversation) + len(SEPARATOR) for conversation in conversations[:-1]]
+    built = ValidationText(SEPARATOR.join(conversations), list(accumulate(lengths, initial=0)))
+    write_text(text_path, built.text)
+    checksum = sha256_bytes(built.text.encode("utf-8"))
+    write_json(record_path, {**wanted, "conversation_starts": built.conversation_starts, "sha256": checksum})
+    return built
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
@@ -52,7 +65,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         record = read_json(path)
     except RunError:
         return None
-    return record if isinstance(record, dict) else None
+    return record if isinstance(record, dict) and "conversation_starts" in record else None
 
 
 def _refuse_other_origin(record: dict[str, Any], wanted: dict[str, Any], text_path: Path) -> None:
