@@ -159,7 +159,8 @@ class Phase1Config:
             )
         if self.min_last_batch > self.batch_tokens:
             raise ConfigError(
-                f"Phase1Config: expected min_last_batch <= batch_tokens={self.batch_tokens}, given {self.min_last_batch}"
+                f"Phase1Config: expected min_last_batch <= batch_tokens={self.batch_tokens}, "
+                f"given {self.min_last_batch}"
             )
 
 

@@ -12,6 +12,7 @@ from newllm_core.model.layers import ContextBlock
 from newllm_core.runs import derived_generator
 
 NATS_PER_BIT = math.log(2)
+FORGETTING_FACTOR = 1e-6  # design section 3
 
 
 def singular_values(matrix: Tensor) -> Tensor:
@@ -169,7 +170,9 @@ class Forgetting:
     horizon: int | None
 
 
-def forgetting_horizon(block: ContextBlock, token_embeds: Tensor, factor: float = 1e-6, streams: int = 4) -> Forgetting:
+def forgetting_horizon(
+    block: ContextBlock, token_embeds: Tensor, factor: float = FORGETTING_FACTOR, streams: int = 4
+) -> Forgetting:
     """Tokens until the difference between two starts falls by ``factor`` (design section 3), in float64.
 
     Args:

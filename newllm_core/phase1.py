@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from newllm_core.config import Phase1Config
 from newllm_core.contexts import exact_contexts
 from newllm_core.losses import cvfp_loss, diversity_loss
-from newllm_core.metrics import Convergence, StreamRank, count_converged, stream_rank
+from newllm_core.metrics import StreamRank, count_converged, stream_rank
 from newllm_core.model import ContextBlock, NewLLM, StreamEmbeddings
 from newllm_core.runs import derived_generator
 
@@ -27,6 +27,8 @@ from newllm_core.runs import derived_generator
 _NOISE_BLOCK = 1000
 # Batches whose exact contexts are computed in one call: enough tokens to run in parallel, few enough to hold.
 _EXACT_GROUP = 8
+# Tokens of the best pass that are kept to be held against exact contexts.
+_STALE_TOKENS = 8192
 
 
 class NotFiniteError(RuntimeError):
@@ -62,6 +64,8 @@ class Phase1History:
         iterations: one record each.
         best_iteration: the one whose weights were kept; 0 when nothing was trained.
         stopped_early: whether the validation rank stopped improving before `max_iterations`.
+        stale_contexts: `[n, C]`, the first contexts of the best iteration's pass, one step behind the kept weights;
+            None when nothing was trained.
         seconds: of training, checks included.
     """
 
@@ -69,6 +73,7 @@ class Phase1History:
     iterations: list[IterationRecord] = field(default_factory=list)
     best_iteration: int = 0
     stopped_early: bool = False
+    stale_contexts: Tensor | None = None
     seconds: float = 0.0
 
 
@@ -79,12 +84,12 @@ class Phase1Result:
     Attributes:
         train_contexts: `[num_train_tokens, L, C]`.
         validation_contexts: `[num_validation_tokens, L, C]`.
-        history: of the training.
+        history: of the training; None where the weights were loaded.
     """
 
     train_contexts: Tensor
     validation_contexts: Tensor
-    history: Phase1History
+    history: Phase1History | None
 
 
 def batch_slices(num_tokens: int, batch_tokens: int, min_last_batch: int) -> list[slice]:
@@ -114,7 +119,7 @@ def all_contexts(model: NewLLM, tokens: Tensor) -> Tensor:
 
 
 def finish_phase1(
-    model: NewLLM, train_tokens: Tensor, validation_tokens: Tensor, history: Phase1History
+    model: NewLLM, train_tokens: Tensor, validation_tokens: Tensor, history: Phase1History | None
 ) -> Phase1Result:
     """The result of Phase 1 for a model that already carries the kept weights."""
     return Phase1Result(all_contexts(model, train_tokens), all_contexts(model, validation_tokens), history)
@@ -158,6 +163,7 @@ class _Trainer:
         self.previous = exact_contexts(self.block, self.embeds, self.zero).contexts
         records: list[IterationRecord] = []
         best_share, best_iteration, best_weights, checks_without_gain = -math.inf, 0, {}, 0
+        stale = self.previous[:0]
         progress = tqdm(range(1, self.config.max_iterations + 1), desc="Phase 1", unit="iteration")
         for iteration in progress:
             rank = None
@@ -168,6 +174,7 @@ class _Trainer:
                 if rank.share > best_share:
                     best_share, best_iteration, checks_without_gain = rank.share, iteration, 0
                     best_weights = copy.deepcopy(self.block.state_dict())
+                    stale = self.previous[:_STALE_TOKENS].clone()
             records.append(IterationRecord(iteration=iteration, validation_rank=rank, **figures))
             self._show(progress, records[-1], best_share)
             if checks_without_gain >= self.config.patience and iteration >= self.config.min_iterations:
@@ -175,7 +182,7 @@ class _Trainer:
         progress.close()
         self.block.load_state_dict(best_weights)
         stopped_early = len(records) < self.config.max_iterations
-        return Phase1History(untrained, records, best_iteration, stopped_early, time.perf_counter() - began)
+        return Phase1History(untrained, records, best_iteration, stopped_early, stale, time.perf_counter() - began)
 
     def _show(self, progress: Any, record: IterationRecord, best_share: float) -> None:
         shown = {

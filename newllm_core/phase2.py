@@ -1,6 +1,5 @@
 """Phase 2: the TokenBlock learns to predict the next token from frozen contexts (spec section 5)."""
 
-import copy
 import logging
 import math
 import time

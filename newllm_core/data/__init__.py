@@ -11,6 +11,7 @@ from newllm_core.data.tokens import (
     TokenStream,
     load_token_streams,
     load_tokenizer,
+    token_byte_lengths,
     token_statistics,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "load_tokenizer",
     "open_corpus",
     "select_samples",
+    "token_byte_lengths",
     "token_statistics",
 ]

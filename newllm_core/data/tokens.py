@@ -60,6 +60,19 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
         )
 
 
+def token_byte_lengths() -> Tensor:
+    """Bytes of text that each token id stands for, int64 `[V]`.
+
+    GPT-2's byte-level vocabulary writes every byte as one character; its end-of-text token, written as markup,
+    stands for no text.
+    """
+    vocabulary = load_tokenizer().get_vocab()
+    lengths = torch.zeros(VOCAB_SIZE, dtype=torch.int64)
+    for token, number in vocabulary.items():
+        lengths[number] = 0 if token == "<|endoftext|>" else len(token)
+    return lengths
+
+
 @dataclass(frozen=True)
 class TokenStream:
     """Conversations as one stream of token ids, without separators.

@@ -87,7 +87,7 @@ class NewLLM(nn.Module):
     def generate(
         self, prompt: Tensor, num_tokens: int, temperature: float, top_k: int, generator: torch.Generator
     ) -> Tensor:
-        """Continue ``prompt`` `[n]` (n >= 1) from the zero context by ``num_tokens`` sampled tokens -> `[n + num_tokens]`.
+        """Continue ``prompt`` `[n]`, n >= 1, from the zero context by ``num_tokens`` tokens -> `[n + num_tokens]`.
 
         Sampling is from the ``top_k`` most probable tokens at ``temperature`` > 0.
         """

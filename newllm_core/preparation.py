@@ -1,0 +1,35 @@
+"""What both phases start from: tokens, embeddings, and a model with initial weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from newllm_core.config import DataConfig, ModelConfig, RunConfig
+from newllm_core.data import EmbeddingMatrix, TokenData, load_embeddings, load_token_streams
+from newllm_core.model import NewLLM
+from newllm_core.runs import DATA_DIR, resolve_device, seed_everything
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that both phases start from. Tokens `[N]` and `[M]` are on the model's device."""
+
+    data: DataConfig
+    run: RunConfig
+    token_data: TokenData
+    embeddings: EmbeddingMatrix
+    model: NewLLM
+    train_tokens: Tensor
+    validation_tokens: Tensor
+
+
+def prepare(data: DataConfig, model: ModelConfig, run: RunConfig, data_dir: Path = DATA_DIR) -> Prepared:
+    """Seed, tokens, embeddings and a model with initial weights. Raises DataError or RunError, before any training."""
+    seed_everything(run.seed, run.num_threads)
+    device = resolve_device(run.device)
+    token_data = load_token_streams(data, data_dir)
+    embeddings = load_embeddings(data, model.embed_dim, run.seed, token_data.train.tokens, data_dir)
+    network = NewLLM(model, embeddings.matrix, run.seed).to(device)
+    train, validation = (stream.tokens.to(device) for stream in (token_data.train, token_data.validation))
+    return Prepared(data, run, token_data, embeddings, network, train, validation)
