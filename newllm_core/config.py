@@ -251,17 +251,16 @@ def parameter_fields() -> dict[str, tuple[str, str]]:
 def settings_from_parameters(parameters: Mapping[str, Any], extra: typing.Iterable[str] = ()) -> Settings:
     """Settings from a notebook's flat parameters (see ``parameter_fields`` for the names).
 
-    ``parameters`` may be the notebook's ``globals()``: names that start with an underscore, and what
-    IPython itself puts there, are left out, and any other name that is neither a field nor listed in
-    ``extra`` is an error, so that a misspelled papermill parameter cannot run on with a default.
+    ``parameters`` may be the notebook's ``globals()``: of these only plain values (numbers, strings, lists, None)
+    without a leading underscore are parameters. One that is neither a field nor listed in ``extra`` is an error, so
+    that a misspelled papermill parameter cannot run on with a default.
     """
     known = parameter_fields()
-    notebook_names = {"In", "Out", "exit", "quit", "get_ipython", "open"}
     sections: dict[str, dict[str, Any]] = {section.name: {} for section in dataclasses.fields(Settings)}
     for name, value in parameters.items():
-        if name.startswith("_") or name in notebook_names or name in extra:
-            continue
-        if isinstance(value, types.ModuleType) or callable(value):
+        plain = value is None or isinstance(value, str | int | float | list | tuple)
+        # In is IPython's list of inputs.
+        if not plain or name.startswith("_") or name == "In" or name in extra:
             continue
         if name not in known:
             raise ConfigError(_unknown_name_message("parameter", name, [*known, *extra]))

@@ -87,6 +87,12 @@ def run_phase1(prepared: Prepared, config: Phase1Config, phase1_dir: Path) -> tu
     return result, record
 
 
+def phase1_only_record(prepared: Prepared, phase1_record: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's record before Phase 2, for reports and plots of Phase 1 alone."""
+    figures = {name: value for name, value in phase1_record.items() if name != "config"}
+    return {**describe(prepared), "config": phase1_record["config"], "phase1": figures}
+
+
 def run_experiment(
     data: DataConfig,
     model: ModelConfig,
