@@ -152,13 +152,13 @@ def phase2_record(prepared: Prepared, result: Phase2Result) -> dict[str, Any]:
     record = result.record()
     total = float(result.validation.nats.double().sum())
     record["best"]["validation_bits_per_byte"] = bits_per_byte(total, int(target_bytes.sum()))
-    record["validation_conversations"] = _per_conversation(result.validation.nats, stream.boundaries)
+    record["validation_conversations"] = per_conversation_sums(result.validation.nats, stream.boundaries)
     record["generated"] = [{"prompt": prompt, "text": generate_text(prepared, prompt)} for prompt in _SAMPLE_PROMPTS]
     record["seconds"] = result.seconds
     return record
 
 
-def _per_conversation(nats: Tensor, boundaries: Tensor) -> dict[str, list[float]]:
+def per_conversation_sums(nats: Tensor, boundaries: Tensor) -> dict[str, list[float]]:
     """Summed nats and predicted tokens of each validation conversation: what a bootstrap over conversations needs.
 
     Target i of ``nats`` is token i + 1 of the stream, so the stream's first token is nobody's target.

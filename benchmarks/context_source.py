@@ -1,0 +1,70 @@
+"""Stale or exact contexts in Phase 1? Both on the `cpu` profile, several seeds (issue: exact contexts, item 3).
+
+    python -m benchmarks.context_source            # about 40 minutes on two cores; finished runs are not repeated
+
+Writes results/reference/context_source.json: per seed effective rank, convergence, perplexity after Phase 2, seconds;
+the runs themselves go to results/context_source/.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from newllm_core.batch import load_profile
+from newllm_core.config import RunConfig, settings_from_parameters
+from newllm_core.experiment import run_experiment
+from newllm_core.runs import PROJECT_ROOT, RESULTS_DIR, write_json
+
+SOURCES = ("previous_iteration", "exact")
+
+
+def measure(source: str, seed: int, runs_dir: Path) -> dict[str, Any]:
+    """One run of the profile; the figures that the choice rests on."""
+    settings = settings_from_parameters(load_profile(PROJECT_ROOT / "notebooks" / "profiles" / "cpu.yaml"))
+    phase1 = dataclasses.replace(settings.phase1, context_source=source)
+    run: RunConfig = dataclasses.replace(settings.run, seed=seed)
+    folder = runs_dir / f"{source}-seed{seed}"
+    record = run_experiment(settings.data, settings.model, phase1, settings.phase2, folder, run=run)
+    rank, best = record["phase1"]["effective_rank"], record["phase2"]["best"]
+    return {
+        "context_source": source,
+        "seed": seed,
+        "tokens": record["tokens"]["train"],
+        "corpus": record["corpus"],
+        "embeddings": record["embeddings"],
+        "iterations": record["phase1"]["iterations"],
+        "best_iteration": record["phase1"]["best_iteration"],
+        "effective_rank_share": rank["validation"] / rank["context_dim"],
+        "effective_rank_tokens": rank["validation_tokens"],
+        "convergence_train": record["phase1"]["convergence"]["train"],
+        "contraction_rate": record["phase1"]["contraction_rate"],
+        "validation_perplexity": best["validation_perplexity"],
+        "validation_accuracy": best["validation_accuracy"],
+        "epochs": len(record["phase2"]["epochs"]),
+        "phase1_seconds": record["phase1"]["seconds"],
+        "phase2_seconds": record["phase2"]["seconds"],
+        "num_threads": run.num_threads,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    parser.add_argument("--out", type=Path, default=RESULTS_DIR / "reference" / "context_source.json")
+    arguments = parser.parse_args()
+    rows = []
+    for seed in arguments.seeds:
+        for source in SOURCES:
+            rows.append(measure(source, seed, RESULTS_DIR / "context_source"))
+            row = rows[-1]
+            print(
+                f"{source:18} seed {seed}: ER {row['effective_rank_share']:.1%}, "
+                f"PPL {row['validation_perplexity']:.1f}, {row['phase1_seconds']:.0f} + {row['phase2_seconds']:.0f} s",
+                flush=True,
+            )
+            write_json(arguments.out, rows)
+
+
+if __name__ == "__main__":
+    main()
