@@ -1,0 +1,1 @@
+"""Measurements of the project that take minutes and are not tests."""

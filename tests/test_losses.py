@@ -1,0 +1,118 @@
+"""The losses of Phase 1, by hand, against torch's covariance, and what the cheap one does not see."""
+
+import pytest
+import torch
+from core_helpers import rng
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from newllm_core.losses import (
+    ALGORITHM_DESCRIPTIONS,
+    DIVERSITY_ALGORITHMS,
+    cvfp_loss,
+    diversity_loss,
+    mcdl_loss,
+    odcm_loss,
+    odcm_terms,
+)
+
+
+def random_contexts(num_tokens: int, context_dim: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    return scale * torch.randn(num_tokens, context_dim, generator=rng(seed), dtype=torch.float64)
+
+
+def test_cvfp_is_the_mean_squared_difference_of_raw_values() -> None:
+    contexts = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    previous = torch.tensor([[0.0, 2.0], [1.0, 1.0]])
+    # (1 + 0 + 4 + 9) / 4
+    assert cvfp_loss(contexts, previous).item() == 3.5
+
+
+def test_cvfp_sees_length_not_only_direction() -> None:
+    contexts = random_contexts(5, 4)
+    assert cvfp_loss(contexts, contexts).item() == 0
+    assert cvfp_loss(2 * contexts, contexts).item() == pytest.approx(contexts.square().mean().item())
+
+
+def test_mcdl_of_a_square_by_hand() -> None:
+    square = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
+    # Mean (1, 1); eight deviations of 1; -sqrt(8) / 4.
+    assert mcdl_loss(square).item() == pytest.approx(-(8**0.5) / 4)
+
+
+def test_mcdl_does_not_change_when_all_contexts_are_shifted() -> None:
+    contexts = random_contexts(7, 3)
+    assert mcdl_loss(contexts + 5).item() == pytest.approx(mcdl_loss(contexts).item())
+
+
+def test_mcdl_does_not_see_rank() -> None:
+    """A known weakness: after LayerNorm all contexts have the same length, and two opposite points, rank one, are the
+    optimum. Contexts spread over every dimension are never better, nearly orthogonal ones hardly worse."""
+    num_tokens, context_dim = 400, 16
+    spread = torch.nn.functional.layer_norm(random_contexts(num_tokens, context_dim), (context_dim,))
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(num_tokens // 2).unsqueeze(1)
+    collapsed = signs * spread[0]
+    assert torch.linalg.matrix_rank(collapsed) == 1
+    assert torch.linalg.matrix_rank(spread) == context_dim - 1
+    assert mcdl_loss(collapsed).item() <= mcdl_loss(spread).item()
+    assert odcm_loss(collapsed).item() > odcm_loss(spread).item()
+
+
+# Columns (0, 2, 1) and (0, 1, 2): means 1, deviations (-1, 1, 0) and (-1, 0, 1), variances 1, covariance 1/2.
+BY_HAND = torch.tensor([[0.0, 0.0], [2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
+
+
+def test_odcm_by_hand() -> None:
+    # Hinge: 1 - sqrt(1 + 1e-4) < 0. Off-diagonal: 0.04 · (0.25 + 0.25) / 2.
+    terms = odcm_terms(BY_HAND)
+    assert terms["variance"].item() == 0
+    assert terms["covariance"].item() == pytest.approx(0.01)
+    assert odcm_loss(BY_HAND).item() == pytest.approx(0.01)
+
+
+def test_odcm_hinge_of_small_variances_by_hand() -> None:
+    # A tenth of the scale: variances 0.01, covariance 0.005.
+    terms = odcm_terms(BY_HAND / 10)
+    assert terms["variance"].item() == pytest.approx(1 - 0.0101**0.5)
+    assert terms["covariance"].item() == pytest.approx(0.04 * 2 * 0.005**2 / 2)
+
+
+@given(st.integers(2, 40), st.integers(1, 12), st.integers(0, 10**6), st.sampled_from([0.1, 1.0, 3.0]))
+@settings(deadline=None, max_examples=30)
+def test_odcm_agrees_with_torch_cov(num_tokens: int, context_dim: int, seed: int, scale: float) -> None:
+    contexts = random_contexts(num_tokens, context_dim, seed, scale)
+    covariance = torch.cov(contexts.T).reshape(context_dim, context_dim)
+    variance = torch.relu(1 - (covariance.diagonal() + 1e-4).sqrt()).mean()
+    mixed = covariance.clone().fill_diagonal_(0).square().sum() / context_dim
+    assert odcm_loss(contexts).item() == pytest.approx((variance + 0.04 * mixed).item(), rel=1e-9, abs=1e-12)
+
+
+def test_odcm_refuses_a_single_token() -> None:
+    with pytest.raises(ValueError, match="at least 2 tokens, given 1"):
+        odcm_loss(torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("name", DIVERSITY_ALGORITHMS)
+def test_gradients_are_the_derivatives(name: str) -> None:
+    contexts = random_contexts(6, 4, scale=0.7).requires_grad_()
+    assert torch.autograd.gradcheck(diversity_loss(name), (contexts,))
+
+
+def test_cvfp_gradient_is_the_derivative() -> None:
+    contexts, previous = random_contexts(4, 3).requires_grad_(), random_contexts(4, 3, seed=1)
+    assert torch.autograd.gradcheck(cvfp_loss, (contexts, previous))
+
+
+def test_mcdl_gradient_of_equal_contexts_is_finite() -> None:
+    contexts = torch.ones(4, 3, requires_grad=True)
+    mcdl_loss(contexts).backward()
+    assert torch.isfinite(contexts.grad).all()
+
+
+def test_every_algorithm_has_a_description() -> None:
+    assert ALGORITHM_DESCRIPTIONS.keys() == DIVERSITY_ALGORITHMS.keys()
+
+
+def test_an_unknown_algorithm_is_an_error_that_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="unknown diversity algorithm 'mcdl'; known: MCDL, ODCM"):
+        diversity_loss("mcdl")
