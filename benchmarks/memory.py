@@ -6,12 +6,13 @@ from typing import Any
 import torch
 
 from benchmarks import phase1_iteration
-from benchmarks.inputs import WHISPER_WIDTH, load_streams, new_model
+from benchmarks.inputs import load_streams, new_model
 from benchmarks.machine import forget_peak, in_fresh_process, peak_mb, resident_mb
 from benchmarks.phase2_epoch import plain_trainer, project_trainer, shuffled
 from benchmarks.plain_notes import PlainNotes, PlainPhase1
 from benchmarks.settings import BenchmarkSettings
 from newllm_core.config import ModelConfig, Phase1Config, Phase2Config
+from newllm_core.context_store import context_batches
 from newllm_core.phase1 import all_contexts
 
 
@@ -42,21 +43,21 @@ def _peak(work: Callable[[], object]) -> dict[str, float]:
 
 
 def project_phase1(settings: BenchmarkSettings) -> dict[str, float]:
-    streams = load_streams(settings.num_conversations)
+    streams, model = load_streams(settings.num_conversations), phase1_iteration.default_model(settings)
 
     def work() -> None:
-        trainer = phase1_iteration.project_trainer(settings, streams, Phase1Config.context_source)
+        trainer = phase1_iteration.project_trainer(model, streams, Phase1Config.context_source, settings.seed)
         trainer._iterate(1)
-        trainer._validation_rank()
+        trainer._validation_rank(0)
 
     return _peak(work)
 
 
 def plain_phase1(settings: BenchmarkSettings) -> dict[str, float]:
     streams = load_streams(settings.num_conversations)
+    model = PlainNotes(phase1_iteration.default_model(settings))
 
     def work() -> None:
-        model = PlainNotes(new_model(ModelConfig.context_dim, WHISPER_WIDTH, settings.seed))
         phase = PlainPhase1(model, streams.train, Phase1Config())
         phase.iterate(1)
         phase.validation_rank(streams.validation)
@@ -69,8 +70,8 @@ def project_phase2(settings: BenchmarkSettings, embed_dim: int, batch: int) -> d
     trainer = project_trainer(settings, embed_dim, tokens, contexts, batch, Phase2Config.head)
 
     def work() -> None:
-        for positions in _first_batches(settings, len(tokens), batch):
-            trainer._step(positions)
+        for part in context_batches(contexts, tokens, _first_batches(settings, len(tokens), batch)):
+            trainer._step(part)
         trainer._evaluate(1)
 
     return _peak(work)

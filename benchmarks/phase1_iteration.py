@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any
 
-import torch
-
 from benchmarks.inputs import WHISPER_WIDTH, Streams, load_streams, new_model
 from benchmarks.plain_notes import PlainNotes, PlainPhase1, effective_rank
 from benchmarks.settings import BenchmarkSettings
@@ -12,6 +10,7 @@ from benchmarks.timing import compared, interleaved
 from newllm_core import phase1
 from newllm_core.config import ModelConfig, Phase1Config
 from newllm_core.contexts import exact_contexts
+from newllm_core.model import NewLLM
 
 PLAIN, OURS, EXACT = "plain", "project", "project, exact contexts"
 PLAIN_WITH_RANK = "plain with training effective rank"
@@ -19,9 +18,9 @@ PLAIN_WITH_RANK = "plain with training effective rank"
 
 def measure(settings: BenchmarkSettings) -> dict[str, Any]:
     streams = load_streams(settings.num_conversations)
-    plain = PlainPhase1(_plain(settings), streams.train, Phase1Config())
-    ours = project_trainer(settings, streams, "previous_iteration")
-    exact = project_trainer(settings, streams, "exact")
+    plain = PlainPhase1(PlainNotes(default_model(settings)), streams.train, Phase1Config())
+    ours = project_trainer(default_model(settings), streams, "previous_iteration", settings.seed)
+    exact = project_trainer(default_model(settings), streams, "exact", settings.seed)
     limit = Phase1Config.effective_rank_tokens
 
     def plain_with_rank() -> None:
@@ -45,15 +44,14 @@ def measure(settings: BenchmarkSettings) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _plain(settings: BenchmarkSettings) -> PlainNotes:
-    return PlainNotes(new_model(ModelConfig.context_dim, WHISPER_WIDTH, settings.seed))
+def default_model(settings: BenchmarkSettings) -> NewLLM:
+    """C = 500 on Whisper's embeddings."""
+    return new_model(ModelConfig.context_dim, WHISPER_WIDTH, settings.seed)
 
 
-def project_trainer(settings: BenchmarkSettings, streams: Streams, context_source: str) -> phase1._Trainer:
+def project_trainer(model: NewLLM, streams: Streams, context_source: str, seed: int) -> phase1._Trainer:
     """The project's trainer just before its first iteration."""
     config = dataclasses.replace(Phase1Config(), context_source=context_source)
-    model = new_model(ModelConfig.context_dim, WHISPER_WIDTH, settings.seed)
-    trainer = phase1._Trainer(model, streams.train, streams.validation, config, settings.seed)
-    zero = torch.zeros(ModelConfig.context_dim)
-    trainer.previous = exact_contexts(model.context_block, trainer.embeds, zero).contexts
+    trainer = phase1._Trainer(model, streams.train, streams.validation, config, seed)
+    trainer.previous = exact_contexts(model.context_block, trainer.embeds, trainer.zero).contexts
     return trainer

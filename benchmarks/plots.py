@@ -126,10 +126,9 @@ def draw_head(figures: dict[str, Any]) -> Figure:
     left.set_title(f"loss and gradient alone, E = {case['embed_dim']}, batch {case['batch']}")
     memory = {name: list(by_batch.items())[-1] for name, by_batch in case["extra_memory_mb"].items()}
     labels = [f"{name}\nat batch {batch}" for name, (batch, _) in memory.items()]
-    right.set_xscale("log")
-    _bars(right, labels, [max(mb, 1.0) for _, mb in memory.values()], colours)
+    # A growth that the gradient's size more than covers is no memory.
+    _bars(right, labels, [max(mb, 0.0) for _, mb in memory.values()], colours)
     _target(right, report.HEAD_MEMORY_TARGET_MB, f"target: {report.HEAD_MEMORY_TARGET_MB:g} MB")
-    right.set_xlim(1, right.get_xlim()[1] * 3)
     right.set(xlabel="extra memory, MB (lower is better)", title="beyond hidden states and gradient")
     return figure
 

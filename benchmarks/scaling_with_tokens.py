@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks import phase1_iteration, phase2_epoch
-from benchmarks.inputs import WHISPER_WIDTH, Streams, load_streams, new_model
+from benchmarks.inputs import WHISPER_WIDTH, Streams, load_streams
 from benchmarks.machine import MB, in_fresh_process, peak_mb, resident_mb
 from benchmarks.settings import BenchmarkSettings
 from benchmarks.timing import timed
 from newllm_core.config import ModelConfig, Phase1Config, Phase2Config
+from newllm_core.context_store import context_batches
 from newllm_core.gpu_memory import FLOAT_BYTES
 from newllm_core.phase1 import all_contexts
 
@@ -81,24 +82,25 @@ def _run_stages(
 
 
 def _iteration_seconds(settings: BenchmarkSettings, streams: Streams, repetitions: int) -> list[float]:
-    trainer = phase1_iteration.project_trainer(settings, streams, Phase1Config.context_source)
+    model = phase1_iteration.default_model(settings)
+    trainer = phase1_iteration.project_trainer(model, streams, Phase1Config.context_source, settings.seed)
     return [timed(lambda: trainer._iterate(1)) for _ in range(repetitions)]
 
 
 def _cache_seconds(settings: BenchmarkSettings, streams: Streams, repetitions: int) -> list[float]:
-    model = new_model(ModelConfig.context_dim, WHISPER_WIDTH, settings.seed)
+    model = phase1_iteration.default_model(settings)
     return [timed(lambda: all_contexts(model, streams.train)) for _ in range(repetitions)]
 
 
 def _epoch_seconds(settings: BenchmarkSettings, streams: Streams, share: float) -> float:
     """Of one epoch's training steps; for a share of an epoch, the time of its steps over that share."""
-    contexts = all_contexts(new_model(ModelConfig.context_dim, WHISPER_WIDTH, settings.seed), streams.train)
-    batch, head = Phase2Config.effective_batch_size, Phase2Config.head
-    trainer = phase2_epoch.project_trainer(settings, WHISPER_WIDTH, streams.train, contexts, batch, head)
+    contexts = all_contexts(phase1_iteration.default_model(settings), streams.train)
+    size, head = Phase2Config.effective_batch_size, Phase2Config.head
+    trainer = phase2_epoch.project_trainer(settings, WHISPER_WIDTH, streams.train, contexts, size, head)
     num_targets = len(streams.train) - 1
-    batches = list(trainer._batches(1, num_targets))
+    batches = list(trainer._positions(1, num_targets))
     batches = batches[: max(1, round(len(batches) * share))]
     began = time.perf_counter()
-    for positions in batches:
-        trainer._step(positions)
+    for batch in context_batches(contexts, streams.train, batches):
+        trainer._step(batch)
     return (time.perf_counter() - began) * num_targets / sum(map(len, batches))

@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.inputs import WHISPER_WIDTH, load_streams, new_model
+from benchmarks.inputs import load_streams
 from benchmarks.machine import in_fresh_process, peak_mb
+from benchmarks.phase1_iteration import default_model
 from benchmarks.phase2_epoch import shuffled
 from benchmarks.plain_notes import PlainNotes, PlainPhase2
 from benchmarks.plain_notes import train_phase1 as train_plain_phase1
 from benchmarks.settings import BenchmarkSettings
-from newllm_core.config import ModelConfig, Phase1Config, Phase2Config
+from newllm_core.config import Phase1Config, Phase2Config
 from newllm_core.metrics import perplexity
 from newllm_core.phase1 import context_noise, train_phase1
 from newllm_core.phase2 import train_phase2
@@ -47,7 +48,7 @@ def phase_configs(settings: BenchmarkSettings) -> tuple[Phase1Config, Phase2Conf
 
 def run_project(settings: BenchmarkSettings, phase1: Phase1Config, phase2: Phase2Config) -> dict[str, Any]:
     streams = load_streams(settings.num_conversations)
-    model = new_model(ModelConfig.context_dim, WHISPER_WIDTH, settings.seed)
+    model = default_model(settings)
     began = time.perf_counter()
     contexts = train_phase1(model, streams.train, streams.validation, phase1, settings.seed)
     assert contexts.history is not None
@@ -66,7 +67,7 @@ def run_plain(
     settings: BenchmarkSettings, phase1: Phase1Config, phase2: Phase2Config, iterations: int, epochs: int
 ) -> dict[str, Any]:
     streams = load_streams(settings.num_conversations)
-    model = PlainNotes(new_model(ModelConfig.context_dim, WHISPER_WIDTH, settings.seed))
+    model = PlainNotes(default_model(settings))
 
     def same_noise(rows: slice, width: int, iteration: int) -> Tensor:
         return context_noise(rows, width, 1.0, settings.seed, iteration)

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -52,12 +53,13 @@ def _check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
         raise ConfigError(f"{name}: expected one of {', '.join(map(repr, choices))}, given {value!r}")
     if value is None or isinstance(value, str):
         return
-    # Written as "not (inside)" so that nan, which compares false with everything, is refused.
-    if low is not None and not value >= low:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name}: expected a finite number, given {value!r}")
+    if low is not None and value < low:
         raise ConfigError(f"{name}: expected at least {low}, given {value!r}")
-    if high is not None and not value <= high:
+    if high is not None and value > high:
         raise ConfigError(f"{name}: expected at most {high}, given {value!r}")
-    if above is not None and not value > above:
+    if above is not None and value <= above:
         raise ConfigError(f"{name}: expected more than {above}, given {value!r}")
 
 
@@ -67,9 +69,13 @@ def _validate(config: Any) -> None:
     for spec in dataclasses.fields(config):
         name, value = f"{type(config).__name__}.{spec.name}", getattr(config, spec.name)
         if not _type_matches(value, hints[spec.name]):
-            expected = getattr(hints[spec.name], "__name__", str(hints[spec.name]))
+            hint = hints[spec.name]
+            expected = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
             raise ConfigError(f"{name}: expected {expected}, given {value!r} ({type(value).__name__})")
         _check_range(name, value, spec.metadata)
+        if hints[spec.name] is float:
+            # 1 and 1.0 are the same configuration and must be written, and hashed, alike.
+            object.__setattr__(config, spec.name, float(value))
 
 
 @dataclass(frozen=True)
@@ -198,7 +204,7 @@ class ScalingConfig:
 class RunConfig:
     """What a run needs beside the experiment itself: its figures depend on all three."""
 
-    seed: int = _number(42, low=0)
+    seed: int = _number(42, low=0, high=2**32 - 1)  # what NumPy accepts
     num_threads: int = _number(2, low=1)  # sums of floats depend on it
     device: str = _choice("auto", "cpu", "cuda")
 
@@ -220,8 +226,9 @@ class Settings:
 
 def _unknown_name_message(kind: str, name: str, known: typing.Iterable[str]) -> str:
     known = sorted(known)
-    nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    # A name that sections share is known with its section in front only.
+    nearest = [full for full in known if full.endswith(f"_{name}")] or difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
     return f"unknown {kind} {name!r}.{hint} Expected one of: {', '.join(known)}"
 
 
@@ -260,7 +267,8 @@ def settings_from_parameters(parameters: Mapping[str, Any], extra: typing.Iterab
     for name, value in parameters.items():
         plain = value is None or isinstance(value, str | int | float | list | tuple)
         # In is IPython's list of inputs.
-        if not plain or name.startswith("_") or name == "In" or name in extra:
+        ignored = not plain or name.startswith("_") or name == "In" or name in extra
+        if ignored and name not in known:
             continue
         if name not in known:
             raise ConfigError(_unknown_name_message("parameter", name, [*known, *extra]))

@@ -67,15 +67,21 @@ class NotConvergedError(RuntimeError):
     """A limited number of passes did not reach the tolerance."""
 
 
+class NotFiniteContextsError(ValueError):
+    """Weights, embeddings or the initial context make contexts that are infinite or not a number."""
+
+
 @torch.no_grad()
 def sequential_contexts(block: ContextBlock, token_embeds: Tensor, initial: Tensor) -> Tensor:
     """The definition: `c_i = block(c_{i-1}, e_i)`, token by token. `[N, E·T], [C]` -> `[N, C]`."""
+    if not len(token_embeds):
+        return initial.new_empty(0, block.context_dim)
     context = initial.unsqueeze(0)
     contexts = []
     for token_embed in token_embeds.split(1):
         context = block(context, token_embed)
         contexts.append(context)
-    return torch.cat(contexts) if contexts else token_embeds.new_empty(0, block.context_dim)
+    return torch.cat(contexts)
 
 
 @torch.no_grad()
@@ -100,30 +106,80 @@ def exact_contexts(
         all_layers: return every layer's context, `[N, L, C]`.
         segment_length: tokens per segment; None measures and chooses, N or more is the loop.
         max_passes: give up after so many sweeps of a chunk instead of falling back to the loop.
-        out: `[N, L, C]`, written in place, e.g. a memory-mapped file.
+        out: `[N, L, C]`, written in place, on any device, e.g. a memory-mapped file.
 
-    Raises NotConvergedError when `max_passes` did not reach the tolerance, ValueError for an empty stream or a
-    tolerance that is not positive.
+    Raises NotConvergedError when `max_passes` did not reach the tolerance, ValueError for an empty stream or an
+    argument out of its range, NotFiniteContextsError.
     """
     num_tokens = len(token_embeds)
-    if num_tokens < 1 or not tolerance > 0:
-        raise ValueError(f"exact_contexts: expected tokens and tolerance > 0, given {num_tokens} and {tolerance}")
-    if out is None:
-        out = initial.new_empty(num_tokens, block.num_layers, block.context_dim)
+    shape = (num_tokens, block.num_layers, block.context_dim)
+    out = initial.new_empty(shape) if out is None else out
+    _check_arguments(shape, out, tolerance, segment_length, max_passes)
     horizon = None
     if segment_length is None:
         segment_length, horizon = _plan_segments(block, token_embeds, tolerance)
+    if segment_length >= num_tokens:
+        end = _loop_stream(block, token_embeds, initial, out)
+        contexts = out if all_layers else out[:, -1]
+        return ExactContexts(contexts, end, 1, 0.0, True, num_tokens, horizon)
     chunk = max(segment_length, _chunk_tokens(block, initial.device))
     context, passes, residual = initial, 1, 0.0
     for first in range(0, num_tokens, chunk):
         rows = slice(first, min(first + chunk, num_tokens))
-        shooting = _Shooting(block, token_embeds[rows], context, out[rows], segment_length, tolerance)
+        # Computed where the block is, kept where the caller wants it.
+        chunk_out = out[rows] if out.device == initial.device else torch.empty_like(out[rows], device=initial.device)
+        shooting = _Shooting(block, token_embeds[rows], context, chunk_out, segment_length, tolerance)
         shooting.solve(max_passes)
         # A view would keep a caller's whole buffer alive, and change with it.
-        context = out[rows.stop - 1, -1].clone()
+        context = chunk_out[-1, -1].clone()
+        if chunk_out.device != out.device:
+            out[rows] = chunk_out
         passes, residual = max(passes, shooting.passes), max(residual, shooting.residual)
     contexts = out if all_layers else out[:, -1]
     return ExactContexts(contexts, context, passes, residual, residual <= tolerance, segment_length, horizon)
+
+
+def _check_arguments(
+    shape: tuple[int, int, int], out: Tensor, tolerance: float, segment_length: int | None, max_passes: int | None
+) -> None:
+    if shape[0] < 1 or not tolerance > 0:
+        raise ValueError(f"exact_contexts: expected tokens and tolerance > 0, given {shape[0]} and {tolerance}")
+    for name, value in (("segment_length", segment_length), ("max_passes", max_passes)):
+        if value is not None and value < 1:
+            raise ValueError(f"exact_contexts: expected {name} of at least 1, or None, given {value}")
+    if out.shape != shape:
+        raise ValueError(f"exact_contexts: expected out {list(shape)}, given {list(out.shape)}")
+
+
+def _loop_stream(block: ContextBlock, token_embeds: TokenEmbeds, initial: Tensor, out: Tensor) -> Tensor:
+    """The loop over a whole stream, chunk by chunk; returns the last context `[C]`."""
+    chunk = _chunk_tokens(block, initial.device)
+    for first in range(0, len(token_embeds), chunk):
+        rows = slice(first, min(first + chunk, len(token_embeds)))
+        initial = _loop(block, block.token_parts(token_embeds[rows]), initial, out[rows])
+    _refuse_not_finite(initial)
+    return initial
+
+
+def _loop(block: ContextBlock, parts: list[Tensor], initial: Tensor, out: Tensor) -> Tensor:
+    """Token by token, all layers into ``out`` `[n, L, C]`; returns the last context `[C]`."""
+    context = initial.unsqueeze(0)
+    stored = []
+    for row in zip(*(part.split(1) for part in parts), strict=True):
+        contexts = block.forward_from_token_parts(context, row)
+        context = contexts[-1]
+        stored.append(contexts)
+    for layer, values in enumerate(zip(*stored, strict=True)):
+        out[:, layer] = torch.cat(values)
+    return context[0]
+
+
+def _refuse_not_finite(ends: Tensor) -> None:
+    """A context that is not finite stays so to the end of its segment, so the ends tell."""
+    if not math.isfinite(float(ends.sum())):
+        raise NotFiniteContextsError(
+            "exact_contexts: contexts are not finite; weights, embeddings or the initial context are not"
+        )
 
 
 class _Shooting:
@@ -148,9 +204,11 @@ class _Shooting:
         while len(moved):
             if self.passes >= patience:
                 self._give_up(moved, max_passes)
-                return
+                break
             self.starts[moved] = self.out[moved * self.length - 1, -1]
+            _refuse_not_finite(self.starts[moved])
             moved = self._sweep(moved, first_pass=False)
+        _refuse_not_finite(self.out[-1, -1])
 
     def _expected_passes_doubled(self) -> int:
         """A sweep costs about a tenth of the loop; the probe expects two to four of them."""
@@ -164,22 +222,11 @@ class _Shooting:
             )
         # Everything before the first segment that still moves is exact already.
         first = int(moved[0]) * self.length
-        self._loop(first, self.out[first - 1, -1])
-
-    def _loop(self, first: int, context: Tensor) -> None:
-        rows = [part[first:].split(1) for part in self.parts]
-        context = context.unsqueeze(0)
-        for position, row in enumerate(zip(*rows, strict=True), start=first):
-            contexts = self.block.forward_from_token_parts(context, row)
-            context = contexts[-1]
-            self.out[position] = torch.cat(contexts)
+        _loop(self.block, [part[first:] for part in self.parts], self.out[first - 1, -1], self.out[first:])
 
     def _sweep(self, active: Tensor, first_pass: bool) -> Tensor:
         """Run the active segments in lock-step; returns the segments whose start has moved by that."""
         self.passes += 1
-        if self.num_segments == 1:
-            self._loop(0, self.starts[0])
-            return active[:0]
         context = self.starts[active]
         for step in range(self.length):
             position = active * self.length + step
@@ -188,22 +235,21 @@ class _Shooting:
                 active, position, context = active[:-1], position[:-1], context[:-1]
                 if not len(active):
                     return active
-            contexts = self.block.forward_from_token_parts(context, [part[position] for part in self.parts])
-            context = contexts[-1]
+            layers = self.block.forward_from_token_parts(context, [part[position] for part in self.parts])
+            context, contexts = layers[-1], torch.stack(layers, dim=1)
             if not first_pass and step % _CHECK_EVERY == _CHECK_EVERY - 1:
                 apart = self._still_apart(context, position)
-                self.out[position] = torch.stack(contexts, dim=1)
-                active, context = active[apart], context[apart]
+                active, position, context, contexts = active[apart], position[apart], context[apart], contexts[apart]
                 if not len(active):
                     return active
-            else:
-                self.out[position] = torch.stack(contexts, dim=1)
+            self.out[position] = contexts
         return active[active < self.num_segments - 1] + 1
 
     def _still_apart(self, context: Tensor, position: Tensor) -> Tensor:
-        """Which active segments differ from the stored trajectory; the jump that the others leave is the residual."""
+        """Which active segments differ from the stored trajectory. The others go on as stored: what they differ by
+        is the jump from the token before, their residual."""
         change = (context - self.out[position, -1]).abs().amax(dim=1)
-        apart = change > self.tolerance
+        apart = ~(change <= self.tolerance)
         met = change[~apart]
         if len(met):
             self.residual = max(self.residual, float(met.max()))

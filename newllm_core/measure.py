@@ -110,7 +110,7 @@ def _stale_record(prepared: Prepared, result: Phase1Result, history: Phase1Histo
         return None
     rows = slice(1, len(stale))  # token 0 is entered by the carry-over, which exact contexts do not have
     embeds = StreamEmbeddings(prepared.model, prepared.train_tokens)[rows]
-    exact = result.train_contexts[rows, -1]
+    exact = result.train_contexts[rows, -1].to(embeds.device)
     return as_record(compare_stale(prepared.model.context_block, embeds, stale[:-1], exact))
 
 

@@ -110,7 +110,7 @@ def count_converged(contexts: Tensor, previous: Tensor, threshold: float) -> Ten
 
 def perplexity(mean_nats: float) -> float:
     """`exp` of the mean cross-entropy; inf where that overflows, as at the start of a run that diverges."""
-    return math.exp(mean_nats) if mean_nats < 700 else math.inf
+    return math.inf if mean_nats > 700 else math.exp(mean_nats)
 
 
 def bits_per_byte(total_nats: float, num_bytes: int) -> float:

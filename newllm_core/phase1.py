@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from newllm_core.config import Phase1Config
-from newllm_core.contexts import exact_contexts
+from newllm_core.context_store import allocate_contexts
+from newllm_core.contexts import ExactContexts, NotFiniteContextsError, TokenEmbeds, exact_contexts
 from newllm_core.losses import cvfp_loss, diversity_loss
 from newllm_core.metrics import StreamRank, count_converged, stream_rank
 from newllm_core.model import ContextBlock, NewLLM, StreamEmbeddings
@@ -66,7 +67,7 @@ class Phase1History:
         stopped_early: whether the validation rank stopped improving before `max_iterations`.
         stale_contexts: `[n, C]`, the first contexts of the best iteration's pass, one step behind the kept weights;
             None when nothing was trained.
-        seconds: of training, checks included.
+        seconds: of training, checks included; None when nothing was trained.
     """
 
     untrained_rank: StreamRank
@@ -74,7 +75,7 @@ class Phase1History:
     best_iteration: int = 0
     stopped_early: bool = False
     stale_contexts: Tensor | None = None
-    seconds: float = 0.0
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def all_contexts(model: NewLLM, tokens: Tensor) -> Tensor:
     """Exact contexts of all layers from the zero context. `[N]` token ids -> `[N, L, C]`."""
     block = model.context_block
     zero = torch.zeros(block.context_dim, device=tokens.device)
-    return exact_contexts(block, StreamEmbeddings(model, tokens), zero, all_layers=True).contexts
+    cache = allocate_contexts(len(tokens), block.num_layers, block.context_dim, tokens.device)
+    return exact_contexts(block, StreamEmbeddings(model, tokens), zero, all_layers=True, out=cache).contexts
 
 
 def finish_phase1(
@@ -156,7 +158,7 @@ class _Trainer:
 
     def train(self) -> Phase1History:
         began = time.perf_counter()
-        untrained = self._validation_rank()
+        untrained = self._validation_rank(iteration=0)
         if self.config.max_iterations == 0:
             return Phase1History(untrained)
         # Iteration 0: contexts without training. Rewritten in place, batch by batch, by every iteration.
@@ -169,7 +171,7 @@ class _Trainer:
             rank = None
             figures = self._iterate(iteration)
             if iteration % self.config.check_interval == 0 or iteration == self.config.max_iterations:
-                rank = self._validation_rank()
+                rank = self._validation_rank(iteration)
                 checks_without_gain += 1
                 if rank.share > best_share:
                     best_share, best_iteration, checks_without_gain = rank.share, iteration, 0
@@ -196,8 +198,8 @@ class _Trainer:
         progress.set_postfix(shown)
 
     @torch.no_grad()
-    def _validation_rank(self) -> StreamRank:
-        contexts = exact_contexts(self.block, self.check_embeds, self.zero).contexts
+    def _validation_rank(self, iteration: int) -> StreamRank:
+        contexts = self._exact(self.check_embeds, self.zero, iteration).contexts
         return stream_rank(contexts, self.config.effective_rank_tokens)
 
     def _iterate(self, iteration: int) -> dict[str, Any]:
@@ -223,6 +225,8 @@ class _Trainer:
         self._refuse_not_finite(iteration, {"gradient norm": float(norm)})
         rank = stream_rank(self.previous, self.config.effective_rank_tokens)
         self.optimizer.step()
+        largest = max(float(parameter.detach().abs().max()) for parameter in self.block.parameters())
+        self._refuse_not_finite(iteration, {"largest weight": largest})
         return {
             "cvfp": cvfp, "diversity": diversity, "total": total_loss, "gradient_norm": float(norm),
             "converged": int(converged), "train_rank": rank,
@@ -249,12 +253,18 @@ class _Trainer:
         for first in range(0, len(self.batches), _EXACT_GROUP):
             group = self.batches[first : first + _EXACT_GROUP]
             offset = group[0].start
-            current = exact_contexts(self.block, _Rows(self.embeds, slice(offset, group[-1].stop)), entering)
+            current = self._exact(_Rows(self.embeds, slice(offset, group[-1].stop)), entering, iteration)
             inputs = torch.cat([entering.unsqueeze(0), current.contexts])
             entering = current.end
             for rows in group:
                 yield rows, inputs[rows.start - offset : rows.stop - offset], self.previous[rows]
             self.previous[offset : group[-1].stop] = current.contexts
+
+    def _exact(self, embeds: TokenEmbeds, initial: Tensor, iteration: int) -> ExactContexts:
+        try:
+            return exact_contexts(self.block, embeds, initial)
+        except NotFiniteContextsError as error:
+            raise NotFiniteError(f"Phase 1, iteration {iteration}: {error}") from error
 
     def _with_noise(self, inputs: Tensor, rows: slice, iteration: int) -> Tensor:
         if self.config.context_noise == 0:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from newllm_core.config import Phase2Config
+from newllm_core.context_store import Batch, context_batches
 from newllm_core.gpu_memory import device_batch_size, find_executable
 from newllm_core.head import Head, choose_head
 from newllm_core.metrics import perplexity
@@ -97,10 +98,8 @@ class Phase2Result:
 def evaluate(model: NewLLM, contexts: Tensor, tokens: Tensor, head: Head) -> Evaluation:
     """Context i predicts token i + 1. `contexts [N, L, C], tokens [N]`, N >= 2 -> figures of N - 1 targets."""
     nats, correct = [], []
-    for first in range(0, len(tokens) - 1, _EVALUATION_BATCH):
-        rows = slice(first, min(first + _EVALUATION_BATCH, len(tokens) - 1))
-        hidden = model.hidden(contexts[rows].to(tokens.device), tokens[rows])
-        figures = head.token_figures(hidden, tokens[rows.start + 1 : rows.stop + 1])
+    for batch in context_batches(contexts, tokens, torch.arange(len(tokens) - 1).split(_EVALUATION_BATCH)):
+        figures = head.token_figures(model.hidden(batch.contexts, batch.tokens), batch.targets)
         nats.append(figures.nats)
         correct.append(figures.correct)
     return Evaluation(torch.cat(nats).cpu(), torch.cat(correct).cpu())
@@ -191,7 +190,8 @@ class _Trainer:
         correct = torch.zeros((), dtype=torch.int64, device=device)
         num_targets = len(self.train_tokens) - 1
         bar = tqdm(total=num_targets, desc=f"  epoch {epoch}", unit="token", unit_scale=True, leave=False)
-        for batch in self._batches(epoch, num_targets):
+        positions = self._positions(epoch, num_targets)
+        for batch in context_batches(self.phase1.train_contexts, self.train_tokens, positions):
             step_nats, step_correct = self._step(batch)
             nats += step_nats
             correct += step_correct
@@ -205,7 +205,7 @@ class _Trainer:
             )
         return mean_nats, int(correct) / num_targets
 
-    def _batches(self, epoch: int, num_targets: int) -> Iterator[Tensor]:
+    def _positions(self, epoch: int, num_targets: int) -> Iterator[Tensor]:
         """Positions of each effective batch, shuffled anew every epoch by seed and epoch alone."""
         if self.config.shuffle:
             order = torch.randperm(num_targets, generator=derived_generator("shuffle", self.seed, epoch))
@@ -213,31 +213,27 @@ class _Trainer:
             order = torch.arange(num_targets)
         yield from order.split(self.config.effective_batch_size)
 
-    def _step(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One optimizer step over an effective batch, in as many parts as fit; (summed nats, number correct)."""
         outcome: list[tuple[Tensor, Tensor]] = []
 
         def attempt(part_size: int) -> None:
             outcome.clear()
             self.optimizer.zero_grad(set_to_none=True)
-            for part in positions.split(part_size):
-                outcome.append(self._accumulate(part, len(positions)))
+            for part in batch.split(part_size):
+                outcome.append(self._accumulate(part, len(batch)))
 
-        went_through = find_executable(attempt, min(self.device_batch_size, len(positions)))
-        if went_through < min(self.device_batch_size, len(positions)):
+        first_try = min(self.device_batch_size, len(batch))
+        went_through = find_executable(attempt, first_try)
+        if went_through < first_try:
             self.device_batch_size = went_through
         torch.nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
         self.optimizer.step()
         nats, correct = zip(*outcome, strict=True)
         return torch.stack(nats).sum(), torch.stack(correct).sum()
 
-    def _accumulate(self, part: Tensor, effective: int) -> tuple[Tensor, Tensor]:
-        device = self.train_tokens.device
-        cache = self.phase1.train_contexts
-        contexts = cache.index_select(0, part.to(cache.device)).to(device, non_blocking=True)
-        rows = part.to(device)
-        hidden = self.model.hidden(contexts, self.train_tokens[rows])
-        loss = self.head.loss(hidden, self.train_tokens[rows + 1])
+    def _accumulate(self, part: Batch, effective: int) -> tuple[Tensor, Tensor]:
+        loss = self.head.loss(self.model.hidden(part.contexts, part.tokens), part.targets)
         (loss.mean_nats * (len(part) / effective)).backward()  # type: ignore[no-untyped-call]
         return loss.mean_nats.detach().double() * len(part), loss.num_correct
 

@@ -154,10 +154,8 @@ def is_complete(run_dir: Path) -> bool:
     return (run_dir / RECORD_NAME).is_file()
 
 
-def figures_of(record: Mapping[str, Any]) -> dict[str, Any]:
+def figures_of(record: Any) -> Any:
     """The record without what may differ between identical runs, at every depth: for comparing two of them."""
-    return {
-        key: figures_of(value) if isinstance(value, Mapping) else value
-        for key, value in record.items()
-        if key not in CIRCUMSTANCES
-    }
+    if isinstance(record, Mapping):
+        return {key: figures_of(value) for key, value in record.items() if key not in CIRCUMSTANCES}
+    return [figures_of(value) for value in record] if isinstance(record, list) else record

@@ -15,6 +15,7 @@ from benchmarks.scaling_with_tokens import exponent
 from benchmarks.timing import calls_that_last, compared, interleaved
 from newllm_core import metrics, phase1, phase2
 from newllm_core.config import ModelConfig, Phase1Config, Phase2Config
+from newllm_core.context_store import context_batches
 from newllm_core.contexts import exact_contexts, sequential_contexts
 from newllm_core.head import Head
 from newllm_core.model import ContextBlock, ContextLayer, NewLLM, TokenBlock, TokenLayer
@@ -127,7 +128,7 @@ def test_plain_validation_rank_is_the_projects() -> None:
     model = tiny_model()
     plain = PlainPhase1(PlainNotes(model), tiny_tokens(100), SMALL_PHASE1)
     ours = project_phase1(model, tiny_tokens(100), SMALL_PHASE1)
-    assert plain.validation_rank(tiny_tokens(80, seed=2)) == pytest.approx(ours._validation_rank().value, rel=1e-4)
+    assert plain.validation_rank(tiny_tokens(80, seed=2)) == pytest.approx(ours._validation_rank(1).value, rel=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(50, 12), (12, 50)])
@@ -143,8 +144,8 @@ def test_a_phase2_step_has_the_projects_loss_and_gradients(method: str, num_laye
     config, contexts = Phase2Config(head=method, effective_batch_size=32), phase1.all_contexts(model, tokens)
     plain = PlainPhase2(PlainNotes(model), contexts, tokens, config)
     ours = project_phase2(model, tokens, contexts, config)
-    positions = next(ours._batches(1, 99))
-    nats, correct = ours._step(positions)
+    positions = next(ours._positions(1, 99))
+    nats, correct = ours._step(next(context_batches(contexts, tokens, [positions])))
     figures = plain.step(positions)
     assert figures.mean_nats == pytest.approx(float(nats) / 32, rel=1e-5)
     assert figures.accuracy == pytest.approx(int(correct) / 32)
@@ -156,7 +157,7 @@ def test_a_phase2_epoch_has_the_projects_loss_and_accuracy() -> None:
     config, contexts = Phase2Config(head="direct", effective_batch_size=32), phase1.all_contexts(model, tokens)
     plain = PlainPhase2(PlainNotes(model), contexts, tokens, config)
     ours = project_phase2(model, tokens, contexts, config)
-    figures = plain.epoch(torch.cat(list(ours._batches(1, 99))))
+    figures = plain.epoch(torch.cat(list(ours._positions(1, 99))))
     assert (figures.mean_nats, figures.accuracy) == pytest.approx(ours._train_epoch(1), rel=1e-4)
 
 

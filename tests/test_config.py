@@ -62,7 +62,6 @@ def test_every_number_refuses_what_is_below_its_limit(config_type: type, name: s
         config_type(**{name: -1})
 
 
-@pytest.mark.xfail(reason="accepted, and config_hash then raises a bare ValueError", strict=True)
 @pytest.mark.parametrize("name", ["learning_rate", "context_noise", "gradient_clip"])
 def test_numbers_are_finite(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}: expected .*, given inf"):
@@ -193,7 +192,12 @@ def test_no_parameters_are_the_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "nearest"), [("num_sample", "num_samples"), ("learning_rate", "phase2_learning_rate"), ("Seed", "seed")]
+    ("name", "nearest"),
+    [
+        ("num_sample", "num_samples"),
+        ("learning_rate", "phase1_learning_rate' or 'phase2_learning_rate"),
+        ("Seed", "seed"),
+    ],
 )
 def test_a_misspelled_parameter_is_refused_with_the_nearest_one(name: str, nearest: str) -> None:
     with pytest.raises(ConfigError, match=f"unknown parameter '{name}'. Did you mean '{nearest}'\\?"):
@@ -205,7 +209,6 @@ def test_a_notebooks_other_names_are_left_out() -> None:
     assert settings_from_parameters({**notebook, "seed": 3}) == Settings(run=RunConfig(seed=3))
 
 
-@pytest.mark.xfail(reason="a value that is not plain is taken for a notebook's own variable", strict=True)
 @pytest.mark.parametrize("value", [np.int64(5), {5}, {"first": 5}])
 def test_a_parameter_of_another_type_is_never_ignored(value: Any) -> None:
     with pytest.raises(ConfigError, match="num_samples"):
@@ -231,7 +234,7 @@ def changed(value: Any, spec: dataclasses.Field[Any]) -> Any:
         return not value
     if isinstance(value, tuple):
         return value[0], value[1] + 1
-    return value * 0.5 if spec.metadata["high"] else value + 1
+    return value * 0.5 if isinstance(value, float) and spec.metadata["high"] else value + 1
 
 
 @pytest.mark.parametrize(("config_type", "name"), [pair for pair in FIELDS if pair[1] != "conversations_file"])
@@ -266,7 +269,6 @@ def test_the_hash_depends_on_which_config_and_on_their_order() -> None:
     assert len(config_hash(one)) == 8 and int(config_hash(one), 16) >= 0
 
 
-@pytest.mark.xfail(reason="1 and 1.0 are written differently", strict=True)
 def test_equal_configs_have_equal_hashes() -> None:
     whole, point = Phase1Config(dist_reg_weight=1), Phase1Config(dist_reg_weight=1.0)
     assert whole == point and config_hash(whole) == config_hash(point)

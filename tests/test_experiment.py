@@ -147,7 +147,9 @@ def test_damaged_phase1_weights_are_refused(folder: Path, record: dict[str, Any]
 def test_loaded_model_reaches_the_recorded_perplexity(folder: Path, record: dict[str, Any]) -> None:
     loaded = load_model(record, folder / "run", folder / "run" / "phase1", folder / "data")
     contexts = all_contexts(loaded.model, loaded.validation_tokens)
-    again = evaluate(loaded.model, contexts, loaded.validation_tokens, Head(loaded.model.head_weight.detach(), "blocks"))
+    again = evaluate(
+        loaded.model, contexts, loaded.validation_tokens, Head(loaded.model.head_weight.detach(), "blocks")
+    )
     assert again.mean_nats == record["phase2"]["best"]["validation_loss"]
     assert settings_of(record) == dataclasses.replace(SMALL)
 
@@ -157,7 +159,9 @@ def test_an_untrained_block_is_recorded_with_nulls_not_zeros(folder: Path) -> No
     record = run_small(folder / "untrained", folder / "data", untrained)
     assert record["phase1"]["convergence"]["train"] is None and record["phase1"]["cvfp_loss"] is None
     assert record["phase1"]["stale_against_exact"] is None
-    assert record["phase1"]["effective_rank"]["validation"] == record["phase1"]["effective_rank"]["validation_untrained"]
+    assert (
+        record["phase1"]["effective_rank"]["validation"] == record["phase1"]["effective_rank"]["validation_untrained"]
+    )
     assert "not trained" in report(record)
 
 

@@ -261,10 +261,11 @@ def test_generation_is_decided_by_the_generator() -> None:
 @pytest.mark.parametrize("history", [1, 3])
 @pytest.mark.parametrize("prompt_length", [1, 4])
 def test_greedy_generation_is_the_repeated_arg_max(history: int, prompt_length: int) -> None:
-    model = make_model(num_layers=2, num_input_tokens=history)
+    # Wide weights: contexts, and with them the older tokens, must count.
+    model = make_model(num_layers=2, num_input_tokens=history, weight_std=1.0)
     tokens = make_tokens(prompt_length).tolist()
-    found = generate(model, torch.tensor(tokens), top_k=1, num_tokens=6)
-    for _ in range(6):
+    found = generate(model, torch.tensor(tokens), top_k=1, num_tokens=12)
+    for _ in range(12):
         stream = torch.tensor(tokens)
         embeds, context = StreamEmbeddings(model, stream)[:], torch.zeros(1, 6)
         for position in range(len(tokens)):

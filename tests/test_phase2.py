@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from newllm_core import phase2
 from newllm_core.config import Phase2Config
+from newllm_core.context_store import Batch
 from newllm_core.head import Head
 from newllm_core.model import NewLLM
 from newllm_core.phase1 import NotFiniteError, Phase1Result, finish_phase1
@@ -250,9 +251,11 @@ def batches_seen(monkeypatch: pytest.MonkeyPatch, **values: Any) -> list[list[in
     seen: list[list[int]] = []
     step = phase2._Trainer._step
 
-    def watched(trainer: phase2._Trainer, positions: Tensor) -> tuple[Tensor, Tensor]:
-        seen.append(positions.tolist())
-        return step(trainer, positions)
+    def watched(trainer: phase2._Trainer, batch: Batch) -> tuple[Tensor, Tensor]:
+        # Every context of the stream is another: its row tells the position.
+        distances = torch.cdist(batch.contexts[:, -1].double(), trainer.phase1.train_contexts[:, -1].double())
+        seen.append(distances.argmin(dim=1).tolist())
+        return step(trainer, batch)
 
     monkeypatch.setattr(phase2._Trainer, "_step", watched)
     train(make_model(), max_epochs=2, effective_batch_size=70, **values)

@@ -252,7 +252,6 @@ def test_figures_are_the_record_without_its_circumstances_at_every_depth() -> No
     assert runs.figures_of(record) == {"loss": 2.0, "phase2": {"best": {"perplexity": 7.4}}}
 
 
-@pytest.mark.xfail(reason="lists are not looked into", strict=True)
 def test_circumstances_inside_lists_are_left_out_as_well() -> None:
     assert runs.figures_of({"iterations": [{"seconds": 1.0, "cvfp": 0.5}]}) == {"iterations": [{"cvfp": 0.5}]}
 

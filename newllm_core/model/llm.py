@@ -22,6 +22,8 @@ class NewLLM(nn.Module):
     Raises ValueError when the matrix is not `[V, model_config.embed_dim]`.
     """
 
+    frozen_embedding: Tensor
+
     def __init__(self, model_config: ModelConfig, embedding_matrix: Tensor, seed: int = 42) -> None:
         super().__init__()
         if embedding_matrix.ndim != 2 or embedding_matrix.shape[1] != model_config.embed_dim:
@@ -37,6 +39,9 @@ class NewLLM(nn.Module):
             initialise_normal(block, shape.weight_std, shape.bias_std, derived_generator("weights", name, seed))
         trained = not model_config.freeze_embedding
         self.embedding = nn.Parameter(embedding_matrix.detach().clone().float(), requires_grad=trained)
+        if trained:
+            # Contexts are computed once, before Phase 2 moves the embedding: the ContextBlock keeps reading this copy.
+            self.register_buffer("frozen_embedding", self.embedding.detach().clone(), persistent=False)
         self.embed_norm = nn.LayerNorm(shape.embed_dim).requires_grad_(False)
         if not model_config.tie_weights:
             self.untied_head = nn.Parameter(self.embedding.detach().clone())
@@ -53,6 +58,12 @@ class NewLLM(nn.Module):
     def embed(self, tokens: Tensor) -> Tensor:
         """`[n]` token ids -> `[n, E]` normalised embeddings."""
         normed: Tensor = self.embed_norm(functional.embedding(tokens, self.embedding))
+        return normed
+
+    def embed_for_contexts(self, tokens: Tensor) -> Tensor:
+        """The same for the ContextBlock, whose input never changes. `[n]` -> `[n, E]`."""
+        matrix = self.embedding if self.config.freeze_embedding else self.frozen_embedding
+        normed: Tensor = self.embed_norm(functional.embedding(tokens, matrix))
         return normed
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -89,8 +100,14 @@ class NewLLM(nn.Module):
     ) -> Tensor:
         """Continue ``prompt`` `[n]`, n >= 1, from the zero context by ``num_tokens`` tokens -> `[n + num_tokens]`.
 
-        Sampling is from the ``top_k`` most probable tokens at ``temperature`` > 0.
+        Sampling is from the ``top_k`` most probable tokens at ``temperature`` > 0. Raises ValueError for an empty
+        prompt, and for a temperature or ``top_k`` out of range.
         """
+        if not len(prompt) or not temperature > 0 or not 1 <= top_k <= len(self.embedding):
+            raise ValueError(
+                "generate: expected a prompt of at least one token, temperature > 0 and "
+                f"top_k in 1 … {len(self.embedding)}, given {len(prompt)} tokens, {temperature} and {top_k}"
+            )
         tokens = prompt.tolist()
         history = self.config.num_input_tokens
         context = torch.zeros(1, self.config.context_dim, device=prompt.device)
@@ -128,10 +145,12 @@ class StreamEmbeddings:
 
     @torch.no_grad()
     def __getitem__(self, rows: slice) -> Tensor:
-        start, stop, _ = rows.indices(len(self.tokens))
+        start, stop, step = rows.indices(len(self.tokens))
+        if step != 1:
+            raise ValueError(f"StreamEmbeddings: expected a slice of step 1, given {step}")
         earlier = self.model.config.num_input_tokens - 1
         first = max(start - earlier, 0)
-        embedded = self.model.embed(self.tokens[first:stop])
+        embedded = self.model.embed_for_contexts(self.tokens[first:stop])
         missing = earlier - (start - first)
         padded = functional.pad(embedded, (0, 0, missing, 0))
         return torch.cat([padded[lag : lag + stop - start] for lag in range(earlier + 1)], dim=1)
