@@ -1,6 +1,6 @@
 """Stale or exact contexts in Phase 1? Both on the `cpu` profile, several seeds (issue: exact contexts, item 3).
 
-    python -m benchmarks.context_source            # about 40 minutes on two cores; finished runs are not repeated
+    python -m benchmarks.context_source            # about 20 minutes on two cores; finished runs are not repeated
 
 Writes results/reference/context_source.json: per seed effective rank, convergence, perplexity after Phase 2, seconds;
 the runs themselves go to results/context_source/.
@@ -19,13 +19,14 @@ from newllm_core.runs import PROJECT_ROOT, RESULTS_DIR, write_json
 SOURCES = ("previous_iteration", "exact")
 
 
-def measure(source: str, seed: int, runs_dir: Path) -> dict[str, Any]:
-    """One run of the profile; the figures that the choice rests on."""
+def measure(source: str, seed: int, max_epochs: int, runs_dir: Path) -> dict[str, Any]:
+    """One run of the profile, with at most ``max_epochs`` epochs; the figures that the choice rests on."""
     settings = settings_from_parameters(load_profile(PROJECT_ROOT / "notebooks" / "profiles" / "cpu.yaml"))
     phase1 = dataclasses.replace(settings.phase1, context_source=source)
     run: RunConfig = dataclasses.replace(settings.run, seed=seed)
-    folder = runs_dir / f"{source}-seed{seed}"
-    record = run_experiment(settings.data, settings.model, phase1, settings.phase2, folder, run=run)
+    phase2 = dataclasses.replace(settings.phase2, max_epochs=max_epochs)
+    folder = runs_dir / f"{source}-seed{seed}-{max_epochs}epochs"
+    record = run_experiment(settings.data, settings.model, phase1, phase2, folder, run=run)
     rank, best = record["phase1"]["effective_rank"], record["phase2"]["best"]
     return {
         "context_source": source,
@@ -42,6 +43,7 @@ def measure(source: str, seed: int, runs_dir: Path) -> dict[str, Any]:
         "validation_perplexity": best["validation_perplexity"],
         "validation_accuracy": best["validation_accuracy"],
         "epochs": len(record["phase2"]["epochs"]),
+        "max_epochs": max_epochs,
         "phase1_seconds": record["phase1"]["seconds"],
         "phase2_seconds": record["phase2"]["seconds"],
         "num_threads": run.num_threads,
@@ -51,12 +53,13 @@ def measure(source: str, seed: int, runs_dir: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    parser.add_argument("--max-epochs", type=int, default=5, help="of Phase 2: its first epochs tell the order")
     parser.add_argument("--out", type=Path, default=RESULTS_DIR / "reference" / "context_source.json")
     arguments = parser.parse_args()
     rows = []
     for seed in arguments.seeds:
         for source in SOURCES:
-            rows.append(measure(source, seed, RESULTS_DIR / "context_source"))
+            rows.append(measure(source, seed, arguments.max_epochs, RESULTS_DIR / "context_source"))
             row = rows[-1]
             print(
                 f"{source:18} seed {seed}: ER {row['effective_rank_share']:.1%}, "

@@ -10,7 +10,7 @@ class BenchmarkSettings:
 
     seed: int = 42
     num_threads: int = 2
-    repetitions: int = 5  # timed rounds; the median counts
+    repetitions: int = 3  # timed rounds; the median counts
     num_conversations: int = 80  # the cpu profile; 57,173 tokens
     # (a) contexts
     context_tokens: int = 31_024  # as many as the notes' validation text
@@ -20,12 +20,12 @@ class BenchmarkSettings:
     small_tokens: tuple[int, ...] = (1, 10, 50, 200, 300, 1_000, 3_000)
     small_context_dims: tuple[int, ...] = (8, 64, 200, 1_536)
     small_weight_stds: tuple[float, ...] = (0.1, 0.5)  # the given one, and one that expands
-    small_seconds: float = 0.2  # calls are repeated until a timing lasts this long
+    small_seconds: float = 0.1  # calls are repeated until a timing lasts this long
     # (c) head and epoch
     batch_sizes: tuple[int, ...] = (512, 2_048)
-    epoch_tokens: int = 16_384  # training targets of the epoch that is timed
+    epoch_tokens: int = 8_192  # training targets of the epoch that is timed
     epoch_repetitions: int = 3
-    evaluation_tokens: int = 8_192
+    evaluation_tokens: int = 4_096
     head_repetitions: int = 3
     reference_rows: int = 512  # whose gradient is computed in float64
     memory_batches: tuple[int, ...] = (512, 2_048, 16_384)
@@ -37,9 +37,10 @@ class BenchmarkSettings:
     scaling_conversations: int = 1_600  # enough for the largest
     whole_epoch_tokens: int = 100_000  # up to here the whole epoch is timed, beyond it a share
     epoch_share: float = 0.1
-    scaling_repetitions: int = 3  # of contexts and iteration; the epoch runs once
+    scaling_repetitions: int = 1  # of contexts and iteration; the epoch runs once
     # (d) the whole run
-    whole_run_limit: int | None = None  # iterations and epochs; None: what the configs say
+    whole_run_iterations: int | None = None  # at most; None: what the config says
+    whole_run_epochs: int = 5  # at most: the plain side takes minutes for each
 
 
 FULL = BenchmarkSettings()
@@ -69,5 +70,6 @@ QUICK = dataclasses.replace(
     scaling_conversations=8,
     whole_epoch_tokens=1_000,
     scaling_repetitions=1,
-    whole_run_limit=1,
+    whole_run_iterations=1,
+    whole_run_epochs=1,
 )

@@ -1,9 +1,13 @@
 """What Phase 1 minimises: the fixed-point term and the diversity terms.
 
-A diversity loss takes contexts `[num_tokens, context_dim]` and returns its terms by name, each a scalar; their sum
-is the loss. A new one is one function and one entry in DIVERSITY_ALGORITHMS and ALGORITHM_DESCRIPTIONS.
+A diversity loss takes contexts `[num_tokens, context_dim]` and returns a scalar. A new one is one function and one
+entry in DIVERSITY_ALGORITHMS and ALGORITHM_DESCRIPTIONS.
+
+MCDL and ODCM are the notes'. Neither sees rank as such: with unit gain after LayerNorm MCDL is the same for two points
+as for an isotropic cloud, and ODCM's hinge is content with any variances above 1. The other two see it.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -14,6 +18,7 @@ DiversityLoss = Callable[[Tensor], Tensor]
 
 VICREG_TARGET_STD = 1.0
 VICREG_EPSILON = 1e-4
+SIGREG_KNOTS, SIGREG_RANGE, SIGREG_SLICES = 17, 5.0, 256  # LeJEPA's values
 VICREG_COVARIANCE_WEIGHT = 0.04  # 1/25, as in VICReg (Bardes et al. 2022, section 4.2: 25 · variance + 1 · covariance)
 
 
@@ -58,11 +63,55 @@ def odcm_loss(contexts: Tensor) -> Tensor:
     return terms["variance"] + terms["covariance"]
 
 
-DIVERSITY_ALGORITHMS: dict[str, DiversityLoss] = {"MCDL": mcdl_loss, "ODCM": odcm_loss}
+def participation_loss(contexts: Tensor) -> Tensor:
+    """Minus the log of the participation ratio of the covariance, `log‖C‖²_F - 2 log tr C`, O(nd²).
+
+    The participation ratio `(tr C)² / ‖C‖²_F` counts directions, 1 … d (Gao et al. 2017). `[n, d]`; `-log d … 0`, and 0,
+    the worst, for contexts that are all the same.
+    """
+    centred = contexts - contexts.mean(dim=0)
+    covariance = centred.T @ centred / len(contexts)
+    # The same tiny number on both sides: it cancels where there is no variance at all.
+    tiny = torch.finfo(contexts.dtype).tiny
+    squares, trace = covariance.square().sum(), covariance.diagonal().sum()
+    return torch.log(squares + tiny) - 2 * torch.log(trace + math.sqrt(tiny))
+
+
+def sigreg_loss(contexts: Tensor) -> Tensor:
+    """SIGReg: distance of random one-dimensional projections from a standard normal, O(nd · slices).
+
+    Per slice the Epps–Pulley statistic, the weighted squared difference of characteristic functions, by the trapezoid
+    rule on 17 knots in [-5, 5] (LeJEPA, Balestriero & LeCun 2025), here without its factor n so that it does not depend
+    on the batch; mean over 256 slices. `[n, d]`; a scalar >= 0. Slices are drawn anew at each call from torch's global
+    generator, which a run seeds: fixed ones would leave directions unseen.
+    """
+    slices = functional.normalize(torch.randn(contexts.shape[1], SIGREG_SLICES, dtype=contexts.dtype), dim=0)
+    projected = contexts @ slices.to(contexts.device)
+    # Both characteristic functions are symmetric in t, so half of the knots do, at twice their weight.
+    knots = torch.linspace(0, SIGREG_RANGE, (SIGREG_KNOTS + 1) // 2, dtype=contexts.dtype, device=contexts.device)
+    statistic = contexts.new_zeros(SIGREG_SLICES)
+    spacing = SIGREG_RANGE / (len(knots) - 1)
+    for number, knot in enumerate(knots):
+        normal = torch.exp(-0.5 * knot.square())
+        phase = projected * knot
+        difference = (phase.cos().mean(dim=0) - normal).square() + phase.sin().mean(dim=0).square()
+        ends = 0.5 if number in (0, len(knots) - 1) else 1.0
+        statistic = statistic + 2 * spacing * ends * normal * difference
+    return statistic.mean()
+
+
+DIVERSITY_ALGORITHMS: dict[str, DiversityLoss] = {
+    "MCDL": mcdl_loss,
+    "ODCM": odcm_loss,
+    "PR": participation_loss,
+    "SIGReg": sigreg_loss,
+}
 
 ALGORITHM_DESCRIPTIONS: dict[str, str] = {
     "MCDL": "mean-centred dispersion: pushes contexts away from their mean, O(nd)",
     "ODCM": "off-diagonal covariance minimisation: unit variances, no correlations, as in VICReg, O(nd²)",
+    "PR": "minus log participation ratio: as many directions of equal variance as possible, O(nd²)",
+    "SIGReg": "random projections like a standard normal, as in LeJEPA, O(nd · 256)",
 }
 
 

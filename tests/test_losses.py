@@ -1,5 +1,7 @@
 """The losses of Phase 1, by hand, against torch's covariance, and what the cheap one does not see."""
 
+import math
+
 import pytest
 import torch
 from core_helpers import rng
@@ -14,6 +16,8 @@ from newllm_core.losses import (
     mcdl_loss,
     odcm_loss,
     odcm_terms,
+    participation_loss,
+    sigreg_loss,
 )
 
 
@@ -94,8 +98,12 @@ def test_odcm_refuses_a_single_token() -> None:
 
 @pytest.mark.parametrize("name", DIVERSITY_ALGORITHMS)
 def test_gradients_are_the_derivatives(name: str) -> None:
+    def with_the_same_slices(contexts: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(2)
+        return diversity_loss(name)(contexts)
+
     contexts = random_contexts(6, 4, scale=0.7).requires_grad_()
-    assert torch.autograd.gradcheck(diversity_loss(name), (contexts,))
+    assert torch.autograd.gradcheck(with_the_same_slices, (contexts,))
 
 
 def test_cvfp_gradient_is_the_derivative() -> None:
@@ -116,3 +124,77 @@ def test_every_algorithm_has_a_description() -> None:
 def test_an_unknown_algorithm_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="unknown diversity algorithm 'mcdl'; known: MCDL, ODCM"):
         diversity_loss("mcdl")
+
+
+def clouds(num_tokens: int = 2000, context_dim: int = 16) -> dict[str, torch.Tensor]:
+    """Contexts of unit components like LayerNorm's: one point, two points, rank 4, all directions."""
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.ones(context_dim)
+    signs[::2] = -1
+    sides = torch.where(torch.arange(num_tokens) % 2 == 0, 1.0, -1.0).unsqueeze(1)
+    low = torch.randn(num_tokens, 4, generator=generator) @ torch.randn(4, context_dim, generator=generator)
+    isotropic = torch.randn(num_tokens, context_dim, generator=generator)
+    norm = torch.nn.functional.layer_norm
+    return {
+        "one point": signs.expand(num_tokens, -1).clone(),
+        "two points": sides * signs,
+        "rank 4": norm(low, (context_dim,)),
+        "isotropic": norm(isotropic, (context_dim,)),
+    }
+
+
+def values(name: str) -> dict[str, float]:
+    torch.manual_seed(0)
+    return {cloud: float(DIVERSITY_ALGORITHMS[name](contexts)) for cloud, contexts in clouds().items()}
+
+
+@pytest.mark.parametrize("name", ["PR", "SIGReg"])
+def test_rank_seeing_losses_order_two_points_below_low_rank_below_isotropic(name: str) -> None:
+    loss = values(name)
+    assert loss["one point"] > loss["two points"] - 1e-4
+    assert loss["two points"] > loss["rank 4"] + 0.01 > loss["isotropic"] + 0.02
+
+
+def test_mcdl_does_not_tell_two_points_from_an_isotropic_cloud() -> None:
+    loss = values("MCDL")
+    assert loss["two points"] == pytest.approx(loss["isotropic"], rel=0.01)
+    assert loss["two points"] == pytest.approx(loss["rank 4"], rel=0.05)
+
+
+def test_odcm_hinge_alone_is_content_with_two_points() -> None:
+    terms = {cloud: odcm_terms(contexts) for cloud, contexts in clouds().items()}
+    assert float(terms["two points"]["variance"]) <= float(terms["isotropic"]["variance"]) + 1e-6
+    # Only its second term, weighted 0.04, sees the collapse.
+    assert float(terms["two points"]["covariance"]) > 10 * float(terms["isotropic"]["covariance"])
+
+
+def test_participation_loss_is_the_log_of_the_number_of_equal_directions() -> None:
+    basis = torch.eye(8, dtype=torch.float64)[:3]
+    contexts = torch.cat([basis, -basis])
+    assert float(participation_loss(contexts)) == pytest.approx(-math.log(3), abs=1e-9)
+    assert float(participation_loss(contexts * 7)) == pytest.approx(-math.log(3), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(DIVERSITY_ALGORITHMS))
+def test_contexts_that_are_all_the_same_give_the_worst_value_and_no_nan(name: str) -> None:
+    constant = torch.full((50, 6), 0.3)
+    torch.manual_seed(0)
+    loss = DIVERSITY_ALGORITHMS[name](constant)
+    assert math.isfinite(float(loss))
+    torch.manual_seed(0)
+    assert float(loss) > float(
+        DIVERSITY_ALGORITHMS[name](torch.randn(50, 6, generator=torch.Generator().manual_seed(1)))
+    )
+
+
+def test_sigreg_is_the_trapezoid_rule_over_all_17_knots() -> None:
+    contexts = torch.randn(40, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    torch.manual_seed(5)
+    ours = float(sigreg_loss(contexts))
+    torch.manual_seed(5)
+    slices = torch.nn.functional.normalize(torch.randn(5, 256, dtype=torch.float64), dim=0)
+    knots = torch.linspace(-5, 5, 17, dtype=torch.float64)
+    empirical = torch.exp(1j * (contexts @ slices).unsqueeze(-1) * knots).mean(dim=0)
+    normal = torch.exp(-0.5 * knots**2)
+    statistic = torch.trapezoid((empirical - normal).abs() ** 2 * normal, knots, dim=-1).mean()
+    assert ours == pytest.approx(float(statistic), rel=1e-12)
