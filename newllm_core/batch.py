@@ -271,6 +271,8 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("expected notebooks, or --batch FILE")
     if options.batch and (options.parameters or options.profile or options.out):
         parser.error("--batch takes no -p, -f or --out: each job of the file has its own")
+    if options.out and options.out.suffix == ".ipynb":
+        parser.error(f"--out: expected a folder, given {options.out}")
     return options
 
 

@@ -66,8 +66,8 @@ def odcm_loss(contexts: Tensor) -> Tensor:
 def participation_loss(contexts: Tensor) -> Tensor:
     """Minus the log of the participation ratio of the covariance, `log‖C‖²_F - 2 log tr C`, O(nd²).
 
-    The participation ratio `(tr C)² / ‖C‖²_F` counts directions, 1 … d (Gao et al. 2017). `[n, d]`; `-log d … 0`, and 0,
-    the worst, for contexts that are all the same.
+    The participation ratio `(tr C)² / ‖C‖²_F` counts directions, 1 … d (Gao et al. 2017). `[n, d]`; `-log d … 0`, and
+    0, the worst, for contexts that are all the same.
     """
     centred = contexts - contexts.mean(dim=0)
     covariance = centred.T @ centred / len(contexts)

@@ -222,3 +222,9 @@ def test_source_hash_depends_on_cells_and_not_on_outputs(tmp_path: Path) -> None
     nbformat.write(notebook, tmp_path / "in.ipynb")
     assert batch.source_hash(tmp_path / "in.ipynb") == first
     assert batch.source_hash(make_notebook(tmp_path / "in.ipynb", "print(2)")) != first
+
+
+def test_an_output_that_looks_like_a_notebook_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        batch.main(["notebooks/03_phase2.ipynb", "--out", "out.ipynb"])
+    assert "--out: expected a folder, given out.ipynb" in capsys.readouterr().err

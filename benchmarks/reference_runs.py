@@ -1,0 +1,82 @@
+"""The committed records of whole runs: `notes` and `cpu`, and the picture on the README's first screen.
+
+    python -m newllm_core.batch notebooks/03_phase2.ipynb -f notebooks/profiles/notes.yaml --out results/notebooks/notes
+    python -m newllm_core.batch notebooks/03_phase2.ipynb -f notebooks/profiles/cpu.yaml --out results/notebooks/cpu
+    python -m benchmarks.reference_runs            # copies what these two left; nothing is trained here
+
+Writes results/reference/runs/<profile>.json and results/reference/readme.png.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from newllm_core.batch import load_profile
+from newllm_core.config import settings_from_parameters
+from newllm_core.experiment import run_folder_name
+from newllm_core.plots import save_figure
+from newllm_core.runs import PROJECT_ROOT, RECORD_NAME, RESULTS_DIR, read_json, write_json
+
+PROFILES = {"notes": ("#777777", "notes: stale contexts, batches in order"), "cpu": ("#c44e52", "defaults")}
+
+
+def record_of(profile: str) -> dict[str, Any]:
+    """The record of notebook 03 run with that profile. Raises FileNotFoundError when it has not been run."""
+    settings = settings_from_parameters(load_profile(PROJECT_ROOT / "notebooks" / "profiles" / f"{profile}.yaml"))
+    record: dict[str, Any] = read_json(RESULTS_DIR / "03_phase2" / run_folder_name(settings) / RECORD_NAME)
+    return record
+
+
+def picture(records: dict[str, dict[str, Any]]) -> Figure:
+    """Spectrum of the contexts before and after Phase 1, and perplexity per epoch of Phase 2."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    spectrum, ppl = figure.subplots(1, 2)
+    default = records["cpu"]
+    phase1 = default["phase1"]
+    width, rank = phase1["effective_rank"]["context_dim"], phase1["effective_rank"]
+    for values, value, colour, name in (
+        (phase1["spectrum"]["validation_before"], rank["validation_untrained"], "#777777", "untrained"),
+        (phase1["spectrum"]["validation"], rank["validation"], "#c44e52", "after Phase 1"),
+    ):
+        shares = [100 * one / sum(values) for one in values]
+        spectrum.semilogy(range(1, width + 1), shares, color=colour, label=f"{name}: effective rank {value:.0f}")
+    spectrum.set(
+        xlabel="singular value, by size", ylabel="% of their sum", ylim=(1e-3, None),
+        title=f"Phase 1: contexts spread over {width} dimensions",
+    )  # fmt: skip
+    for profile, record in records.items():
+        colour, name = PROFILES[profile]
+        epochs, best = record["phase2"]["epochs"], record["phase2"]["best"]
+        numbers = [epoch["epoch"] for epoch in epochs]
+        label = f"{name}: {best['validation_perplexity']:.0f}"
+        ppl.semilogy(
+            numbers, [epoch["validation_perplexity"] for epoch in epochs], "o-", ms=3, color=colour, label=label
+        )
+        ppl.plot(best["epoch"], best["validation_perplexity"], "o", ms=11, mfc="none", mec=colour)
+    ppl.set(xlabel="epoch", ylabel="validation perplexity", title="Phase 2: next-token prediction (lower is better)")
+    ppl.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ppl.yaxis.set_minor_formatter("{x:.0f}")
+    ppl.yaxis.set_major_formatter("{x:.0f}")
+    for axis in (spectrum, ppl):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.suptitle(
+        f"{default['corpus']}, {default['embeddings']}, {default['tokens']['train']:,} training and "
+        f"{default['tokens']['validation']:,} validation tokens, seed {default['seed']}", fontsize=9,
+    )  # fmt: skip
+    return figure
+
+
+def main() -> None:
+    records = {profile: record_of(profile) for profile in PROFILES}
+    reference = RESULTS_DIR / "reference"
+    for profile, record in records.items():
+        write_json(reference / "runs" / f"{profile}.json", record)
+    path: Path = save_figure(picture(records), reference / "readme.png")
+    print(f"{', '.join(records)}: {reference / 'runs'}; {path}")
+
+
+if __name__ == "__main__":
+    main()
