@@ -19,7 +19,10 @@ from newllm_core.experiment import run_folder_name
 from newllm_core.plots import save_figure
 from newllm_core.runs import PROJECT_ROOT, RECORD_NAME, RESULTS_DIR, read_json, write_json
 
-PROFILES = {"notes": ("#777777", "notes: stale contexts, batches in order"), "cpu": ("#c44e52", "cpu profile: exact contexts, shuffled")}
+PROFILES = {
+    "notes": ("#777777", "notes: stale contexts, batches in order"),
+    "cpu": ("#c44e52", "cpu profile: exact contexts, shuffled"),
+}
 
 
 def record_of(profile: str) -> dict[str, Any]:
