@@ -4,6 +4,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 # Notebooks run with the environment's own kernel, whatever kernels the user has registered.
 export JUPYTER_PREFER_ENV_PATH=1
+# On a machine that does other things too, threads that spin while they wait make everything up to ten times slower.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 
 usage() {
     cat <<'END'
