@@ -142,7 +142,7 @@ class Phase1Config:
 
     diversity_algorithm: str = "MCDL"  # a name in losses.DIVERSITY_ALGORITHMS
     dist_reg_weight: float = _number(0.9, low=0, high=1)  # w: (1 - w) · cvfp + w · diversity
-    context_source: str = _choice("previous_iteration", "exact")
+    context_source: str = _choice("exact", "previous_iteration")
     context_noise: float = _number(0.1, low=0)  # std added to the input contexts while training
     learning_rate: float = _number(0.002, above=0)
     gradient_clip: float = _number(2.0, above=0)
