@@ -224,7 +224,8 @@ class Settings:
     run: RunConfig = RunConfig()
 
 
-def _unknown_name_message(kind: str, name: str, known: typing.Iterable[str]) -> str:
+def unknown_name_message(kind: str, name: str, known: typing.Iterable[str]) -> str:
+    """What to say of a name that is not known: the nearest known one, and all of them."""
     known = sorted(known)
     # A name that sections share is known with its section in front only.
     nearest = [full for full in known if full.endswith(f"_{name}")] or difflib.get_close_matches(name, known, n=1)
@@ -240,7 +241,7 @@ def from_mapping(config_type: type[Config], values: Mapping[str, Any]) -> Config
     known = {spec.name for spec in dataclasses.fields(config_type)}  # type: ignore[arg-type]
     for name in values:
         if name not in known:
-            raise ConfigError(_unknown_name_message(f"key of {config_type.__name__}", name, known))
+            raise ConfigError(unknown_name_message(f"key of {config_type.__name__}", name, known))
     return config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
@@ -271,7 +272,7 @@ def settings_from_parameters(parameters: Mapping[str, Any], extra: typing.Iterab
         if ignored and name not in known:
             continue
         if name not in known:
-            raise ConfigError(_unknown_name_message("parameter", name, [*known, *extra]))
+            raise ConfigError(unknown_name_message("parameter", name, [*known, *extra]))
         section, key = known[name]
         sections[section][key] = value
     built = {s.name: from_mapping(s.type, sections[s.name]) for s in dataclasses.fields(Settings)}  # type: ignore[arg-type]

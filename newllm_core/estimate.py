@@ -30,16 +30,25 @@ class Estimate:
     memory_gb: float
 
     @property
+    def phase1_minutes(self) -> float:
+        """Of Phase 1, if it does not stop early."""
+        return self.seconds_per_iteration * self.max_iterations / 60
+
+    @property
     def longest_minutes(self) -> float:
         """If neither phase stops early."""
-        total = self.seconds_per_iteration * self.max_iterations + self.seconds_per_epoch * self.max_epochs
-        return total / 60
+        return self.phase1_minutes + self.seconds_per_epoch * self.max_epochs / 60
+
+    def phase1_text(self) -> str:
+        return (
+            f"Phase 1 about {self.seconds_per_iteration:.1f} s an iteration (at most {self.max_iterations}): "
+            f"at most about {self.phase1_minutes:.1f} minutes"
+        )
 
     def __str__(self) -> str:
         return (
-            f"Phase 1 about {self.seconds_per_iteration:.1f} s an iteration (at most {self.max_iterations}), "
-            f"Phase 2 about {self.seconds_per_epoch:.1f} s an epoch (at most {self.max_epochs}): "
-            f"at most about {self.longest_minutes:.1f} minutes, {self.memory_gb:.1f} GiB"
+            f"{self.phase1_text()}; Phase 2 about {self.seconds_per_epoch:.1f} s an epoch (at most {self.max_epochs}); "
+            f"both at most about {self.longest_minutes:.1f} minutes, {self.memory_gb:.1f} GiB"
         )
 
 

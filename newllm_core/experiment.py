@@ -24,6 +24,7 @@ from newllm_core.config import (
     config_hash,
     from_mapping,
 )
+from newllm_core.losses import user_loss_fingerprint
 from newllm_core.measure import describe, measure_phase1, phase2_record, validation_spectrum
 from newllm_core.phase1 import Phase1Result, finish_phase1, train_phase1
 from newllm_core.phase2 import train_phase2
@@ -66,11 +67,11 @@ def run_phase1(prepared: Prepared, config: Phase1Config, phase1_dir: Path) -> tu
     The model of ``prepared`` carries the kept weights afterwards. Returns the contexts, and the record.
     Raises RunError when the folder holds another configuration or a damaged file.
     """
-    configs = _config_record(prepared.data, prepared.model.config, config, prepared.run)
+    configs = configs_record(prepared.data, prepared.model.config, config, prepared.run)
     block = prepared.model.context_block
     if (phase1_dir / PHASE1_RECORD).is_file():
         record = read_json(phase1_dir / PHASE1_RECORD)
-        _refuse_other_config(record, configs, phase1_dir)
+        refuse_other_config(record, configs, phase1_dir)
         block.load_state_dict(load_tensors(phase1_dir / CONTEXT_WEIGHTS))
         logger.info("Phase 1: found in %s", phase1_dir)
         # Contexts are recomputed, which takes seconds, rather than kept, which takes gigabytes.
@@ -116,10 +117,10 @@ def run_experiment(
 
     Raises ConfigError, DataError, RunError (another configuration in the folder) or NotFiniteError.
     """
-    configs = _config_record(data, model, phase1, run, phase2)
+    configs = configs_record(data, model, phase1, run, phase2)
     if is_complete(run_dir):
         record: dict[str, Any] = read_json(run_dir / RECORD_NAME)
-        _refuse_other_config(record, configs, run_dir)
+        refuse_other_config(record, configs, run_dir)
         logger.info("complete already: %s", run_dir / RECORD_NAME)
         return record
     start, began = datetime.now(UTC), time.perf_counter()
@@ -157,18 +158,25 @@ def settings_of(record: Mapping[str, Any]) -> Settings:
     return Settings(**{name: from_mapping(kind, record["config"][name]) for name, kind in sections.items()})  # type: ignore[arg-type]
 
 
-def _config_record(
+def configs_record(
     data: DataConfig, model: ModelConfig, phase1: Phase1Config, run: RunConfig, phase2: Phase2Config | None = None
 ) -> dict[str, Any]:
-    """The configs as JSON gives them back, so that a stored one compares equal."""
+    """The configs as JSON gives them back, so that a stored one compares equal.
+
+    A user's loss is part of the configuration by its source, since its name alone does not say what it computes.
+    """
     parts = {"data": asdict(data), "model": asdict(model), "phase1": asdict(phase1), "run": asdict(run)}
+    fingerprint = user_loss_fingerprint(phase1.diversity_algorithm)
+    if fingerprint is not None:
+        parts["user_loss"] = {"source_sha256": fingerprint}
     if phase2 is not None:
         parts["phase2"] = asdict(phase2)
     stored: dict[str, Any] = json.loads(json.dumps(parts))
     return stored
 
 
-def _refuse_other_config(record: Mapping[str, Any], configs: Mapping[str, Any], folder: Path) -> None:
+def refuse_other_config(record: Mapping[str, Any], configs: Mapping[str, Any], folder: Path) -> None:
+    """Raises RunError when a record was made with another configuration than ``configs``."""
     for section, values in configs.items():
         for name, value in values.items():
             stored = record["config"].get(section, {}).get(name)

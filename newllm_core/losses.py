@@ -1,13 +1,16 @@
 """What Phase 1 minimises: the fixed-point term and the diversity terms.
 
 A diversity loss takes contexts `[num_tokens, context_dim]` and returns a scalar. A new one is one function and one
-entry in DIVERSITY_ALGORITHMS and ALGORITHM_DESCRIPTIONS.
+entry in DIVERSITY_ALGORITHMS and ALGORITHM_DESCRIPTIONS; from a notebook, `register_diversity_loss`.
 
 MCDL and ODCM are the notes'. Neither sees rank as such: with unit gain after LayerNorm MCDL is the same for two points
 as for an isotropic cloud, and ODCM's hinge is content with any variances above 1. The other two see it.
 """
 
+import hashlib
+import inspect
 import math
+import re
 from collections.abc import Callable
 
 import torch
@@ -113,6 +116,40 @@ ALGORITHM_DESCRIPTIONS: dict[str, str] = {
     "PR": "minus log participation ratio: as many directions of equal variance as possible, O(nd²)",
     "SIGReg": "random projections like a standard normal, as in LeJEPA, O(nd · 256)",
 }
+
+
+_BUILT_IN = frozenset(DIVERSITY_ALGORITHMS)
+
+
+def register_diversity_loss(name: str, description: str, loss: DiversityLoss) -> None:
+    """Make a loss of your own known under ``name``, e.g. from a notebook; a second call replaces the first.
+
+    Runs made with it carry the hash of its source, and a run folder made with another source is refused.
+    Raises ValueError for a built-in name, one that cannot be part of a file name, or a function without source.
+    """
+    if name in _BUILT_IN:
+        raise ValueError(f"diversity algorithm {name!r} is built in; choose another name")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        raise ValueError(f"diversity algorithm: expected a name of letters, digits, '_', '.', '-', given {name!r}")
+    _source(name, loss)
+    DIVERSITY_ALGORITHMS[name], ALGORITHM_DESCRIPTIONS[name] = loss, description
+
+
+def user_loss_fingerprint(name: str) -> str | None:
+    """SHA-256 of the source of a registered loss; None for a built-in one. Raises ValueError as `diversity_loss`."""
+    if name in _BUILT_IN:
+        return None
+    return hashlib.sha256(_source(name, diversity_loss(name)).encode()).hexdigest()
+
+
+def _source(name: str, loss: DiversityLoss) -> str:
+    try:
+        return inspect.getsource(loss)
+    except (OSError, TypeError) as error:
+        raise ValueError(
+            f"diversity algorithm {name!r}: expected a function whose source can be read, written in a notebook cell "
+            f"or a file ({error})"
+        ) from error
 
 
 def diversity_loss(name: str) -> DiversityLoss:

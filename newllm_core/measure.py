@@ -57,7 +57,7 @@ def measure_phase1(
         "effective_rank": _rank_record(result, history, config),
         "convergence": _convergence_record(best, len(prepared.train_tokens), passes.convergence),
         "cvfp_loss": best.cvfp if best else None,
-        "checks": [as_record(check) for check in _checks(prepared, contexts[:few], passes, config)],
+        "checks": [as_record(check) for check in _checks(prepared, contexts, passes, config)],
         "repeated_passes": as_record(passes),
         "stale_against_exact": _stale_record(prepared, result, history),
         "contraction_rate": contraction_rate(block, embeds[0:few]),
@@ -95,10 +95,10 @@ def _convergence_record(best: IterationRecord | None, num_train: int, validation
 
 
 def _checks(prepared: Prepared, contexts: Tensor, passes: RepeatedPasses, config: Phase1Config) -> list[Check]:
-    validation = all_contexts(prepared.model, prepared.validation_tokens[: config.effective_rank_tokens + 1])
+    few = min(_MEASURED_TOKENS, len(contexts) - 1)
     return [
-        rank_check(stream_rank(validation[:, -1], config.effective_rank_tokens)),
-        identity_check(contexts, prepared.model.embed(prepared.validation_tokens[: len(contexts)]).detach()),
+        rank_check(stream_rank(contexts, config.effective_rank_tokens)),
+        identity_check(contexts[:few], prepared.model.embed(prepared.validation_tokens[:few]).detach()),
         fixed_point_check(passes),
     ]
 
