@@ -32,6 +32,7 @@ from newllm_core.phase1 import IterationRecord, Phase1History, Phase1Result, all
 from newllm_core.phase2 import Phase2Result
 from newllm_core.preparation import Prepared
 from newllm_core.runs import current_commit, derived_generator, device_name, library_versions
+from newllm_core.spectrum import spectrum_figures
 
 # Tokens on which exponent, horizon and the stale comparison are measured.
 _MEASURED_TOKENS = 8192
@@ -62,8 +63,15 @@ def measure_phase1(
         "stale_against_exact": _stale_record(prepared, result, history),
         "contraction_rate": contraction_rate(block, embeds[0:few]),
         "forgetting": {"factor": FORGETTING_FACTOR, **asdict(forgetting)},
-        "spectrum": {"validation": singular_values(contexts[:-1][: config.effective_rank_tokens]).tolist()},
+        "spectrum": _spectrum_record(contexts[:-1][: config.effective_rank_tokens]),
         "history": [iteration.record() for iteration in history.iterations],
+    }
+
+
+def _spectrum_record(measured: Tensor) -> dict[str, Any]:
+    return {
+        "validation": singular_values(measured).tolist(),
+        "measures": [figure.record() for figure in spectrum_figures(measured.cpu())],
     }
 
 

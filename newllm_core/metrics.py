@@ -26,8 +26,18 @@ def singular_values(matrix: Tensor) -> Tensor:
     wide = matrix.double()
     gram = wide.T @ wide if len(wide) >= wide.shape[1] else wide @ wide.T
     squares = torch.linalg.eigvalsh(gram).flip(0)
-    rounding = squares[0] * max(matrix.shape) * torch.finfo(torch.float64).eps
-    return torch.where(squares > rounding, squares, 0.0).sqrt()
+    return above_rounding(squares, float(squares[0]) * max(matrix.shape) * torch.finfo(torch.float64).eps).sqrt()
+
+
+def above_rounding(squares: Tensor, rounding: float) -> Tensor:
+    """Eigenvalues with those that rounding alone can make set to zero."""
+    return torch.where(squares > rounding, squares, 0.0)
+
+
+def entropy_rank_of(sigma: Tensor) -> float | None:
+    """`exp(H(p))`, `p = σ / Σσ`, of singular values `[k]`; None when all are zero."""
+    share = sigma[sigma > 0] / sigma.sum()
+    return math.exp(float(-(share * share.log()).sum())) if len(share) else None
 
 
 def effective_rank(contexts: Tensor) -> float:
@@ -36,12 +46,10 @@ def effective_rank(contexts: Tensor) -> float:
     `[n, d]`, every row used; 1 … min(n, d). It is biased low when n is not much larger than d, so quote n beside
     it, or use `calibrated_effective_rank`. Raises ValueError for a matrix of zeros, where it is undefined.
     """
-    sigma = singular_values(contexts)
-    total = sigma.sum()
-    if total == 0:
+    rank = entropy_rank_of(singular_values(contexts))
+    if rank is None:
         raise ValueError("effective rank: undefined for a matrix of zeros")
-    share = sigma[sigma > 0] / total
-    return math.exp(float(-(share * share.log()).sum()))
+    return rank
 
 
 def calibrated_effective_rank(contexts: Tensor) -> float:
@@ -50,11 +58,12 @@ def calibrated_effective_rank(contexts: Tensor) -> float:
     `[n, d]`. Removes most of the bias of few tokens for n >= d; white noise itself comes out at d.
     """
     num_tokens, context_dim = contexts.shape
-    return min(effective_rank(contexts) / _noise_effective_rank(num_tokens, context_dim), 1.0) * context_dim
+    return min(effective_rank(contexts) / noise_effective_rank(num_tokens, context_dim), 1.0) * context_dim
 
 
 @lru_cache(maxsize=64)
-def _noise_effective_rank(num_tokens: int, context_dim: int) -> float:
+def noise_effective_rank(num_tokens: int, context_dim: int) -> float:
+    """Effective rank of white noise `[num_tokens, context_dim]`, drawn with a fixed seed."""
     noise = torch.randn(num_tokens, context_dim, generator=derived_generator("noise", num_tokens, context_dim))
     return effective_rank(noise)
 

@@ -27,7 +27,8 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
-from newllm_core.metrics import _noise_effective_rank
+from newllm_core.metrics import above_rounding, entropy_rank_of, noise_effective_rank
+from newllm_core.moments import Moments, weighted_moments
 from newllm_core.runs import derived_generator
 
 # 40 blocks know a standard deviation to 11 %, and are 250 tokens long at 10,000: longer than a trained block remembers.
@@ -37,84 +38,11 @@ MIN_BLOCK_LENGTH, MIN_BLOCKS = 10, 10
 # Efron & Tibshirani 1993, section 6.4: 25 draws are informative for a standard deviation, 200 nearly always enough.
 NUM_RESAMPLES, MIN_RESAMPLES = 100, 25
 CONFIDENCE = 0.95
-DRAWS_AT_ONCE = 10  # 20 MB at context_dim 500
 # The fit leaves out the first directions, which follow no law, and the last half, which few tokens push down.
 FIRST_RANK, MIN_RANKS = 10, 5
 MIN_PAIR_TOKENS = 4  # the centred trace estimates divide by n - 3
 
 Interval = tuple[float, float]
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Sums over tokens that determine every measure of this file; float64.
-
-    Attributes:
-        count: n.
-        total: Σx, `[d]`.
-        gram: Σxxᵀ, `[d, d]`.
-        norm_weighted: Σ|x|²x, `[d]`.
-        fourth: Σ|x|⁴.
-    """
-
-    count: int
-    total: Tensor
-    gram: Tensor
-    norm_weighted: Tensor
-    fourth: float
-
-    @classmethod
-    def of(cls, contexts: Tensor) -> "Moments":
-        """Of `[n, d]`, n >= 1. Raises ValueError unless it is finite, fourth powers included."""
-        if contexts.ndim != 2 or not contexts.numel():
-            raise ValueError(f"moments: expected a matrix [n, d], n and d >= 1, given {list(contexts.shape)}")
-        wide = contexts.detach().double()
-        norms = wide.square().sum(dim=1)
-        fourth = float(norms @ norms)
-        if not math.isfinite(fourth):
-            raise ValueError(f"moments: expected finite contexts, given {list(wide.shape)} with Σ|x|⁴ = {fourth}")
-        return cls(len(wide), wide.sum(dim=0), wide.T @ wide, norms @ wide, fourth)
-
-    @property
-    def context_dim(self) -> int:
-        return len(self.total)
-
-    def __add__(self, other: "Moments") -> "Moments":
-        """The moments of both sets of tokens. Raises ValueError for unlike dimensions."""
-        (both,) = weighted_moments([self, other], torch.ones(1, 2, dtype=torch.int64))
-        return both
-
-    def packed(self) -> Tensor:
-        """All sums in one row, `[d² + 2d + 2]`."""
-        numbers = self.total.new_tensor([self.count, self.fourth])
-        return torch.cat([numbers, self.total, self.norm_weighted, self.gram.flatten()])
-
-    @classmethod
-    def unpacked(cls, row: Tensor, context_dim: int) -> "Moments":
-        numbers, total, weighted, gram = row.split([2, context_dim, context_dim, context_dim**2])
-        return cls(round(float(numbers[0])), total, gram.view(context_dim, context_dim), weighted, float(numbers[1]))
-
-
-def weighted_moments(blocks: Sequence[Moments], weights: Tensor) -> Iterator[Moments]:
-    """Per row of ``weights`` `[num_draws, num_blocks]`, integers >= 0: the moments with each block so many times.
-
-    Holds the blocks once more, 8 · num_blocks · d² bytes. Raises ValueError for other weights, for rows that draw
-    nothing and for blocks of unlike dimensions.
-    """
-    dims = {block.context_dim for block in blocks}
-    if len(dims) != 1:
-        raise ValueError(f"moments: expected blocks of one dimension, given {sorted(dims)}")
-    if weights.is_floating_point() or weights.ndim != 2 or weights.shape[1] != len(blocks):
-        raise ValueError(
-            f"moments: expected integer weights [num_draws, {len(blocks)}], given {weights.dtype} {list(weights.shape)}"
-        )
-    if bool((weights < 0).any()) or bool((weights.sum(dim=1) < 1).any()):
-        raise ValueError("moments: expected weights >= 0 with a block drawn in every row, given others")
-    (context_dim,) = dims
-    packed = torch.stack([block.packed() for block in blocks])
-    for some in weights.to(packed).split(DRAWS_AT_ONCE):
-        for row in some @ packed:
-            yield Moments.unpacked(row, context_dim)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +64,7 @@ class Spectrum:
             scatter = scatter - torch.outer(moments.total, moments.total) / moments.count
             largest = float(moments.total.square().sum()) / moments.count
         squares = torch.linalg.eigvalsh(scatter).flip(0)
-        return torch.where(squares > max(float(squares[0]), largest) * self.rounding, squares, 0.0)
+        return above_rounding(squares, max(float(squares[0]), largest) * self.rounding)
 
     @property
     def rounding(self) -> float:
@@ -154,9 +82,7 @@ def entropy_rank(spectrum: Spectrum) -> float | None:
     Uncentred it is ``metrics.effective_rank``. Biased low when n is not much larger than d.
     None when every context is zero, or centred when all are equal.
     """
-    sigma = spectrum.squares.sqrt()
-    share = sigma[sigma > 0] / sigma.sum()
-    return math.exp(float(-(share * share.log()).sum())) if len(share) else None
+    return entropy_rank_of(spectrum.squares.sqrt())
 
 
 def calibrated_entropy_rank(spectrum: Spectrum) -> float | None:
@@ -168,7 +94,7 @@ def calibrated_entropy_rank(spectrum: Spectrum) -> float | None:
     rank, context_dim = entropy_rank(spectrum), spectrum.moments.context_dim
     if rank is None:
         return None
-    return min(rank / _noise_effective_rank(spectrum.degrees, context_dim), 1.0) * context_dim
+    return min(rank / noise_effective_rank(spectrum.degrees, context_dim), 1.0) * context_dim
 
 
 def squared_traces(spectrum: Spectrum) -> tuple[float, float]:

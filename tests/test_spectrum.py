@@ -14,10 +14,10 @@ from scipy import linalg, signal
 from torch import Tensor
 
 from newllm_core import metrics
+from newllm_core.moments import Moments, weighted_moments
 from newllm_core.spectrum import (
     NUM_RESAMPLES,
     SPECTRUM_MEASURES,
-    Moments,
     Spectrum,
     SpectrumFigure,
     calibrated_entropy_rank,
@@ -26,7 +26,6 @@ from newllm_core.spectrum import (
     power_law_exponent,
     spectrum_figures,
     squared_traces,
-    weighted_moments,
 )
 
 BOTH = pytest.mark.parametrize("centred", [False, True])
