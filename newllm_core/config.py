@@ -195,6 +195,7 @@ class ScalingConfig:
     multiplier: float = _number(2.0, above=1)
     window_size: int = _number(4, low=2)
     num_windows: int = _number(2, low=1)
+    num_resamples: int = _number(4000, low=100)  # bootstrap draws behind every interval
 
     def __post_init__(self) -> None:
         _validate(self)

@@ -1,11 +1,13 @@
 """Figures from records: one function a figure, data in, matplotlib Figure out; nothing is trained here."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -23,7 +25,15 @@ def save_figure(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _axes(columns: int, width: float = 4.6, height: float = 3.4) -> tuple[Figure, list[Axes]]:
+def as_image(figure: Figure) -> Image:
+    """What a notebook shows; for widgets, which draw anew and keep nothing."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=_DPI, bbox_inches="tight", format="png")
+    return Image(buffer.getvalue())
+
+
+def new_axes(columns: int, width: float = 4.6, height: float = 3.4) -> tuple[Figure, list[Axes]]:
+    """A figure with ``columns`` panels side by side, sizes in inches."""
     # Figure, not pyplot: nothing global, nothing to close, and a notebook shows it once.
     figure = Figure(figsize=(width * columns, height), layout="constrained")
     axes = [figure.add_subplot(1, columns, number + 1) for number in range(columns)]
@@ -43,7 +53,7 @@ def source_line(record: Mapping[str, Any]) -> str:
 
 def plot_tokens(statistics: TokenStatistics, train_tokens: torch.Tensor, source: str) -> Figure:
     """Tokens per conversation, and frequency of token types by rank. ``train_tokens`` `[N]`."""
-    figure, (lengths, frequency) = _axes(2)
+    figure, (lengths, frequency) = new_axes(2)
     lengths.hist(statistics.tokens_per_sample, bins=min(30, max(5, len(statistics.tokens_per_sample) // 2)))
     median = float(np.median(statistics.tokens_per_sample))
     lengths.axvline(median, color=VALIDATION_COLOUR, linestyle="--", label=f"median {median:,.0f}")
@@ -62,7 +72,7 @@ def plot_phase1(record: Mapping[str, Any]) -> Figure:
     phase1 = record["phase1"]
     history, best = phase1["history"], phase1["best_iteration"]
     iterations = [row["iteration"] for row in history]
-    figure, (losses, convergence, rank) = _axes(3, width=4.2)
+    figure, (losses, convergence, rank) = new_axes(3, width=4.2)
     algorithm = record["config"]["phase1"]["diversity_algorithm"]
     losses.plot(iterations, [row["cvfp"] for row in history], "o-", label="CVFP", color=TRAIN_COLOUR, ms=3)
     losses.plot(iterations, [row["diversity"] for row in history], "s-", label=algorithm, color=MARK_COLOUR, ms=3)
@@ -103,7 +113,7 @@ def _draw_rank(axis: Axes, phase1: Mapping[str, Any], iterations: list[int]) -> 
 def plot_spectrum(record: Mapping[str, Any]) -> Figure:
     """Singular values of the validation contexts before and after training, as shares of their sum."""
     spectrum, rank = record["phase1"]["spectrum"], record["phase1"]["effective_rank"]
-    figure, (axis,) = _axes(1, width=6)
+    figure, (axis,) = new_axes(1, width=6)
     for name, values, value, colour in (
         ("before training", spectrum["validation_before"], rank["validation_untrained"], "grey"),
         ("after training", spectrum["validation"], rank["validation"], VALIDATION_COLOUR),
@@ -126,7 +136,7 @@ def plot_forgetting(record: Mapping[str, Any]) -> Figure:
     forgetting, rate = record["phase1"]["forgetting"], record["phase1"]["contraction_rate"]
     distances = np.array(forgetting["distances"])
     steps = np.arange(1, len(distances) + 1)
-    figure, (axis,) = _axes(1, width=6)
+    figure, (axis,) = new_axes(1, width=6)
     axis.semilogy(
         steps, np.maximum(distances, np.finfo(float).tiny), color=TRAIN_COLOUR, label="measured, slowest of 4"
     )
@@ -153,7 +163,7 @@ def plot_epochs(record: Mapping[str, Any]) -> Figure:
     phase2 = record["phase2"]
     epochs, best = phase2["epochs"], phase2["best"]
     numbers = [epoch["epoch"] for epoch in epochs]
-    figure, (ppl, accuracy) = _axes(2)
+    figure, (ppl, accuracy) = new_axes(2)
     for axis, figure_name, scale in ((ppl, "perplexity", 1), (accuracy, "accuracy", 100)):
         for part, colour, style in (("train", TRAIN_COLOUR, "o-"), ("validation", VALIDATION_COLOUR, "s-")):
             values = [scale * epoch[f"{part}_{figure_name}"] for epoch in epochs]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from newllm_core.config import ScalingConfig
 from newllm_core.scaling import (
     CONFIDENCE,
     POWER_LAW_PARAMETERS,
@@ -26,7 +27,7 @@ from newllm_core.scaling import (
 )
 
 LEVELS = ("points", "seeds", "conversations")
-NUM_RESAMPLES = 4000
+NUM_RESAMPLES = ScalingConfig.num_resamples
 MIN_USED = 100  # a 2.5 % quantile of fewer draws rests on one or two of them
 
 

@@ -37,6 +37,10 @@ Record = dict[str, Any]
 Axes = Mapping[str, Sequence[Any]]  # parameter name -> values
 
 
+class SeriesError(RuntimeError):
+    """A list of experiments that was not agreed to."""
+
+
 @dataclass(frozen=True)
 class Folders:
     """Where a list of experiments reads and writes."""
@@ -77,6 +81,16 @@ def one_axis_at_a_time(centre: Settings, axes: Axes) -> list[Settings]:
     _refuse_empty_axes(axes)
     varied = [vary(centre, parameter, value) for parameter, values in axes.items() for value in values]
     return _distinct([centre, *varied])
+
+
+def comparison_points(centre: Settings, axes: Axes, seeds: Sequence[int], *, full_grid: bool) -> list[Settings]:
+    """One axis at a time from the centre, or every combination; each point with every seed.
+
+    Axes without values are left out. Raises ConfigError as ``grid``.
+    """
+    given = {parameter: values for parameter, values in axes.items() if len(values)}
+    points = grid(centre, given) if full_grid else one_axis_at_a_time(centre, given)
+    return _distinct([seeded for point in points for seeded in grid(point, {"seed": seeds})])
 
 
 def _refuse_empty_axes(axes: Axes) -> None:
@@ -147,7 +161,7 @@ class Series:
         record: Record = read_json(path)
         phase2 = None if self.phase1_only else point.phase2
         configs = configs_record(point.data, point.model, point.phase1, point.run, phase2)
-        refuse_other_config(record, configs, path.parent)
+        refuse_other_config(record, configs, path)
         return record
 
     def estimate(self) -> SeriesEstimate:
@@ -164,6 +178,12 @@ class Series:
                 costs[kind] = 60 * phases, one.memory_gb
             seconds, memory = seconds + costs[kind][0], max(memory, costs[kind][1])
         return SeriesEstimate(len(self.points), len(self.points) - len(unfinished), seconds / 3600, memory)
+
+    def refuse_more_hours_than(self, accepted: float) -> None:
+        """Raises SeriesError, with the hours, when the unfinished points may take longer than ``accepted`` hours."""
+        expected = self.estimate()
+        if expected.longest_hours > accepted:
+            raise SeriesError(f"{expected}. Accepted are {accepted:g} hours: accept more, or vary one axis at a time")
 
     def run(self, stop_after: Callable[[int], bool] = lambda finished: False) -> list[Record]:
         """Run every unfinished point, in order; returns the records of all points.
