@@ -33,7 +33,7 @@ def measure(settings: BenchmarkSettings) -> dict[str, Any]:
         PLAIN_WITH_RANK: plain_with_rank,
         EXACT: lambda: exact._iterate(1),
     }
-    checks = {OURS: ours._validation_rank, PLAIN: lambda: plain.validation_rank(streams.validation)}
+    checks = {OURS: lambda: ours._validation_rank(0), PLAIN: lambda: plain.validation_rank(streams.validation)}
     for warm_up in contenders.values():
         warm_up()
     return {

@@ -119,37 +119,44 @@ ALGORITHM_DESCRIPTIONS: dict[str, str] = {
 
 
 _BUILT_IN = frozenset(DIVERSITY_ALGORITHMS)
+_fingerprints: dict[str, str] = {}  # of registered losses, taken when they were registered
 
 
 def register_diversity_loss(name: str, description: str, loss: DiversityLoss) -> None:
     """Make a loss of your own known under ``name``, e.g. from a notebook; a second call replaces the first.
 
     Runs made with it carry the hash of its source, and a run folder made with another source is refused.
-    Raises ValueError for a built-in name, one that cannot be part of a file name, or a function without source.
+    Raises ValueError for a built-in name, one that cannot be part of a file name, a function without source, or one
+    that uses variables of an enclosing function, whose values its source does not tell.
     """
     if name in _BUILT_IN:
         raise ValueError(f"diversity algorithm {name!r} is built in; choose another name")
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
         raise ValueError(f"diversity algorithm: expected a name of letters, digits, '_', '.', '-', given {name!r}")
-    _source(name, loss)
+    _fingerprints[name] = _fingerprint(name, loss)
     DIVERSITY_ALGORITHMS[name], ALGORITHM_DESCRIPTIONS[name] = loss, description
 
 
 def user_loss_fingerprint(name: str) -> str | None:
     """SHA-256 of the source of a registered loss; None for a built-in one. Raises ValueError as `diversity_loss`."""
-    if name in _BUILT_IN:
-        return None
-    return hashlib.sha256(_source(name, diversity_loss(name)).encode()).hexdigest()
+    diversity_loss(name)
+    return _fingerprints.get(name)
 
 
-def _source(name: str, loss: DiversityLoss) -> str:
+def _fingerprint(name: str, loss: DiversityLoss) -> str:
+    if getattr(loss, "__closure__", None):
+        raise ValueError(
+            f"diversity algorithm {name!r}: uses variables of an enclosing function, so that its source does not say "
+            "what it computes; write their values into it"
+        )
     try:
-        return inspect.getsource(loss)
+        source = inspect.getsource(loss)
     except (OSError, TypeError) as error:
         raise ValueError(
             f"diversity algorithm {name!r}: expected a function whose source can be read, written in a notebook cell "
             f"or a file ({error})"
         ) from error
+    return hashlib.sha256(f"{source}{getattr(loss, '__defaults__', None)}".encode()).hexdigest()
 
 
 def diversity_loss(name: str) -> DiversityLoss:

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from newllm_core.config import ConfigError, Settings, parameter_fields, unknown_name_message
-from newllm_core.data import load_token_streams
+from newllm_core.data import load_embeddings, load_token_streams
 from newllm_core.estimate import estimate
 from newllm_core.experiment import (
     configs_record,
@@ -29,7 +29,7 @@ from newllm_core.experiment import (
 )
 from newllm_core.losses import diversity_loss
 from newllm_core.preparation import prepare
-from newllm_core.runs import DATA_DIR, RECORD_NAME, RESULTS_DIR, read_json, write_json
+from newllm_core.runs import DATA_DIR, RECORD_NAME, RESULTS_DIR, read_json, resolve_device, write_json
 
 logger = logging.getLogger("newllm")
 
@@ -95,7 +95,7 @@ def comparison_points(centre: Settings, axes: Axes, seeds: Sequence[int], *, ful
 
 def _refuse_empty_axes(axes: Axes) -> None:
     for parameter, values in axes.items():
-        if isinstance(values, str) or not len(values):
+        if isinstance(values, str) or not isinstance(values, Sequence) or not len(values):
             raise ConfigError(f"axis {parameter!r}: expected a list with at least one value, given {values!r}")
 
 
@@ -127,20 +127,30 @@ class Series:
     def __init__(
         self, points: Sequence[Settings], folders: Folders | None = None, *, phase1_only: bool = False
     ) -> None:
-        self.points = _distinct(points)
-        self.folders = folders or Folders()
         self.phase1_only = phase1_only
+        named: dict[str, Settings] = {}
+        for point in points:  # by name: without Phase 2, points that differ in it alone are one
+            named.setdefault(self._name(point), point)
+        self.points = list(named.values())
+        self.folders = folders or Folders()
 
     def check(self) -> None:
         """Everything that can be refused before anything is trained.
 
         Also makes the token cache of the largest point, of which the smaller ones are prefixes. Raises ValueError
-        for an unknown diversity algorithm (it names the known ones) and DataError when the corpus is too small.
+        for an unknown diversity algorithm (it names the known ones), DataError when the corpus is too small or the
+        embeddings have another width, RunError for a device that is absent.
         """
         for point in self.points:
             diversity_loss(point.phase1.diversity_algorithm)
+            resolve_device(point.run.device)
+        seen: set[tuple[str, int]] = set()
         for point in sorted(self.points, key=lambda one: one.data.num_samples, reverse=True):
-            load_token_streams(point.data, self.folders.data)
+            streams = load_token_streams(point.data, self.folders.data)
+            kind = point.data.embeddings, point.model.embed_dim
+            if kind not in seen:
+                load_embeddings(point.data, kind[1], point.run.seed, streams.train.tokens, self.folders.data)
+                seen.add(kind)
 
     def finished_record(self, point: Settings) -> Record | None:
         """The record of a finished point: its own, else a committed one. Raises RunError for a damaged file."""
@@ -149,13 +159,14 @@ class Series:
                 return self._read(path, point)
         return None
 
-    def _record_paths(self, point: Settings) -> list[Path]:
+    def _name(self, point: Settings) -> str:
         if self.phase1_only:
-            name = phase1_folder_name(point.data, point.model, point.phase1, point.run)
-        else:
-            name = run_folder_name(point)
-        kept = [self.folders.experiments / name / RECORD_NAME, self.folders.reference / f"{name}.json"]
-        return kept
+            return phase1_folder_name(point.data, point.model, point.phase1, point.run)
+        return run_folder_name(point)
+
+    def _record_paths(self, point: Settings) -> list[Path]:
+        name = self._name(point)
+        return [self.folders.experiments / name / RECORD_NAME, self.folders.reference / f"{name}.json"]
 
     def _read(self, path: Path, point: Settings) -> Record:
         record: Record = read_json(path)
@@ -171,7 +182,15 @@ class Series:
         costs: dict[tuple[Any, ...], tuple[float, float]] = {}
         seconds, memory = 0.0, 0.0
         for point in unfinished:
-            kind = point.data, point.model, point.phase1.max_iterations, point.phase2
+            phase1 = point.phase1
+            kind = (
+                point.data,
+                point.model,
+                phase1.max_iterations,
+                phase1.batch_tokens,
+                point.phase2,
+                point.run.num_threads,
+            )
             if kind not in costs:
                 one = estimate(prepare(point.data, point.model, point.run, self.folders.data), point)
                 phases = one.phase1_minutes if self.phase1_only else one.longest_minutes

@@ -1,6 +1,9 @@
 """The losses of Phase 1, by hand, against torch's covariance, and what the cheap one does not see."""
 
 import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +20,9 @@ from newllm_core.losses import (
     odcm_loss,
     odcm_terms,
     participation_loss,
+    register_diversity_loss,
     sigreg_loss,
+    user_loss_fingerprint,
 )
 
 
@@ -198,3 +203,87 @@ def test_sigreg_is_the_trapezoid_rule_over_all_17_knots() -> None:
     normal = torch.exp(-0.5 * knots**2)
     statistic = torch.trapezoid((empirical - normal).abs() ** 2 * normal, knots, dim=-1).mean()
     assert ours == pytest.approx(float(statistic), rel=1e-12)
+
+
+@pytest.fixture
+def registry() -> Iterator[dict[str, Any]]:
+    """The algorithms by name; afterwards as they were before the test."""
+    kept = [(table, dict(table)) for table in (DIVERSITY_ALGORITHMS, ALGORITHM_DESCRIPTIONS)]
+    yield DIVERSITY_ALGORITHMS
+    for table, content in kept:
+        table.clear()
+        table.update(content)
+
+
+def variance_loss(contexts: torch.Tensor) -> torch.Tensor:
+    return -contexts.var(dim=0).mean()
+
+
+def deviation_loss(contexts: torch.Tensor) -> torch.Tensor:
+    return -contexts.std(dim=0).mean()
+
+
+def without_source() -> Callable[[torch.Tensor], torch.Tensor]:
+    names: dict[str, Any] = {}
+    exec("def typed(contexts):\n    return contexts.sum()", names)
+    return names["typed"]
+
+
+def test_a_registered_loss_is_known_by_its_name(registry: dict[str, Any]) -> None:
+    register_diversity_loss("my-loss_2.0", "variance", variance_loss)
+    assert diversity_loss("my-loss_2.0") is variance_loss
+    assert ALGORITHM_DESCRIPTIONS["my-loss_2.0"] == "variance"
+    with pytest.raises(ValueError, match=r"known: MCDL, ODCM, .*my-loss_2\.0$"):
+        diversity_loss("my-loss")
+
+
+def test_a_second_registration_replaces_the_first_and_its_fingerprint(registry: dict[str, Any]) -> None:
+    fingerprints = []
+    for loss in (variance_loss, deviation_loss, variance_loss):
+        register_diversity_loss("mine", loss.__name__, loss)
+        assert diversity_loss("mine") is loss and ALGORITHM_DESCRIPTIONS["mine"] == loss.__name__
+        fingerprints.append(user_loss_fingerprint("mine"))
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+    assert all(fingerprint is not None and len(fingerprint) == 64 for fingerprint in fingerprints)
+
+
+def test_a_built_in_loss_has_no_fingerprint_and_an_unknown_one_is_an_error() -> None:
+    assert [user_loss_fingerprint(name) for name in DIVERSITY_ALGORITHMS] == [None] * len(DIVERSITY_ALGORITHMS)
+    with pytest.raises(ValueError, match="unknown diversity algorithm 'mine'; known: MCDL, ODCM"):
+        user_loss_fingerprint("mine")
+
+
+@pytest.mark.parametrize("name", sorted(DIVERSITY_ALGORITHMS))
+def test_a_built_in_name_is_refused(registry: dict[str, Any], name: str) -> None:
+    before = diversity_loss(name)
+    with pytest.raises(ValueError, match=f"diversity algorithm '{name}' is built in; choose another name"):
+        register_diversity_loss(name, "mine", variance_loss)
+    assert diversity_loss(name) is before and ALGORITHM_DESCRIPTIONS[name] != "mine"
+
+
+@pytest.mark.parametrize("name", ["a/b", "/", "../mine", "a\\b", "", "two words", "mine\n", "spread²"])
+def test_a_name_that_cannot_be_part_of_a_file_name_is_refused(registry: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match="expected a name of letters, digits, '_', '.', '-', given") as refusal:
+        register_diversity_loss(name, "mine", variance_loss)
+    assert str(refusal.value).endswith(repr(name))
+    assert name not in registry
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [without_source(), torch.sum, partial(variance_loss), torch.nn.Flatten()],
+    ids=["exec", "C", "partial", "module"],
+)
+def test_a_loss_whose_source_cannot_be_read_is_refused(registry: dict[str, Any], loss: Any) -> None:
+    with pytest.raises(ValueError, match="'mine': expected a function whose source can be read"):
+        register_diversity_loss("mine", "mine", loss)
+    assert "mine" not in registry and "mine" not in ALGORITHM_DESCRIPTIONS
+
+
+def test_a_loss_that_takes_its_constants_from_elsewhere_is_refused(registry: dict[str, Any]) -> None:
+    def make(factor: float) -> Any:
+        return lambda contexts: factor * contexts.mean()
+
+    with pytest.raises(ValueError, match="variables of an enclosing function"):
+        register_diversity_loss("mine", "scaled", make(2.0))
+    assert "mine" not in registry
