@@ -130,7 +130,7 @@ class Series:
         self.phase1_only = phase1_only
         named: dict[str, Settings] = {}
         for point in points:  # by name: without Phase 2, points that differ in it alone are one
-            named.setdefault(self._name(point), point)
+            named.setdefault(self.name(point), point)
         self.points = list(named.values())
         self.folders = folders or Folders()
 
@@ -159,13 +159,14 @@ class Series:
                 return self._read(path, point)
         return None
 
-    def _name(self, point: Settings) -> str:
+    def name(self, point: Settings) -> str:
+        """Of the point's folder, and of its committed record."""
         if self.phase1_only:
             return phase1_folder_name(point.data, point.model, point.phase1, point.run)
         return run_folder_name(point)
 
     def _record_paths(self, point: Settings) -> list[Path]:
-        name = self._name(point)
+        name = self.name(point)
         return [self.folders.experiments / name / RECORD_NAME, self.folders.reference / f"{name}.json"]
 
     def _read(self, path: Path, point: Settings) -> Record:

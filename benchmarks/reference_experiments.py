@@ -1,0 +1,132 @@
+"""The committed records of notebooks 04 and 05 at the `cpu` profile, with their tables and pictures.
+
+    python -m benchmarks.reference_experiments            # trains what is missing: see --estimate
+    python -m benchmarks.reference_experiments --estimate # points, finished points, hours; trains nothing
+    python -m benchmarks.reference_experiments --only scaling --seeds 42 43 44 45    # a further seed
+
+A finished record is committed under results/reference/experiments, so a later run, with more seeds, sizes or losses,
+computes only what is new. Tables and pictures go to results/reference/scaling and results/reference/diversity.
+Figures of runs depend on their number of threads: one here, so that the two lists can run side by side on two cores.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from newllm_core import diversity, plots_diversity, plots_scaling, scaling_analysis
+from newllm_core.batch import load_profile
+from newllm_core.config import Settings, settings_from_parameters
+from newllm_core.losses import DIVERSITY_ALGORITHMS
+from newllm_core.plots import save_figure
+from newllm_core.runs import PROJECT_ROOT, RESULTS_DIR, write_json, write_text
+from newllm_core.scaling import sample_sizes
+from newllm_core.series import Folders, Record, Series, comparison_points, grid, vary
+
+REFERENCE = RESULTS_DIR / "reference"
+SEEDS = [42, 43, 44]
+CONTEXT_DIMS, WEIGHTS = [200, 350, 768], [0.5, 0.99]
+NUM_THREADS = 1
+
+
+def centre() -> Settings:
+    profile = load_profile(PROJECT_ROOT / "notebooks" / "profiles" / "cpu.yaml")
+    return vary(settings_from_parameters(profile), "num_threads", NUM_THREADS)
+
+
+def scaling_points(seeds: Sequence[int]) -> list[Settings]:
+    """Notebook 04's list: every size of the profile with every seed."""
+    base = centre()
+    scaling = base.scaling
+    sizes = sample_sizes(scaling.init_samples, scaling.multiplier, scaling.window_size, scaling.num_windows)
+    return grid(base, {"num_samples": sizes, "seed": seeds})
+
+
+def diversity_points(seeds: Sequence[int]) -> list[Settings]:
+    """Notebook 05's list: every algorithm with every seed."""
+    axes = {"diversity_algorithm": list(DIVERSITY_ALGORITHMS)}
+    return comparison_points(centre(), axes, seeds, full_grid=False)
+
+
+def axes_points(seeds: Sequence[int]) -> list[Settings]:
+    """Width and weight around the centre, one seed, Phase 1 alone."""
+    axes = {"context_dim": CONTEXT_DIMS, "dist_reg_weight": WEIGHTS}
+    return comparison_points(centre(), axes, seeds[:1], full_grid=False)
+
+
+LISTS = {"scaling": scaling_points, "diversity": diversity_points, "axes": axes_points}
+
+
+def publish(series: Series, records: Sequence[Record]) -> None:
+    """Commit-ready copies of the records."""
+    for point, record in zip(series.points, records, strict=True):
+        write_json(series.folders.reference / f"{series.name(point)}.json", record)
+
+
+def report_scaling(records: Sequence[Record]) -> None:
+    scaling, folder = centre().scaling, REFERENCE / "scaling"
+    analysis = scaling_analysis.analyse(records, scaling.window_size, scaling.num_resamples)
+    write_json(folder / "alpha_progression.json", scaling_analysis.analysis_record(analysis))
+    text = scaling_analysis.analysis_text(analysis)
+    write_text(folder / "progression.txt", text + "\n")
+    write_text(folder / "sizes.csv", scaling_analysis.size_table(analysis).to_csv())
+    print(scaling_analysis.size_table(analysis).to_string(), text, sep="\n\n", flush=True)
+    for name, plot in (
+        ("perplexity", plots_scaling.plot_perplexity),
+        ("alpha", plots_scaling.plot_alpha),
+        ("rank", plots_scaling.plot_rank),
+    ):
+        save_figure(plot(analysis), folder / f"{name}.png")
+
+
+def report_diversity(records: Sequence[Record]) -> None:
+    folder = REFERENCE / "diversity"
+    table = diversity.comparison_table(records)
+    lines = "\n".join(diversity.comparison_lines(records, table.index[0]))
+    correlation = str(diversity.rank_perplexity_correlation(records))
+    write_text(folder / "comparison.csv", table.to_csv())
+    write_text(folder / "comparison.txt", f"{lines}\n{correlation}\n")
+    print(diversity.readable_table(table).T.to_string(), lines, correlation, sep="\n\n", flush=True)
+    settings = centre()
+    costs = diversity.loss_cost(
+        list(DIVERSITY_ALGORITHMS), settings.phase1.batch_tokens, settings.model.context_dim, repetitions=15
+    )
+    for name, figure in (
+        ("comparison", plots_diversity.plot_comparison(records)),
+        ("progression", plots_diversity.plot_rank_progression(records)),
+        ("spectra", plots_diversity.plot_spectra(records)),
+        ("rank_and_perplexity", plots_diversity.plot_rank_against_perplexity(records)),
+        ("cost", plots_diversity.plot_loss_cost(costs, settings.phase1.batch_tokens, settings.model.context_dim)),
+    ):
+        save_figure(figure, folder / f"{name}.png")
+    write_json(folder / "cost.json", [vars(cost) for cost in costs])
+
+
+def report_axes(records: Sequence[Record]) -> None:
+    table = diversity.comparison_table(records)
+    write_text(REFERENCE / "diversity" / "axes.csv", table.to_csv())
+    print(diversity.readable_table(table).T.to_string(), flush=True)
+    for axis in ("context_dim", "dist_reg_weight"):
+        save_figure(plots_diversity.plot_axis(records, axis), REFERENCE / "diversity" / f"{axis}.png")
+
+
+REPORTS = {"scaling": report_scaling, "diversity": report_diversity, "axes": report_axes}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(LISTS), default=list(LISTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--estimate", action="store_true", help="points and hours; nothing is trained")
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for name in arguments.only:
+        series = Series(LISTS[name](arguments.seeds), Folders(), phase1_only=name == "axes")
+        print(f"{name}: {series.estimate()}", flush=True)
+        if not arguments.estimate:
+            records = series.run()
+            publish(series, records)
+            REPORTS[name](records)
+
+
+if __name__ == "__main__":
+    main()
