@@ -1,16 +1,11 @@
 """Configurations side by side, from records alone: which differ by more than chance, and what their rank is worth.
 
-Runs that differ in their seed alone are one configuration. A run's figures scatter with its seed, its perplexity with
-the validation conversations too, and an interval of perplexity holds both: Student's t on a clustered standard error.
-Not the percentile bootstrap over both: with three seeds that covers 75 % instead of 95 % where seeds scatter most, this
-one 93 % (`tests/test_diversity.py`). Each interval stands alone: of twenty comparisons one misses its value by chance.
+Each interval stands alone: of twenty comparisons one misses its value by chance.
 """
 
-import json
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,273 +14,23 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from newllm_core.config import parameter_fields
+from newllm_core.configuration_figures import (
+    FIGURES,
+    Perplexity,
+    SeedMean,
+    clustered_mean,
+    exp_interval,
+    over_seeds,
+    perplexity,
+    seed_mean,
+    validation_losses,
+)
+from newllm_core.configurations import ComparisonError, Group, Record, families_along, groups_of, varying_parameters
 from newllm_core.losses import diversity_loss
 from newllm_core.runs import derived_generator
-from newllm_core.scaling import (
-    CONFIDENCE,
-    NOT_DISTINGUISHABLE,
-    Floats,
-    Interval,
-    PowerLawFit,
-    fit_power_law,
-    interval_text,
-)
+from newllm_core.scaling import CONFIDENCE, NOT_DISTINGUISHABLE, Interval, PowerLawFit, fit_power_law, interval_text
 
-Record = dict[str, Any]
-ALGORITHM, WEIGHT, UNTRAINED = "diversity_algorithm", "dist_reg_weight", "untrained"
-_SHORT = {ALGORITHM: "{}", WEIGHT: "w = {:g}", "context_dim": "C = {}", "num_samples": "{} samples"}
 _MIN_CORRELATED, _MIN_FISHER = 3, 4  # two points always lie on a line; Fisher's z has variance 1 / (n - 3)
-
-
-class ComparisonError(ValueError):
-    """Records that cannot be compared; the message says what was expected and what was given."""
-
-
-# Configurations
-
-
-@dataclass(frozen=True)
-class Group:
-    """The runs of one configuration, one a seed.
-
-    Attributes:
-        label: its algorithm, and its other settings where they are not the usual ones (``usual_settings``).
-        settings: of every parameter that varies among the compared records.
-    """
-
-    label: str
-    settings: dict[str, Any]
-    records: tuple[Record, ...]
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return tuple(record["seed"] for record in self.records)
-
-    @property
-    def algorithm(self) -> str:
-        return str(_setting(self.records[0], ALGORITHM))
-
-    @property
-    def has_phase2(self) -> bool:
-        return "phase2" in self.records[0]
-
-    @property
-    def train_tokens(self) -> int:
-        return int(self.records[0]["tokens"]["train"])
-
-
-def groups_of(records: Sequence[Record]) -> list[Group]:
-    """Records by configuration without the seed, in order of first appearance.
-
-    Raises ComparisonError for no records, Phase 1 alone beside both phases, a run given twice, two losses of one name.
-    """
-    _refuse_incomparable(records)
-    runs: dict[str, list[Record]] = {}
-    for record in records:
-        runs.setdefault(_configuration(record), []).append(record)
-    varied = varying_parameters(records)
-    settings = [{name: _setting(members[0], name) for name in varied} for members in runs.values()]
-    labels = _labels([_setting(members[0], ALGORITHM) for members in runs.values()], settings)
-    return [Group(label, values, tuple(members)) for label, values, members in zip(labels, settings, runs.values())]
-
-
-def families_along(records: Sequence[Record], parameter: str) -> dict[str, list[Group]]:
-    """Configurations that differ in ``parameter`` alone, by its value, where there are two or more; by label.
-
-    Raises ComparisonError as ``groups_of``, and for values that are not numbers.
-    """
-    families: dict[str, list[Group]] = {}
-    for group in groups_of(records):
-        families.setdefault(_configuration(group.records[0], parameter), []).append(group)
-    for value in (group.settings[parameter] for groups in families.values() if groups[1:] for group in groups):
-        if not isinstance(value, int | float):
-            raise ComparisonError(f"axis {parameter!r}: expected numbers, given {value!r}")
-    found = [sorted(groups, key=lambda one: one.settings[parameter]) for groups in families.values() if groups[1:]]
-    others = [{name: value for name, value in one[0].settings.items() if name != parameter} for one in found]
-    return dict(zip(_labels([groups[0].algorithm for groups in found], others), found))
-
-
-def _refuse_incomparable(records: Sequence[Record]) -> None:
-    if not records:
-        raise ComparisonError("expected at least one record, given none")
-    both = sum("phase2" in record for record in records)
-    if both not in (0, len(records)):
-        given = f"{len(records) - both} and {both}"
-        raise ComparisonError(f"expected records of Phase 1 alone or of both phases, given {given}")
-    (_, seed), times = Counter((_configuration(one), one["seed"]) for one in records).most_common(1)[0]
-    if times > 1:
-        raise ComparisonError(
-            f"expected each run once, given {times} of one configuration with seed {seed} "
-            "(an untrained block has no diversity algorithm and no weight)"
-        )
-
-
-def _configuration(record: Record, *without: str) -> str:
-    names = (name for name in parameter_fields() if name not in ("seed", *without))
-    return json.dumps([[_setting(record, name) for name in names], record["config"].get("user_loss")])
-
-
-def _setting(record: Record, parameter: str) -> Any:
-    if parameter in (ALGORITHM, WEIGHT) and not record["config"]["phase1"]["max_iterations"]:
-        return UNTRAINED if parameter == ALGORITHM else None  # no loss has seen this block
-    section, name = parameter_fields()[parameter]
-    return record["config"].get(section, {}).get(name)
-
-
-def varying_parameters(records: Sequence[Record]) -> tuple[str, ...]:
-    """Notebook names of the parameters whose values differ between records; the algorithm first, never the seed."""
-    names = (ALGORITHM, *(name for name in parameter_fields() if name not in (ALGORITHM, "seed")))
-    return tuple(name for name in names if len({json.dumps(_setting(record, name)) for record in records}) > 1)
-
-
-def usual_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of each parameter but the algorithm the value that more than half of the trained configurations share, if any."""
-    trained = [one for one in settings if one.get(ALGORITHM) != UNTRAINED]
-    usual = {}
-    for name in (name for name in (trained[0] if trained else ()) if name != ALGORITHM):
-        values = [one[name] for one in trained]
-        value = max(values, key=values.count)
-        if 2 * values.count(value) > len(values):
-            usual[name] = value
-    return usual
-
-
-def setting_text(parameter: str, value: Any) -> str:
-    return _SHORT.get(parameter, f"{parameter} = {{}}").format(value)
-
-
-def _labels(algorithms: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    usual, labels = usual_settings(settings), []
-    for algorithm, values in zip(algorithms, settings):
-        silent = {ALGORITHM} | ({WEIGHT, "max_iterations"} if algorithm == UNTRAINED else set())
-        unusual = [name for name, value in values.items() if name not in silent and (name, value) not in usual.items()]
-        labels.append(", ".join([algorithm, *(setting_text(name, values[name]) for name in unusual)]))
-    if len(set(labels)) < len(labels):
-        raise ComparisonError(f"expected one loss of each name, given different ones: {', '.join(labels)}")
-    return labels
-
-
-# Figures of a configuration
-
-
-@dataclass(frozen=True)
-class SeedMean:
-    """Mean over seeds; the 95 % interval is None for a single seed. Both None where a run lacks the figure."""
-
-    value: float | None
-    interval: Interval | None
-
-
-@dataclass(frozen=True)
-class Perplexity:
-    """Of a configuration on the validation text, with the 95 % interval of ``clustered_mean``."""
-
-    value: float
-    interval: Interval | None
-
-
-def over_seeds(values: Sequence[float | None], percent: bool = False) -> SeedMean:
-    """Mean and t-interval of one figure of several seeds; ``percent``: the interval ends at 0 and 100."""
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return SeedMean(None, None)
-    centre = float(np.mean(known))
-    if len(known) < 2:
-        return SeedMean(centre, None)
-    margin = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(known) - 1) * stats.sem(known))
-    low, high = centre - margin, centre + margin
-    return SeedMean(centre, (max(low, 0.0), min(high, 100.0)) if percent else (low, high))
-
-
-def clustered_mean(sums: Floats, counts: Floats) -> tuple[float, Interval | None]:
-    """Mean over seeds of nats a token, and its 95 % interval over seeds and conversations.
-
-    ``sums`` `[num_seeds, num_conversations]`, nats; ``counts`` `[num_conversations]`, tokens. Variance: between seeds,
-    and of the ratio between conversations (linearised); degrees of freedom by Satterthwaite 1946. A single seed leaves
-    the conversations alone, and the other way round; a single one of both has no interval.
-    """
-    totals, num_tokens = sums.sum(axis=1) / counts.sum(), counts.sum()
-    mean, parts = float(totals.mean()), []
-    num_seeds, num_conversations = sums.shape
-    if num_seeds > 1:
-        parts.append((float(totals.var(ddof=1)) / num_seeds, num_seeds - 1))
-    if num_conversations > 1:
-        rest = (sums.mean(axis=0) - mean * counts) / num_tokens
-        parts.append((float(rest @ rest) * num_conversations / (num_conversations - 1), num_conversations - 1))
-    variance = sum(part for part, _ in parts)
-    if not parts or variance == 0:
-        return mean, (mean, mean) if parts else None
-    degrees = variance**2 / sum(part**2 / free for part, free in parts)
-    margin = float(stats.t.ppf(0.5 + CONFIDENCE / 2, degrees)) * math.sqrt(variance)
-    return mean, (mean - margin, mean + margin)
-
-
-def _phase2(record: Record) -> Any:
-    if "phase2" not in record:
-        raise ComparisonError("expected records of both phases, given Phase 1 alone")
-    return record["phase2"]
-
-
-def _losses(records: Sequence[Record]) -> tuple[Floats, Floats]:
-    parts = [_phase2(record)["validation_conversations"] for record in records]
-    if any(part["tokens"] != parts[0]["tokens"] for part in parts):
-        raise ComparisonError("perplexity: expected runs judged on the same conversations, given different ones")
-    return np.array([part["nats"] for part in parts], np.float64), np.array(parts[0]["tokens"], np.float64)
-
-
-def _exp(interval: Interval | None) -> Interval | None:
-    return None if interval is None else (math.exp(interval[0]), math.exp(interval[1]))
-
-
-def _measure(name: str) -> Callable[[Record], float | None]:
-    """An uncentred measure of the validation contexts, % of C."""
-
-    def share(record: Record) -> float | None:
-        measures = record["phase1"]["spectrum"]["measures"]
-        (value,) = (one["value"] for one in measures if one["name"] == name and not one["centred"])
-        return None if value is None else 100 * value / record["phase1"]["effective_rank"]["context_dim"]
-
-    return share
-
-
-def _rank_share(record: Record) -> float:
-    rank = record["phase1"]["effective_rank"]
-    return float(100 * rank["validation"] / rank["context_dim"])
-
-
-def _converged_share(record: Record) -> float | None:
-    rate = record["phase1"]["convergence"]["train"]
-    return None if rate is None else 100 * rate
-
-
-# Ranks are of the validation contexts, uncentred, % of C; convergence of the training tokens; contraction in nats a
-# token. The last two are of Phase 2's best epoch.
-FIGURES: dict[str, Callable[[Record], float | None]] = {
-    "ER %": _rank_share,
-    "calibrated ER %": _measure("calibrated_effective_rank"),
-    "participation ratio %": _measure("participation_ratio"),
-    "converged %": _converged_share,
-    "contraction rate": lambda record: record["phase1"]["contraction_rate"],
-    "iterations kept": lambda record: record["phase1"]["best_iteration"],
-    "Phase 1 s": lambda record: record["phase1"]["seconds"],
-    "accuracy %": lambda record: 100 * _phase2(record)["best"]["validation_accuracy"],
-    "bits a byte": lambda record: _phase2(record)["best"]["validation_bits_per_byte"],
-}
-
-
-def seed_mean(group: Group, figure: str) -> SeedMean:
-    """Of one of FIGURES. Raises ComparisonError for a figure of Phase 2 without Phase 2."""
-    return over_seeds([FIGURES[figure](record) for record in group.records], percent=figure.endswith("%"))
-
-
-def perplexity(group: Group) -> Perplexity:
-    """Geometric mean over seeds. Raises ComparisonError without Phase 2, and for different validation conversations."""
-    loss, interval = clustered_mean(*_losses(group.records))
-    return Perplexity(math.exp(loss), _exp(interval))
-
-
-# Table
 
 
 _PHASE2_FIGURES = ("accuracy %", "bits a byte")
@@ -373,9 +118,9 @@ def paired_perplexity_difference(group_a: Group, group_b: Group) -> PairedDiffer
     Raises ComparisonError without a common seed, without Phase 2, and for different validation conversations.
     """
     runs_a, runs_b = _paired(group_a, group_b)
-    sums, counts = _losses([*runs_a, *runs_b])
+    sums, counts = validation_losses([*runs_a, *runs_b])
     difference, interval = clustered_mean(sums[: len(runs_a)] - sums[len(runs_a) :], counts)
-    return PairedDifference(math.exp(difference), _exp(interval), 1.0, len(runs_a))
+    return PairedDifference(math.exp(difference), exp_interval(interval), 1.0, len(runs_a))
 
 
 def paired_difference(group_a: Group, group_b: Group, figure: str = "calibrated ER %") -> PairedDifference:

@@ -253,16 +253,19 @@ class _Trainer:
         for first in range(0, len(self.batches), _EXACT_GROUP):
             group = self.batches[first : first + _EXACT_GROUP]
             offset = group[0].start
-            current = self._exact(_Rows(self.embeds, slice(offset, group[-1].stop)), entering, iteration)
-            inputs = torch.cat([entering.unsqueeze(0), current.contexts])
-            entering = current.end
+            # Written behind the entering context: what enters token i lies in row i.
+            inputs = self.zero.new_empty(group[-1].stop - offset + 1, self.block.num_layers, self.block.context_dim)
+            inputs[0, -1] = entering
+            window = _Rows(self.embeds, slice(offset, group[-1].stop))
+            current = self._exact(window, entering, iteration, inputs[1:])
+            inputs, entering = inputs[:, -1], current.end
             for rows in group:
                 yield rows, inputs[rows.start - offset : rows.stop - offset], self.previous[rows]
             self.previous[offset : group[-1].stop] = current.contexts
 
-    def _exact(self, embeds: TokenEmbeds, initial: Tensor, iteration: int) -> ExactContexts:
+    def _exact(self, embeds: TokenEmbeds, initial: Tensor, iteration: int, out: Tensor | None = None) -> ExactContexts:
         try:
-            return exact_contexts(self.block, embeds, initial)
+            return exact_contexts(self.block, embeds, initial, out=out)
         except NotFiniteContextsError as error:
             raise NotFiniteError(f"Phase 1, iteration {iteration}: {error}") from error
 

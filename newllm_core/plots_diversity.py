@@ -10,26 +10,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from newllm_core.diversity import (
-    FIGURES,
+from newllm_core.configuration_figures import FIGURES, Perplexity, SeedMean, perplexity, seed_mean
+from newllm_core.configurations import (
     UNTRAINED,
     ComparisonError,
     Group,
-    LossCost,
-    Perplexity,
     Record,
-    SeedMean,
     families_along,
     groups_of,
-    paired_difference,
-    paired_perplexity_difference,
-    perplexity,
-    rank_perplexity_correlation,
-    seed_mean,
     setting_text,
     usual_settings,
     varying_parameters,
 )
+from newllm_core.diversity import LossCost, paired_difference, paired_perplexity_difference, rank_perplexity_correlation
 from newllm_core.plots import TRAIN_COLOUR, VALIDATION_COLOUR, new_axes
 from newllm_core.scaling import interval_text
 

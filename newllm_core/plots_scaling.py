@@ -35,7 +35,7 @@ def plot_perplexity(analysis: ScalingAnalysis) -> Figure:
 
 def _draw_size(axis: Axes, size: Size, labelled: bool) -> None:
     mean = mean_over_seeds(size.perplexity)
-    low, high = size.perplexity_interval
+    low, high = size.perplexity_interval or (mean, mean)
     if len(size.seeds) > 1:
         axis.plot([size.tokens] * len(size.seeds), size.perplexity, ".", color="grey", ms=5, zorder=2,
                   label="a run (seed)" if labelled else None)  # fmt: skip
@@ -71,7 +71,7 @@ def _draw_extrapolation(axis: Axes, analysis: ScalingAnalysis) -> None:
             low, high = point.prediction_interval
             # Between the two outermost runs a wide interval would squeeze everything else: it may leave the picture.
             axis.vlines(point.tokens, low, high, color=MARK_COLOUR, lw=1, zorder=1)
-    values = [value for size in analysis.sizes for value in (*size.perplexity, *size.perplexity_interval)]
+    values = [value for size in analysis.sizes for value in (*size.perplexity, *(size.perplexity_interval or ()))]
     values += [point.predicted_perplexity for point in points]
     axis.set_ylim(min(values) / 1.15, max(values) * 1.25)
 

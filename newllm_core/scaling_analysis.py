@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from newllm_core.configuration_figures import clustered_mean, exp_interval
 from newllm_core.scaling import (
     Extrapolation,
     Interval,
@@ -27,8 +28,6 @@ from newllm_core.scaling_bootstrap import (
     BootstrapInterval,
     ScalingPoint,
     bootstrap_alpha,
-    draw_resamples,
-    percentile_interval,
 )
 from newllm_core.scaling_floor import FLOOR_PARAMETERS, FloorBootstrap, bootstrap_floor_law
 from newllm_core.scaling_progression import AlphaProgression, alpha_progression, progression_record, progression_table
@@ -48,7 +47,7 @@ class Size:
     accuracy: tuple[float, ...]
     rank: tuple[float, ...]
     calibrated_rank: tuple[float, ...]
-    perplexity_interval: Interval  # 95 %, bootstrap over seeds and validation conversations
+    perplexity_interval: Interval | None  # 95 %, over seeds and validation conversations (``clustered_mean``)
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def analyse(records: Sequence[Record], window_size: int, num_resamples: int) -> 
     """
     groups = _by_size(records)
     points = [_point(group) for group in groups]
-    sizes = tuple(_sizes(groups, points, num_resamples))
+    sizes = tuple(_sizes(groups, points))
     tokens, perplexity = [size.tokens for size in sizes], [size.perplexity for size in sizes]
     progression = alpha_progression(tokens, [size.samples for size in sizes], perplexity, window_size)
     means = [mean_over_seeds(values) for values in perplexity]
@@ -147,12 +146,10 @@ def _point(group: Sequence[Record]) -> ScalingPoint:
     return ScalingPoint(float(group[0]["tokens"]["train"]), sums, np.array(conversations[0]["tokens"], np.float64))
 
 
-def _sizes(groups: Sequence[Sequence[Record]], points: Sequence[ScalingPoint], num_resamples: int) -> list[Size]:
+def _sizes(groups: Sequence[Sequence[Record]], points: Sequence[ScalingPoint]) -> list[Size]:
     sizes = []
     for group, point in zip(groups, points, strict=True):
-        draws = draw_resamples([point], num_resamples, seed=42, levels=("seeds", "conversations"), min_distinct=1)
-        interval = percentile_interval(np.exp(draws.loss[:, 0]))
-        assert interval is not None  # draw_resamples refuses fewer resamples than an interval needs
+        _, interval = clustered_mean(point.loss_sums, point.token_counts)
         ranks = [record["phase1"]["effective_rank"] for record in group]
         sizes.append(
             Size(
@@ -163,7 +160,7 @@ def _sizes(groups: Sequence[Sequence[Record]], points: Sequence[ScalingPoint], n
                 accuracy=tuple(_best(record, "validation_accuracy") for record in group),
                 rank=tuple(rank["validation"] / rank["context_dim"] for rank in ranks),
                 calibrated_rank=tuple(calibrated_rank_share(record) for record in group),
-                perplexity_interval=interval,
+                perplexity_interval=exp_interval(interval),
             )
         )
     return sizes
