@@ -72,7 +72,7 @@ def project_phase2(settings: BenchmarkSettings, embed_dim: int, batch: int) -> d
     def work() -> None:
         for part in context_batches(contexts, tokens, _first_batches(settings, len(tokens), batch)):
             trainer._step(part)
-        trainer._evaluate(1)
+        trainer._evaluate(1, trainer.head)
 
     return _peak(work)
 

@@ -110,7 +110,7 @@ def _evaluation_case(settings: BenchmarkSettings, stream: _Stream) -> dict[str, 
     found: dict[str, float] = {}
 
     def project() -> None:
-        found["project"] = trainer._evaluate(1).mean_nats
+        found["project"] = trainer._evaluate(1, trainer.head).mean_nats
 
     def plainly() -> None:
         found[PLAIN] = plain.evaluate(stream.contexts[rows], stream.tokens[rows]).mean_nats

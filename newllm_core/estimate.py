@@ -11,7 +11,6 @@ from newllm_core.config import Settings
 from newllm_core.gpu_memory import FLOAT_BYTES, GIB, context_cache_gb
 from newllm_core.head import Head, choose_head
 from newllm_core.phase1 import batch_slices
-from newllm_core.phase2 import evaluation_head
 from newllm_core.preparation import Prepared
 
 # A Phase 1 batch costs its forward and backward pass, noise, losses and effective rank: about five forward passes.
@@ -58,7 +57,7 @@ def estimate(prepared: Prepared, settings: Settings) -> Estimate:
     num_timed = min(_TIMED_TOKENS, num_train - 1, num_validation - 1)
     model, tokens = copy.deepcopy(prepared.model), prepared.train_tokens[: num_timed + 1]
     method = choose_head(settings.phase2.head, tokens.device)
-    training, validation = Head(model.head_weight, method), evaluation_head(model, method)
+    head = Head(model.head_weight, method)
     contexts = torch.zeros(num_timed, model.config.num_layers, model.config.context_dim, device=tokens.device)
     hidden = model.hidden(contexts, tokens[:-1]).detach()
 
@@ -67,7 +66,7 @@ def estimate(prepared: Prepared, settings: Settings) -> Estimate:
             model.context_block(contexts[:, -1], model.embed(tokens[:-1]).repeat(1, model.config.num_input_tokens))
 
     def training_step() -> None:
-        loss = training.loss(hidden.clone().requires_grad_(), tokens[1:]).mean_nats
+        loss = head.loss(hidden.clone().requires_grad_(), tokens[1:]).mean_nats
         loss.backward()  # type: ignore[no-untyped-call]
 
     per_token = {
@@ -75,7 +74,7 @@ def estimate(prepared: Prepared, settings: Settings) -> Estimate:
         for name, call in (
             ("context", context_step),
             ("train", training_step),
-            ("evaluate", lambda: validation.token_figures(hidden, tokens[1:])),
+            ("evaluate", lambda: head.token_figures(hidden, tokens[1:])),
         )
     }
     layers, width = model.config.num_layers, model.config.context_dim

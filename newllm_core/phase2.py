@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from newllm_core.runs import derived_generator
 
 logger = logging.getLogger("newllm")
 
-# Tokens per evaluation batch. Validation figures are compared across runs, so their products are never rounded.
+# Tokens per evaluation batch.
 _EVALUATION_BATCH = 4096
 
 
@@ -30,7 +30,8 @@ _EVALUATION_BATCH = 4096
 class EpochRecord:
     """One epoch. Losses in nats per token, accuracies 0 … 1, perplexity is `exp(loss)`.
 
-    Training figures are means over the epoch, while the weights moved; with rounded products they carry that rounding.
+    Training figures are means over the epoch, while the weights moved. With rounded products training and validation
+    figures carry that rounding, about 1e-4 nats, which is enough to find the best epoch; see ``Phase2Result.best``.
     """
 
     epoch: int
@@ -65,7 +66,8 @@ class Phase2Result:
     Attributes:
         epochs: one record each.
         best_epoch: the one with the lowest validation loss.
-        validation: of that epoch.
+        validation: of that epoch's weights, evaluated once more with exact products: these figures are compared
+            across runs.
         stopped_early: before `max_epochs`.
         head_method: how the cross-entropy was computed.
         device_batch_size: tokens computed at once at the end; smaller than at the start after out-of-memory.
@@ -82,7 +84,12 @@ class Phase2Result:
 
     @property
     def best(self) -> EpochRecord:
-        return self.epochs[self.best_epoch - 1]
+        """The best epoch, its validation figures with exact products."""
+        loss = self.validation.mean_nats
+        return replace(
+            self.epochs[self.best_epoch - 1], validation_loss=loss, validation_perplexity=perplexity(loss),
+            validation_accuracy=self.validation.accuracy,
+        )  # fmt: skip
 
     def record(self) -> dict[str, Any]:
         return {
@@ -106,7 +113,7 @@ def evaluate(model: NewLLM, contexts: Tensor, tokens: Tensor, head: Head) -> Eva
 
 
 def evaluation_head(model: NewLLM, head_method: str) -> Head:
-    """Exact products for validation, whatever training rounds."""
+    """Exact products for the figures that are compared across runs, whatever training rounds."""
     return Head(model.head_weight.detach(), "direct" if head_method == "direct" else "blocks")
 
 
@@ -149,14 +156,14 @@ class _Trainer:
     def train(self) -> Phase2Result:
         began = time.perf_counter()
         epochs: list[EpochRecord] = []
-        best_loss, best_epoch, best_weights, best_validation = math.inf, 0, {}, None
+        best_loss, best_epoch, best_weights = math.inf, 0, {}
         progress = tqdm(range(1, self.config.max_epochs + 1), desc="Phase 2", unit="epoch")
         for epoch in progress:
             train_loss, train_accuracy = self._train_epoch(epoch)
-            validation = self._evaluate(epoch)
+            validation = self._evaluate(epoch, Head(self.model.head_weight.detach(), self.method))
             epochs.append(_epoch_record(epoch, train_loss, train_accuracy, validation))
             if validation.mean_nats < best_loss:
-                best_loss, best_epoch, best_validation = validation.mean_nats, epoch, validation
+                best_loss, best_epoch = validation.mean_nats, epoch
                 best_weights = {name: value.detach().clone() for name, value in self._trained_state().items()}
             progress.set_postfix(
                 {"PPL val": f"{epochs[-1].validation_perplexity:.1f}", "best": f"{perplexity(best_loss):.1f}",
@@ -166,9 +173,9 @@ class _Trainer:
                 break
         progress.close()
         self.model.load_state_dict(best_weights, strict=False)
-        assert best_validation is not None  # the first epoch's finite loss is below infinity
+        exact = self._evaluate(best_epoch, evaluation_head(self.model, self.method))
         return Phase2Result(
-            epochs, best_epoch, best_validation, len(epochs) < self.config.max_epochs,
+            epochs, best_epoch, exact, len(epochs) < self.config.max_epochs,
             self.method, self.device_batch_size, time.perf_counter() - began,
         )  # fmt: skip
 
@@ -176,8 +183,7 @@ class _Trainer:
         trained = {id(parameter) for parameter in self.parameters}
         return {name: value for name, value in self.model.named_parameters() if id(value) in trained}
 
-    def _evaluate(self, epoch: int) -> Evaluation:
-        head = evaluation_head(self.model, self.method)
+    def _evaluate(self, epoch: int, head: Head) -> Evaluation:
         validation = evaluate(self.model, self.phase1.validation_contexts, self.validation_tokens, head)
         if not math.isfinite(validation.mean_nats):
             raise NotFiniteError(f"Phase 2, epoch {epoch}: validation loss is {validation.mean_nats}")

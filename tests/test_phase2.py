@@ -190,7 +190,7 @@ def test_the_weights_of_the_best_epoch_are_kept() -> None:
     model, result = overfitting(patience=5)
     losses = [epoch.validation_loss for epoch in result.epochs]
     assert result.best_epoch == losses.index(min(losses)) + 1 < len(losses)
-    assert result.best is result.epochs[result.best_epoch - 1]
+    assert result.best == result.epochs[result.best_epoch - 1]  # no rounding with "blocks"
     kept = evaluate(model, contexts_of(make_model()).validation_contexts, VALIDATION, evaluation_head(model, "blocks"))
     assert kept.mean_nats == result.best.validation_loss == result.validation.mean_nats
     assert kept.accuracy == result.best.validation_accuracy
@@ -317,3 +317,13 @@ def test_two_tokens_are_enough() -> None:
     head = Head(model.head_weight, "direct")
     assert evaluate(model, phase1.validation_contexts, VALIDATION[:2], head).nats.shape == (1,)
     assert len(result.validation.nats) == 1
+
+
+def test_with_rounded_products_the_best_figures_are_exact_all_the_same() -> None:
+    model = make_model()
+    phase1 = contexts_of(model)
+    result = train_phase2(model, phase1, TRAIN, VALIDATION, phase2_config(head="blocks-bf16"), SEED)
+    exact = evaluate(model, phase1.validation_contexts, VALIDATION, evaluation_head(model, "blocks-bf16"))
+    assert result.best.validation_loss == exact.mean_nats
+    rounded = result.epochs[result.best_epoch - 1].validation_loss
+    assert rounded != exact.mean_nats and rounded == pytest.approx(exact.mean_nats, abs=0.02)
