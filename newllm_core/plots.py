@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -25,11 +24,11 @@ def save_figure(figure: Figure, path: Path) -> Path:
     return path
 
 
-def as_image(figure: Figure) -> Image:
-    """What a notebook shows; for widgets, which draw anew and keep nothing."""
+def as_png(figure: Figure) -> bytes:
+    """The picture itself; for widgets, which draw anew and keep nothing."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=_DPI, bbox_inches="tight", format="png")
-    return Image(buffer.getvalue())
+    return buffer.getvalue()
 
 
 def new_axes(columns: int, width: float = 4.6, height: float = 3.4) -> tuple[Figure, list[Axes]]:

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
-from newllm_core.plots import MARK_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, as_image, new_axes
+from newllm_core.plots import MARK_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, as_png, new_axes
 from newllm_core.scaling import Interval, ScalingError, fit_power_law, mean_over_seeds
 from newllm_core.scaling_analysis import Record, ScalingAnalysis, Size, analyse
 from newllm_core.scaling_progression import AlphaRow
@@ -105,7 +104,7 @@ def plot_alpha(analysis: ScalingAnalysis) -> Figure:
     )  # fmt: skip
     axis.plot(list(centres), alphas, color="grey", lw=1, zorder=1)
     for x, alpha in zip(centres, alphas, strict=True):
-        axis.annotate(f"{alpha:.3f}", (x, alpha), xytext=(0, 14), textcoords="offset points", fontsize=9, ha="center")
+        axis.annotate(f"{alpha:.3f}", (x, alpha), xytext=(26, -4), textcoords="offset points", fontsize=9)
     labels = [f"{row.samples[0]}–{row.samples[-1]}\n{row.tokens[0]:,.0f}–{row.tokens[-1]:,.0f} tokens" for row in rows]
     axis.set_xticks(list(centres), labels, fontsize=8)
     axis.set_xlim(0.5, len(rows) + 0.6)
@@ -164,8 +163,8 @@ def plot_rank(analysis: ScalingAnalysis) -> Figure:
     return figure
 
 
-def window_picture(records: Sequence[Record], first_size: int, window_size: int) -> Image:
-    """The fit of ``window_size`` neighbouring sizes from number ``first_size`` (1, 2, …), as an image; for a slider.
+def window_picture(records: Sequence[Record], first_size: int, window_size: int) -> bytes:
+    """The fit of ``window_size`` neighbouring sizes from number ``first_size`` (1, 2, …), as a PNG; for sliders.
 
     A window that reaches past the largest size is moved back to it. Raises ScalingError for fewer sizes than
     ``window_size``.
@@ -176,4 +175,4 @@ def window_picture(records: Sequence[Record], first_size: int, window_size: int)
     first = min(first_size - 1, len(samples) - window_size)
     chosen = samples[first : first + window_size]
     inside = [record for record in records if record["config"]["data"]["num_samples"] in chosen]
-    return as_image(plot_perplexity(analyse(inside, window_size, _WIDGET_RESAMPLES)))
+    return as_png(plot_perplexity(analyse(inside, window_size, _WIDGET_RESAMPLES)))

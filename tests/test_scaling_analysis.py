@@ -3,7 +3,9 @@
 import copy
 import json
 import math
+from functools import partial
 
+import ipywidgets
 import pytest
 from matplotlib.figure import Figure
 from scaling_records import planted_record, planted_records
@@ -12,6 +14,7 @@ from newllm_core.plots_scaling import plot_alpha, plot_perplexity, plot_rank, wi
 from newllm_core.runs import write_json
 from newllm_core.scaling import ScalingError
 from newllm_core.scaling_analysis import analyse, analysis_record, analysis_text
+from newllm_core.widgets import picture_with_sliders
 
 SIZES, SEEDS = [10, 20, 40, 80, 160], [42, 43, 44]
 RECORDS = planted_records(SIZES, SEEDS)
@@ -76,9 +79,19 @@ def test_pictures_are_figures_with_labelled_axes() -> None:
 
 
 def test_a_slider_past_the_end_shows_the_last_window() -> None:
-    assert window_picture(RECORDS, 99, 3).data == window_picture(RECORDS, 3, 3).data
+    assert window_picture(RECORDS, 99, 3) == window_picture(RECORDS, 3, 3) != window_picture(RECORDS, 1, 3)
     with pytest.raises(ScalingError, match="fewer points than a window: 5 points, window_size=6"):
         window_picture(RECORDS, 1, 6)
+
+
+def test_moving_a_slider_draws_the_picture_anew() -> None:
+    first = ipywidgets.IntSlider(min=1, max=4, value=1)
+    box = picture_with_sliders(partial(window_picture, RECORDS, window_size=3), first_size=first)
+    picture = box.children[-1]
+    before = picture.value
+    assert before == window_picture(RECORDS, 1, 3)
+    first.value = 3
+    assert picture.value == window_picture(RECORDS, 3, 3) != before
 
 
 def test_incomplete_or_mixed_records_are_refused() -> None:
