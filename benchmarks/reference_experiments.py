@@ -3,6 +3,7 @@
     python -m benchmarks.reference_experiments            # trains what is missing: see --estimate
     python -m benchmarks.reference_experiments --estimate # points, finished points, hours; trains nothing
     python -m benchmarks.reference_experiments --only scaling --seeds 42 43 44 45    # a further seed
+    python -m benchmarks.reference_experiments --only diversity --phase1-only        # effective ranks, no perplexity
 
 A finished record is committed under results/reference/experiments, so a later run, with more seeds, sizes or losses,
 computes only what is new. Tables and pictures go to results/reference/scaling and results/reference/diversity.
@@ -24,6 +25,7 @@ from newllm_core.series import Folders, Record, Series, comparison_points, grid,
 
 REFERENCE = RESULTS_DIR / "reference"
 SEEDS = [42, 43, 44]
+DIVERSITY_ITERATIONS = 10  # every loss as many: early stopping would give some three times the steps of others
 CONTEXT_DIMS, WEIGHTS = [200, 350, 768], [0.5, 0.99]
 NUM_THREADS = 1
 
@@ -44,7 +46,7 @@ def scaling_points(seeds: Sequence[int]) -> list[Settings]:
 def diversity_points(seeds: Sequence[int]) -> list[Settings]:
     """Notebook 05's list: every algorithm with every seed."""
     axes = {"diversity_algorithm": list(DIVERSITY_ALGORITHMS)}
-    return comparison_points(centre(), axes, seeds, full_grid=False)
+    return comparison_points(vary(centre(), "max_iterations", DIVERSITY_ITERATIONS), axes, seeds, full_grid=False)
 
 
 def axes_points(seeds: Sequence[int]) -> list[Settings]:
@@ -117,15 +119,19 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(LISTS), default=list(LISTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--estimate", action="store_true", help="points and hours; nothing is trained")
+    parser.add_argument(
+        "--phase1-only", action="store_true", help="stop each point after Phase 1; nothing is published"
+    )
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for name in arguments.only:
-        series = Series(LISTS[name](arguments.seeds), Folders(), phase1_only=name == "axes")
+        series = Series(LISTS[name](arguments.seeds), Folders(), phase1_only=arguments.phase1_only or name == "axes")
         print(f"{name}: {series.estimate()}", flush=True)
         if not arguments.estimate:
             records = series.run()
-            publish(series, records)
-            REPORTS[name](records)
+            if not arguments.phase1_only:
+                publish(series, records)
+                REPORTS[name](records)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ A diversity loss takes contexts `[num_tokens, context_dim]` and returns a scalar
 entry in DIVERSITY_ALGORITHMS and ALGORITHM_DESCRIPTIONS; from a notebook, `register_diversity_loss`.
 
 MCDL and ODCM are the notes'. Neither sees rank as such: with unit gain after LayerNorm MCDL is the same for two points
-as for an isotropic cloud, and ODCM's hinge is content with any variances above 1. The other two see it.
+as for an isotropic cloud, and ODCM's hinge is content with any variances above 1. The others see it.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ DiversityLoss = Callable[[Tensor], Tensor]
 
 VICREG_TARGET_STD = 1.0
 VICREG_EPSILON = 1e-4
+RANK_LOSS_FLOOR = 1e-3
 SIGREG_KNOTS, SIGREG_RANGE, SIGREG_SLICES = 17, 5.0, 256  # LeJEPA's values
 VICREG_COVARIANCE_WEIGHT = 0.04  # 1/25, as in VICReg (Bardes et al. 2022, section 4.2: 25 · variance + 1 · covariance)
 
@@ -80,6 +81,22 @@ def participation_loss(contexts: Tensor) -> Tensor:
     return torch.log(squares + tiny) - 2 * torch.log(trace + math.sqrt(tiny))
 
 
+def effective_rank_loss(contexts: Tensor) -> Tensor:
+    """Minus the log of the effective rank itself, `-H(p)`, `p = σ / Σσ`, from the Gram matrix, O(nd² + d³).
+
+    σ are the singular values of the uncentred contexts, as in `metrics.effective_rank` (Roy & Vetterli 2007); those
+    below a thousandth of the root mean square count as that, so that the gradient stays finite. `[n, d]`; about
+    `-log d … 0`, and 0, the worst, for contexts on one line through zero.
+    """
+    gram = contexts.T @ contexts
+    # The gradient of a function of eigenvalues needs no gaps between them, unlike one of eigenvectors.
+    squares = torch.linalg.eigvalsh(gram)
+    floor = squares.detach().mean().clamp_min(torch.finfo(contexts.dtype).tiny) * RANK_LOSS_FLOOR**2
+    sigma = squares.clamp_min(floor).sqrt()
+    share = sigma / sigma.sum()
+    return (share * share.log()).sum()
+
+
 def sigreg_loss(contexts: Tensor) -> Tensor:
     """SIGReg: distance of random one-dimensional projections from a standard normal, O(nd · slices).
 
@@ -108,6 +125,7 @@ DIVERSITY_ALGORITHMS: dict[str, DiversityLoss] = {
     "ODCM": odcm_loss,
     "PR": participation_loss,
     "SIGReg": sigreg_loss,
+    "ER": effective_rank_loss,
 }
 
 ALGORITHM_DESCRIPTIONS: dict[str, str] = {
@@ -115,6 +133,7 @@ ALGORITHM_DESCRIPTIONS: dict[str, str] = {
     "ODCM": "off-diagonal covariance minimisation: unit variances, no correlations, as in VICReg, O(nd²)",
     "PR": "minus log participation ratio: as many directions of equal variance as possible, O(nd²)",
     "SIGReg": "random projections like a standard normal, as in LeJEPA, O(nd · 256)",
+    "ER": "minus log effective rank itself, O(nd² + d³)",
 }
 
 

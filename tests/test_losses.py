@@ -16,6 +16,7 @@ from newllm_core.losses import (
     DIVERSITY_ALGORITHMS,
     cvfp_loss,
     diversity_loss,
+    effective_rank_loss,
     mcdl_loss,
     odcm_loss,
     odcm_terms,
@@ -24,6 +25,7 @@ from newllm_core.losses import (
     sigreg_loss,
     user_loss_fingerprint,
 )
+from newllm_core.metrics import effective_rank
 
 
 def random_contexts(num_tokens: int, context_dim: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
@@ -153,7 +155,7 @@ def values(name: str) -> dict[str, float]:
     return {cloud: float(DIVERSITY_ALGORITHMS[name](contexts)) for cloud, contexts in clouds().items()}
 
 
-@pytest.mark.parametrize("name", ["PR", "SIGReg"])
+@pytest.mark.parametrize("name", ["PR", "SIGReg", "ER"])
 def test_rank_seeing_losses_order_two_points_below_low_rank_below_isotropic(name: str) -> None:
     loss = values(name)
     assert loss["one point"] > loss["two points"] - 1e-4
@@ -178,6 +180,15 @@ def test_participation_loss_is_the_log_of_the_number_of_equal_directions() -> No
     contexts = torch.cat([basis, -basis])
     assert float(participation_loss(contexts)) == pytest.approx(-math.log(3), abs=1e-9)
     assert float(participation_loss(contexts * 7)) == pytest.approx(-math.log(3), abs=1e-9)
+
+
+def test_effective_rank_loss_is_minus_the_log_of_the_effective_rank_and_has_its_gradient() -> None:
+    contexts = torch.randn(40, 6, dtype=torch.float64, generator=rng(2)) + 0.5
+    assert float(effective_rank_loss(contexts)) == pytest.approx(-math.log(effective_rank(contexts)), abs=1e-9)
+    assert torch.autograd.gradcheck(effective_rank_loss, contexts.requires_grad_())
+    isotropic = torch.cat([torch.eye(6), -torch.eye(6)])  # all eigenvalues equal: no gap between any two
+    gradient = torch.autograd.grad(effective_rank_loss(isotropic.requires_grad_()), isotropic)[0]
+    assert torch.allclose(gradient, torch.zeros_like(gradient), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(DIVERSITY_ALGORITHMS))
