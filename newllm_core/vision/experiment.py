@@ -1,0 +1,238 @@
+"""One vision run: data → training → one reading of the test set → `run.json`; and several data sets → score cards.
+
+A finished run is read, a partial one goes on after its last epoch, as on the language line.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import binomtest
+
+from newllm_core.experiment import refuse_other_config
+from newllm_core.runs import (
+    RECORD_NAME,
+    RESULTS_DIR,
+    RunError,
+    current_commit,
+    device_name,
+    has_valid_checksum,
+    is_complete,
+    library_versions,
+    load_tensors,
+    read_json,
+    resolve_device,
+    save_tensors,
+    seed_everything,
+    write_json,
+)
+from newllm_core.vision.checkpoint import discard_checkpoint
+from newllm_core.vision.config import SMOKE_GATE_ACCURACY, SMOKE_GATE_EPOCHS
+from newllm_core.vision.data import ImageData, Normalisation, OneTestReading, load_image_data, read_test_images
+from newllm_core.vision.data_config import VisionDataConfig
+from newllm_core.vision.model import NkatModel
+from newllm_core.vision.score import (
+    ScoreCard,
+    ScoreError,
+    attainable_maximum,
+    score_card,
+    theory_params,
+    theory_scalars,
+    tpe_score,
+)
+from newllm_core.vision.settings import (
+    VisionSettings,
+    configuration_record,
+    for_data_set,
+    require_fit,
+    run_name,
+    settings_of,
+)
+from newllm_core.vision.training import EpochFigures, Evaluation, TrainingResult, evaluate, train_vision
+
+logger = logging.getLogger("newllm")
+
+Record = dict[str, Any]
+WEIGHTS_NAME, CHECKPOINT_DIR = "model.safetensors", "checkpoint"
+VISION_DIR = RESULTS_DIR / "vision"
+SCORES = ("tpe_scalar", "tpe_params")  # by the λ they divide by
+_CONFIDENCE = 0.95
+
+
+def run_vision(
+    settings: VisionSettings,
+    run_dir: Path,
+    *,
+    images: ImageData | None = None,
+    read_test: bool = True,
+    report: Callable[[EpochFigures], None] = lambda figures: None,
+    show_progress: bool = True,
+) -> Record:
+    """Train, choose the epoch on the selection images, read the test set once, and write the record.
+
+    Args:
+        run_dir: gets `run.json` and the weights, and until then a checkpoint after every epoch.
+        images: those of ``settings.data``, when they are loaded already.
+        read_test: False for runs among which one is chosen; `test` is null then. A later call with True reads it.
+        report: called with every epoch, also of a run that is finished; what it raises ends the run, which can go on.
+
+    Raises ConfigError (the model does not fit the data), DataError, NotFiniteError, or RunError (another
+    configuration in the folder).
+    """
+    configs = configuration_record(settings)
+    if is_complete(run_dir):
+        record: Record = read_json(run_dir / RECORD_NAME)
+        refuse_other_config(record, configs, run_dir)
+        for row in record["training"]["epochs"]:
+            report(EpochFigures(**row))
+        return _with_test(record, settings, run_dir) if read_test else record
+    start = datetime.now(UTC).isoformat(timespec="seconds")
+    seed_everything(settings.run.seed, settings.run.num_threads)
+    device = resolve_device(settings.run.device)
+    images = load_image_data(settings.data) if images is None else images
+    require_fit(settings.model, images)
+    result = train_vision(
+        images, settings, device, run_dir / CHECKPOINT_DIR, report=report, show_progress=show_progress
+    )
+    record = {**_record(settings, images, result, device), "start": start}
+    record["test"] = _test_figures(result.model, settings.data, images.normalisation) if read_test else None
+    record["tpe_score"] = _scores(record)
+    save_tensors(run_dir / WEIGHTS_NAME, result.model.state_dict())
+    write_json(run_dir / RECORD_NAME, record)
+    discard_checkpoint(run_dir / CHECKPOINT_DIR)
+    return record
+
+
+def _record(
+    settings: VisionSettings, images: ImageData, result: TrainingResult, device: torch.device
+) -> dict[str, Any]:
+    """All of a run's record but its test figures and scores."""
+    return {
+        "dataset": settings.data.dataset,
+        "data": {**images.provenance, "classes": list(images.classes)},
+        "seed": settings.run.seed,
+        "config": configuration_record(settings),
+        "parameters": result.model.parameter_counts(),
+        "theory": {"tpe_scalar": theory_scalars(result.model), "tpe_params": theory_params(result.model)},
+        "training": {
+            "epochs": [asdict(epoch) for epoch in result.epochs],
+            "best_epoch": result.best_epoch,
+            "steps_per_epoch": result.steps_per_epoch,
+        },
+        "smoke_gate": _smoke_gate(result.epochs),
+        "selection": evaluation_record(evaluate(result.model, images.selection, images.normalisation)),
+        "seconds": sum(epoch.seconds for epoch in result.epochs),
+        "device": device_name(device),
+        "versions": {**library_versions(), "kornia": metadata.version("kornia")},
+        "commit": current_commit(),
+    }
+
+
+def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
+    """Accuracy with its 95 % interval (Wilson), loss in nats an image."""
+    interval = binomtest(evaluation.num_correct, evaluation.num_images).proportion_ci(_CONFIDENCE, method="wilson")
+    return {
+        "accuracy": evaluation.accuracy,
+        "accuracy_interval": [float(interval.low), float(interval.high)],
+        "loss": evaluation.loss,
+        "correct": evaluation.num_correct,
+        "images": evaluation.num_images,
+    }
+
+
+def _scores(record: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Both scores, on the selection and on the test images; what was not measured is None."""
+    scores: dict[str, dict[str, float | None]] = {}
+    for name in SCORES:
+        theory = record["theory"][name]
+        scores[name] = {"maximum": attainable_maximum(theory)}
+        for part in ("selection", "test"):
+            scores[name][part] = None if record[part] is None else tpe_score(record[part]["accuracy"], theory)
+    return scores
+
+
+def _smoke_gate(epochs: Sequence[EpochFigures]) -> dict[str, Any]:
+    """Whether a run is above 45 % after 10 epochs, on the selection images; null for a shorter one. For CIFAR-10."""
+    reached = epochs[SMOKE_GATE_EPOCHS - 1].selection_accuracy if len(epochs) >= SMOKE_GATE_EPOCHS else None
+    return {
+        "epochs": SMOKE_GATE_EPOCHS,
+        "threshold": SMOKE_GATE_ACCURACY,
+        "selection_accuracy": reached,
+        "passed": None if reached is None else reached > SMOKE_GATE_ACCURACY,
+    }
+
+
+def _test_figures(model: NkatModel, data: VisionDataConfig, normalisation: Normalisation) -> dict[str, Any]:
+    """The only place of a run where test images are read."""
+    reading = OneTestReading()
+    test = read_test_images(data, reading)
+    figures = evaluation_record(evaluate(model, test, normalisation))
+    return {**figures, "readings": reading.readings, "sources": dict(test.sources)}
+
+
+def _with_test(record: Record, settings: VisionSettings, run_dir: Path) -> Record:
+    """The record with test figures, which are read now if they were not before."""
+    if record["test"] is not None:
+        return record
+    seed_everything(settings.run.seed, settings.run.num_threads)
+    model, _ = load_trained(run_dir)
+    model.to(resolve_device(settings.run.device))
+    record["test"] = _test_figures(model, settings.data, normalisation_of(record))
+    record["tpe_score"] = _scores(record)
+    write_json(run_dir / RECORD_NAME, record)
+    return record
+
+
+def normalisation_of(record: Mapping[str, Any]) -> Normalisation:
+    """The one that a run's model was trained with."""
+    stored = record["data"]["normalisation"]
+    return Normalisation(tuple(stored["mean"]), tuple(stored["std"]))
+
+
+def load_trained(run_dir: Path) -> tuple[NkatModel, Record]:
+    """The trained model of a finished run, on the CPU and in evaluation mode, and the run's record.
+
+    Raises RunError when there is none, or when its weights were altered since.
+    """
+    if not is_complete(run_dir) or not (run_dir / WEIGHTS_NAME).is_file():
+        raise RunError(
+            f"{run_dir}: expected a finished run ({RECORD_NAME} and {WEIGHTS_NAME}), found none. What an untrained "
+            "model attends to says nothing; train it first with run_vision"
+        )
+    if not has_valid_checksum(run_dir / WEIGHTS_NAME):
+        raise RunError(f"{run_dir / WEIGHTS_NAME} does not match its checksum; delete {run_dir} and train again")
+    record: Record = read_json(run_dir / RECORD_NAME)
+    model = NkatModel(settings_of(record).model, record["seed"])
+    model.load_state_dict(load_tensors(run_dir / WEIGHTS_NAME))
+    return model.eval(), record
+
+
+def run_data_sets(
+    base: VisionSettings, data_sets: Sequence[VisionDataConfig], folder: Path = VISION_DIR
+) -> dict[str, Record]:
+    """The same model and training on each data set (see `settings.for_data_set`); their records by data set."""
+    records: dict[str, Record] = {}
+    for data in data_sets:
+        settings = for_data_set(base, data)
+        records[data.dataset] = run_vision(settings, folder / run_name(settings))
+        logger.info("%s: test accuracy %.4f", data.dataset, records[data.dataset]["test"]["accuracy"])
+    return records
+
+
+def score_cards(records: Mapping[str, Record], names: Sequence[str], part: str = "test") -> dict[str, ScoreCard]:
+    """The card of each score over the named data sets, from the accuracies of ``part`` ("test" or "selection").
+
+    Raises ScoreError when a named data set has no record, or no figures of this part.
+    """
+    if part not in ("selection", "test"):
+        raise ScoreError(f"score_cards: expected part 'selection' or 'test', given {part!r}")
+    accuracy = {name: record[part]["accuracy"] for name, record in records.items() if record[part] is not None}
+    return {
+        score: score_card(accuracy, {name: record["theory"][score] for name, record in records.items()}, names)
+        for score in SCORES
+    }

