@@ -130,6 +130,27 @@ def iteration_table(phase1: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("iteration")
 
 
+def spectrum_table(phase1: Mapping[str, Any]) -> pd.DataFrame:
+    """Every measure of the validation contexts' spectrum, with its 95 % interval and where its definition is from."""
+    rows = [
+        {
+            "measure": measure["name"].replace("_", " "),
+            "centred": "yes" if measure["centred"] else "no",
+            "value": "undefined" if measure["value"] is None else f"{measure['value']:.2f}",
+            "95 % interval": _interval(measure["interval"]),
+            "unit": measure["unit"],
+            "tokens": measure["tokens"],
+            "source": measure["source"],
+        }
+        for measure in phase1["spectrum"]["measures"]
+    ]
+    return pd.DataFrame(rows).set_index("measure")
+
+
+def _interval(interval: list[float] | None) -> str:
+    return "undefined" if interval is None else f"[{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
 def data_table(statistics: TokenStatistics) -> pd.DataFrame:
     """Token counts of training and validation text."""
     per_sample = pd.Series(statistics.tokens_per_sample)

@@ -30,7 +30,7 @@ from newllm_core.phase1 import all_contexts
 from newllm_core.phase2 import evaluate
 from newllm_core.plots import plot_epochs, plot_forgetting, plot_phase1, plot_spectrum, plot_tokens, save_figure
 from newllm_core.preparation import prepare
-from newllm_core.report import data_table, epoch_table, iteration_table, report
+from newllm_core.report import data_table, epoch_table, iteration_table, report, spectrum_table
 from newllm_core.runs import RunError, figures_of, read_json
 
 SMALL = Settings(
@@ -240,3 +240,11 @@ def test_estimate_scales_with_the_run_and_leaves_the_model_alone(folder: Path, r
     )
     assert "at most" in str(figures)
     assert all(torch.equal(value, before[name]) for name, value in prepared.model.state_dict().items())
+
+
+def test_the_spectrum_table_has_every_measure_twice_with_its_source(record: dict[str, Any]) -> None:
+    table = spectrum_table(record["phase1"])
+    assert list(table["centred"]) == 4 * ["no"] + 4 * ["yes"]
+    assert set(table["tokens"]) == {300} and table["source"].str.contains("Vetterli").sum() == 4
+    rank = record["phase1"]["effective_rank"]["validation"]
+    assert table["value"].iloc[0] == f"{rank:.2f}"
