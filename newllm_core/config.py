@@ -246,11 +246,11 @@ def from_mapping(config_type: type[Config], values: Mapping[str, Any]) -> Config
     return config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-def parameter_fields() -> dict[str, tuple[str, str]]:
+def parameter_fields(settings_type: type = Settings) -> dict[str, tuple[str, str]]:
     """Notebook parameter -> (section, field). A field name that two sections share is prefixed by its section."""
     pairs = [
         (section.name, spec.name)
-        for section in dataclasses.fields(Settings)
+        for section in dataclasses.fields(settings_type)
         for spec in dataclasses.fields(section.type)  # type: ignore[arg-type]
     ]
     names = [name for _, name in pairs]

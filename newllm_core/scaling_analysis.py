@@ -6,14 +6,14 @@ be made again without training.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from newllm_core.configuration_figures import clustered_mean, exp_interval
+from newllm_core.configuration_figures import FIGURES, clustered_mean, exp_interval
 from newllm_core.scaling import (
     Extrapolation,
     Interval,
@@ -32,7 +32,7 @@ from newllm_core.scaling_bootstrap import (
 from newllm_core.scaling_floor import FLOOR_PARAMETERS, FloorBootstrap, bootstrap_floor_law
 from newllm_core.scaling_progression import AlphaProgression, alpha_progression, progression_record, progression_table
 
-Record = Mapping[str, Any]
+Record = dict[str, Any]
 HELD_OUT = 2  # sizes that the extrapolation predicts
 
 
@@ -159,19 +159,18 @@ def _sizes(groups: Sequence[Sequence[Record]], points: Sequence[ScalingPoint]) -
                 perplexity=tuple(_best(record, "validation_perplexity") for record in group),
                 accuracy=tuple(_best(record, "validation_accuracy") for record in group),
                 rank=tuple(rank["validation"] / rank["context_dim"] for rank in ranks),
-                calibrated_rank=tuple(calibrated_rank_share(record) for record in group),
+                calibrated_rank=tuple(_calibrated_rank_share(record) for record in group),
                 perplexity_interval=exp_interval(interval),
             )
         )
     return sizes
 
 
-def calibrated_rank_share(record: Record) -> float:
-    """Calibrated effective rank of the validation contexts, uncentred, as a share of C."""
-    for measure in record["phase1"]["spectrum"]["measures"]:
-        if measure["name"] == "calibrated_effective_rank" and not measure["centred"]:
-            return float(measure["value"]) / record["phase1"]["effective_rank"]["context_dim"]
-    raise ScalingError("the record holds no calibrated effective rank")
+def _calibrated_rank_share(record: Record) -> float:
+    percent = FIGURES["calibrated ER %"](record)
+    if percent is None:
+        raise ScalingError("the calibrated effective rank of a record is undefined")
+    return percent / 100
 
 
 def analysis_record(analysis: ScalingAnalysis) -> dict[str, Any]:

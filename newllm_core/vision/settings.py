@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from newllm_core.config import ConfigError, RunConfig, config_hash, from_mapping, unknown_name_message
+from newllm_core.config import ConfigError, RunConfig, config_hash, from_mapping, parameter_fields, unknown_name_message
 from newllm_core.vision.config import PRESETS, VisionModelConfig, VisionTrainConfig, check_model_and_augmentation
 from newllm_core.vision.data import IMAGE_SOURCES, ImageData, locate_source
 from newllm_core.vision.data.image_folder import class_names
@@ -37,13 +37,7 @@ class VisionSettings:
 
 def vision_parameter_fields() -> dict[str, tuple[str, str]]:
     """Flat parameter -> (section, field); a name that two sections share has its section in front."""
-    pairs = [
-        (section.name, spec.name)
-        for section in dataclasses.fields(VisionSettings)
-        for spec in dataclasses.fields(section.type)  # type: ignore[arg-type]
-    ]
-    names = [name for _, name in pairs]
-    return {(name if names.count(name) == 1 else f"{section}_{name}"): (section, name) for section, name in pairs}
+    return parameter_fields(VisionSettings)
 
 
 def with_parameters(settings: VisionSettings, parameters: Mapping[str, Any]) -> VisionSettings:
