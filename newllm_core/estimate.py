@@ -18,6 +18,15 @@ _PHASE1_FORWARDS = 5
 _TIMED_TOKENS = 512
 
 
+def duration_text(seconds: float) -> str:
+    """In the unit a reader would choose: "40 s", "12.3 minutes", "2.3 hours"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.1f} minutes"
+    return f"{seconds / 3600:.1f} hours"
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Seconds on this machine as it is now, and GiB at the peak."""
@@ -41,13 +50,13 @@ class Estimate:
     def phase1_text(self) -> str:
         return (
             f"Phase 1 about {self.seconds_per_iteration:.1f} s an iteration (at most {self.max_iterations}): "
-            f"at most about {self.phase1_minutes:.1f} minutes"
+            f"at most about {duration_text(60 * self.phase1_minutes)}"
         )
 
     def __str__(self) -> str:
         return (
             f"{self.phase1_text()}; Phase 2 about {self.seconds_per_epoch:.1f} s an epoch (at most {self.max_epochs}); "
-            f"both at most about {self.longest_minutes:.1f} minutes, {self.memory_gb:.1f} GiB"
+            f"both at most about {duration_text(60 * self.longest_minutes)}, {self.memory_gb:.1f} GiB"
         )
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from newllm_core.config import Phase1Config
 from newllm_core.context_store import allocate_contexts
@@ -22,6 +21,7 @@ from newllm_core.contexts import ExactContexts, NotFiniteContextsError, TokenEmb
 from newllm_core.losses import cvfp_loss, diversity_loss
 from newllm_core.metrics import StreamRank, count_converged, stream_rank
 from newllm_core.model import ContextBlock, NewLLM, StreamEmbeddings
+from newllm_core.progress import progress_bar
 from newllm_core.runs import derived_generator
 
 # Noise is drawn in blocks of this many token positions, so that it does not depend on the batches.
@@ -166,7 +166,7 @@ class _Trainer:
         records: list[IterationRecord] = []
         best_share, best_iteration, best_weights, checks_without_gain = -math.inf, 0, {}, 0
         stale = self.previous[:0]
-        progress = tqdm(range(1, self.config.max_iterations + 1), desc="Phase 1", unit="iteration")
+        progress = progress_bar(range(1, self.config.max_iterations + 1), desc="Phase 1", unit="iteration")
         for iteration in progress:
             rank = None
             figures = self._iterate(iteration)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from newllm_core.config import Phase2Config
 from newllm_core.context_store import Batch, context_batches
@@ -18,6 +17,7 @@ from newllm_core.head import Head, choose_head
 from newllm_core.metrics import perplexity
 from newllm_core.model import NewLLM
 from newllm_core.phase1 import NotFiniteError, Phase1Result
+from newllm_core.progress import progress_bar
 from newllm_core.runs import derived_generator
 
 logger = logging.getLogger("newllm")
@@ -157,7 +157,7 @@ class _Trainer:
         began = time.perf_counter()
         epochs: list[EpochRecord] = []
         best_loss, best_epoch, best_weights = math.inf, 0, {}
-        progress = tqdm(range(1, self.config.max_epochs + 1), desc="Phase 2", unit="epoch")
+        progress = progress_bar(range(1, self.config.max_epochs + 1), desc="Phase 2", unit="epoch")
         for epoch in progress:
             train_loss, train_accuracy = self._train_epoch(epoch)
             validation = self._evaluate(epoch, Head(self.model.head_weight.detach(), self.method))
@@ -195,7 +195,7 @@ class _Trainer:
         nats = torch.zeros((), dtype=torch.float64, device=device)
         correct = torch.zeros((), dtype=torch.int64, device=device)
         num_targets = len(self.train_tokens) - 1
-        bar = tqdm(total=num_targets, desc=f"  epoch {epoch}", unit="token", unit_scale=True, leave=False)
+        bar = progress_bar(total=num_targets, desc=f"  epoch {epoch}", unit="token", unit_scale=True, leave=False)
         positions = self._positions(epoch, num_targets)
         for batch in context_batches(self.phase1.train_contexts, self.train_tokens, positions):
             step_nats, step_correct = self._step(batch)

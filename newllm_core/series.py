@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from newllm_core.config import ConfigError, Settings, parameter_fields, unknown_name_message
 from newllm_core.data import load_embeddings, load_token_streams
-from newllm_core.estimate import estimate
+from newllm_core.estimate import duration_text, estimate
 from newllm_core.experiment import (
     configs_record,
     phase1_folder_name,
@@ -29,6 +27,7 @@ from newllm_core.experiment import (
 )
 from newllm_core.losses import diversity_loss
 from newllm_core.preparation import prepare
+from newllm_core.progress import progress_bar
 from newllm_core.runs import DATA_DIR, RECORD_NAME, RESULTS_DIR, read_json, resolve_device, write_json
 
 logger = logging.getLogger("newllm")
@@ -117,7 +116,7 @@ class SeriesEstimate:
             return f"{self.num_points} points, all finished"
         return (
             f"{self.num_points} points, {self.num_finished} finished; the others at most about "
-            f"{self.longest_hours:.2f} hours, {self.memory_gb:.1f} GiB"
+            f"{duration_text(3600 * self.longest_hours)}, {self.memory_gb:.1f} GiB"
         )
 
 
@@ -215,7 +214,7 @@ class Series:
         """
         self.check()
         records: list[Record] = []
-        bar = tqdm(self.points, desc="experiments", unit="point")
+        bar = progress_bar(self.points, desc="experiments", unit="point")
         for point in bar:
             bar.set_postfix_str(_point_name(point))
             found = self.finished_record(point)

@@ -17,7 +17,6 @@ import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from newllm_core.config import DataConfig
 from newllm_core.data.corpus import Corpus, open_corpus
@@ -25,6 +24,7 @@ from newllm_core.data.errors import DataError
 from newllm_core.data.packages import GPT2_ENCODER, GPT2_MERGES, locate
 from newllm_core.data.samples import Samples, conversations_needed, load_samples, select_samples
 from newllm_core.data.validation import ValidationText, validation_text
+from newllm_core.progress import progress_bar
 from newllm_core.runs import RunError, load_tensors, save_tensors, sha256_bytes
 
 VOCAB_SIZE = 50257  # GPT-2
@@ -238,7 +238,9 @@ def encode_validation(tokenizer: Tokenizer, text: ValidationText) -> tuple[Tenso
 def encode_conversations(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Encode each text by itself: int64 tokens [num_tokens] and boundaries [len(texts) + 1]."""
     pieces, lengths = [], [0]
-    with tqdm(total=len(texts), desc="tokenising", unit=" conversations", disable=len(texts) <= PROGRESS_FROM) as bar:
+    with progress_bar(
+        total=len(texts), desc="tokenising", unit=" conversations", disable=len(texts) <= PROGRESS_FROM
+    ) as bar:
         for start in range(0, len(texts), ENCODE_BATCH):
             batch = list(texts[start : start + ENCODE_BATCH])
             for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):

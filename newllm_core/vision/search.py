@@ -16,10 +16,10 @@ from typing import Any
 
 import optuna
 from optuna.trial import Trial, TrialState
-from tqdm.auto import tqdm
 
 from newllm_core.config import ConfigError
 from newllm_core.phase1 import NotFiniteError
+from newllm_core.progress import progress_bar
 from newllm_core.runs import derived_generator, write_json
 from newllm_core.vision.checkpoint import discard_checkpoint
 from newllm_core.vision.data import ImageData, load_image_data
@@ -99,7 +99,7 @@ def _run_workers(plan: SearchPlan, folder: Path, workers: int, show_progress: bo
 
 
 def _await(processes: list[Any], study: optuna.Study, num_trials: int, show_progress: bool) -> None:
-    with tqdm(total=num_trials, desc="trials", unit="trial", disable=not show_progress) as bar:
+    with progress_bar(total=num_trials, desc="trials", unit="trial", disable=not show_progress) as bar:
         while any(process.is_alive() for process in processes):
             for process in processes:
                 process.join(timeout=_POLL_SECONDS / len(processes))

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm.auto import tqdm
 
 from newllm_core.phase1 import NotFiniteError
+from newllm_core.progress import progress_bar
 from newllm_core.runs import derived_generator
 from newllm_core.vision.augmentation import Augmentation
 from newllm_core.vision.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -161,7 +161,7 @@ class _Trainer:
 
     def train(self, report: Callable[[EpochFigures], None], show_progress: bool) -> TrainingResult:
         done, total = len(self.epochs), self.config.epochs
-        with tqdm(total=total, initial=done, desc="training", unit="epoch", disable=not show_progress) as bar:
+        with progress_bar(total=total, initial=done, desc="training", unit="epoch", disable=not show_progress) as bar:
             for epoch in range(done + 1, total + 1):
                 figures = self._epoch(epoch, show_progress)
                 self._append(figures)
@@ -216,7 +216,7 @@ class _Trainer:
         )
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         steps = range(self.steps_per_epoch)
-        for step in tqdm(steps, desc=f"  epoch {epoch}", unit="step", leave=False, disable=not show_progress):
+        for step in progress_bar(steps, desc=f"  epoch {epoch}", unit="step", leave=False, disable=not show_progress):
             learning_rate = self.schedule.get_last_lr()[0]
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size].to(self.device)
             sums += self._step(chosen, (epoch - 1) * self.steps_per_epoch + step)
