@@ -1,8 +1,8 @@
 """Notebooks with other parameters, one or many: papermill, made strict.
 
 papermill runs on with the defaults when a parameter is misspelled or the cell tagged ``parameters`` is missing; here
-both are errors, raised before anything runs. A parameter is known when the notebook's parameters cell or
-``config.parameter_fields`` has it, so one profile (a flat YAML file) serves every notebook.
+both are errors, raised before anything runs. A parameter is known when the notebook's parameters cell or its line's
+configuration has it, so one profile (a flat YAML file) serves every notebook of a line.
 
     python -m newllm_core.batch notebooks/03_phase2.ipynb -f notebooks/profiles/cpu.yaml -p num_samples 40
     python -m newllm_core.batch --batch my_runs.yaml
@@ -27,11 +27,13 @@ import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
 
-from newllm_core.config import ConfigError, parameter_fields, settings_from_parameters
+from newllm_core.config import ConfigError, Settings, parameter_fields, settings_of_type
 from newllm_core.runs import PROJECT_ROOT, RESULTS_DIR, sha256_bytes, write_text
+from newllm_core.vision.settings import VisionSettings
 
 PARAMETERS_TAG = "parameters"
 OUTPUT_DIR = RESULTS_DIR / "notebooks"
+LINES: tuple[type, ...] = (Settings, VisionSettings)
 
 
 class BatchError(RuntimeError):
@@ -115,6 +117,11 @@ def load_profile(path: Path) -> dict[str, Any]:
     return profile
 
 
+def settings_type_of(own: Mapping[str, Any]) -> type:
+    """The line whose configuration has most of a notebook's own parameters; the language model's on a tie."""
+    return max(LINES, key=lambda line: len(own.keys() & parameter_fields(line).keys()))
+
+
 def job_parameters(job: Job) -> dict[str, Any]:
     """What will be injected: profile, then parameters, checked against the notebook's own and against the configs.
 
@@ -124,10 +131,11 @@ def job_parameters(job: Job) -> dict[str, Any]:
     given = {**(load_profile(job.profile) if job.profile else {}), **job.parameters}
     own = notebook_parameters(job.notebook)
     try:
-        hidden = [name for name in given if name.startswith("_")]  # settings_from_parameters leaves these out
+        hidden = [name for name in given if name.startswith("_")]  # settings_of_type leaves these out
         if hidden:
             raise ConfigError(f"unknown parameter {hidden[0]!r}: names do not start with an underscore")
-        settings_from_parameters({**own, **given}, extra=own.keys() - parameter_fields().keys())
+        line = settings_type_of(own)
+        settings_of_type(line, {**own, **given}, own.keys() - parameter_fields(line).keys())
         return json.loads(json.dumps(given, allow_nan=False))
     except (ConfigError, TypeError, ValueError) as error:
         source = f" with profile {job.profile}" if job.profile else ""

@@ -246,6 +246,9 @@ def from_mapping(config_type: type[Config], values: Mapping[str, Any]) -> Config
     return config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
+AnySettings = typing.TypeVar("AnySettings", bound=typing.Any)  # Settings, or another dataclass of such sections
+
+
 def parameter_fields(settings_type: type = Settings) -> dict[str, tuple[str, str]]:
     """Notebook parameter -> (section, field). A field name that two sections share is prefixed by its section."""
     pairs = [
@@ -257,15 +260,18 @@ def parameter_fields(settings_type: type = Settings) -> dict[str, tuple[str, str
     return {(name if names.count(name) == 1 else f"{section}_{name}"): (section, name) for section, name in pairs}
 
 
-def settings_from_parameters(parameters: Mapping[str, Any], extra: typing.Iterable[str] = ()) -> Settings:
+def settings_of_type(
+    settings_type: type[AnySettings], parameters: Mapping[str, Any], extra: typing.Iterable[str] = ()
+) -> AnySettings:
     """Settings from a notebook's flat parameters (see ``parameter_fields`` for the names).
 
     ``parameters`` may be the notebook's ``globals()``: of these only plain values (numbers, strings, lists, None)
     without a leading underscore are parameters. One that is neither a field nor listed in ``extra`` is an error, so
     that a misspelled papermill parameter cannot run on with a default.
     """
-    known = parameter_fields()
-    sections: dict[str, dict[str, Any]] = {section.name: {} for section in dataclasses.fields(Settings)}
+    known = parameter_fields(settings_type)
+    kinds = {section.name: section.type for section in dataclasses.fields(settings_type)}
+    sections: dict[str, dict[str, Any]] = {name: {} for name in kinds}
     for name, value in parameters.items():
         plain = value is None or isinstance(value, str | int | float | list | tuple)
         # In is IPython's list of inputs.
@@ -276,8 +282,12 @@ def settings_from_parameters(parameters: Mapping[str, Any], extra: typing.Iterab
             raise ConfigError(unknown_name_message("parameter", name, [*known, *extra]))
         section, key = known[name]
         sections[section][key] = value
-    built = {s.name: from_mapping(s.type, sections[s.name]) for s in dataclasses.fields(Settings)}  # type: ignore[arg-type]
-    return Settings(**built)
+    return settings_type(**{name: from_mapping(kind, sections[name]) for name, kind in kinds.items()})  # type: ignore[arg-type]
+
+
+def settings_from_parameters(parameters: Mapping[str, Any], extra: typing.Iterable[str] = ()) -> Settings:
+    """Those of the language model; see ``settings_of_type``."""
+    return settings_of_type(Settings, parameters, extra)
 
 
 def config_hash(*configs: Any) -> str:

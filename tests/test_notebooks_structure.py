@@ -9,11 +9,12 @@ import pytest
 import yaml
 from nbval.plugin import get_sanitize_patterns
 
-from newllm_core.batch import load_profile, notebook_parameters
-from newllm_core.config import parameter_fields, settings_from_parameters
+from newllm_core.batch import load_profile, notebook_parameters, settings_type_of
+from newllm_core.config import Settings, parameter_fields, settings_from_parameters, settings_of_type
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"
+NKAT = NOTEBOOKS / "07_nkat_stage2.ipynb"
 every_notebook = pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
 every_profile = pytest.mark.parametrize("path", sorted(PROFILES.glob("*.yaml")), ids=lambda path: path.stem)
 
@@ -37,6 +38,8 @@ def test_notebook_is_valid_and_runs_on_the_environments_own_kernel(path: Path) -
 @every_notebook
 def test_notebook_has_one_parameters_cell_with_the_quick_profiles_values(path: Path) -> None:
     values = notebook_parameters(path)  # refuses none, several, and anything but literals
+    if settings_type_of(values) is not Settings:
+        return  # of the other line, whose quick values are the notebook's alone
     quick = load_profile(PROFILES / "quick.yaml")
     own = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     different = {name: (own[name], quick[name]) for name in own.keys() & quick.keys() if own[name] != quick[name]}
@@ -46,7 +49,8 @@ def test_notebook_has_one_parameters_cell_with_the_quick_profiles_values(path: P
 @every_notebook
 def test_notebook_parameters_are_accepted_by_the_configs(path: Path) -> None:
     values = notebook_parameters(path)
-    settings_from_parameters(values, extra=values.keys() - parameter_fields().keys())
+    line = settings_type_of(values)
+    settings_of_type(line, values, values.keys() - parameter_fields(line).keys())
 
 
 @every_notebook
@@ -95,8 +99,22 @@ def test_committed_outputs_hold_no_errors_and_no_folders_of_the_machine_they_ran
 @every_profile
 def test_profile_holds_config_parameters_with_possible_values(path: Path) -> None:
     profile = load_profile(path)
-    assert set(profile) <= set(parameter_fields())
-    settings_from_parameters(profile)
+    line = settings_type_of(profile)
+    own = set() if line is Settings else set(notebook_parameters(NKAT))
+    assert set(profile) <= set(parameter_fields(line)) | own
+    settings_of_type(line, profile, extra=own)
+
+
+@pytest.mark.parametrize("name", ["nkat_cpu", "nkat_colab"])
+def test_an_nkat_profile_names_every_parameter_of_its_notebook(name: str) -> None:
+    assert set(load_profile(PROFILES / f"{name}.yaml")) >= set(notebook_parameters(NKAT)) - {"device"}
+
+
+@pytest.mark.parametrize("name", ["cpu", "notes", "colab"])
+def test_a_larger_profile_names_all_that_the_quick_one_does(name: str) -> None:
+    """What it left out would run with the notebook's own default, which is the quick profile's."""
+    quick, larger = (load_profile(PROFILES / f"{one}.yaml") for one in ("quick", name))
+    assert set(quick) <= set(larger)
 
 
 def sanitized(text: str) -> str:
