@@ -10,7 +10,7 @@ import yaml
 from nbval.plugin import get_sanitize_patterns
 
 from newllm_core.batch import load_profile, notebook_parameters, settings_type_of
-from newllm_core.config import Settings, parameter_fields, settings_from_parameters, settings_of_type
+from newllm_core.config import Settings, parameter_fields, settings_of_type
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"

@@ -51,6 +51,20 @@ def plot_search_epochs(folder: Path) -> Figure:
     return figure
 
 
+def search_pictures(folder: Path) -> dict[str, Figure]:
+    """By name, every picture that the study's trials suffice for: epochs, history, importance."""
+    study = load_study(folder)
+    complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    drawn: dict[str, Figure] = {}
+    if any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
+        drawn["epochs"] = plot_search_epochs(folder)
+    if complete >= 1:
+        drawn["history"] = plot_search_history(folder)
+    if complete >= 2:
+        drawn["importance"] = plot_search_importance(folder)
+    return drawn
+
+
 def _drop_legend(axis: Axes) -> None:
     legend = axis.get_legend()
     assert legend is not None  # Optuna draws one

@@ -27,7 +27,7 @@ def score_table(records: Mapping[str, Record], names: Sequence[str], part: str =
     for name in names:
         target, figures = target_name(name), records[name][part]
         low, high = figures["accuracy_interval"]
-        rows[records[name]["data"]["title"]] = {
+        rows[name] = {
             "accuracy %": 100 * figures["accuracy"],
             "low": 100 * low,
             "high": 100 * high,
