@@ -15,7 +15,7 @@ def plot_variants(runs: Sequence[VariantRuns], reference: VariantRuns, part: str
     """Accuracy of each variant with its 95 % interval, in groups; filled where it differs from the reference."""
     groups = list(dict.fromkeys(one.variant.group for one in runs))
     rows = [one for group in groups for one in runs if one.variant.group == group]
-    figure = Figure(figsize=(8.4, 1.6 + 0.27 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(8.4, 1.8 + 0.27 * len(rows)), layout="constrained")
     axis = figure.add_subplot()
     for place, one in enumerate(rows):
         differs = accuracy_difference(one, reference, part).is_distinguishable
@@ -30,13 +30,18 @@ def plot_variants(runs: Sequence[VariantRuns], reference: VariantRuns, part: str
         if place and rows[place - 1].variant.group != one.variant.group:
             axis.axhline(place - 0.5, color="0.8", lw=0.8)
     axis.axvline(_known(mean_accuracy(reference, part)), color=MARK_COLOUR, ls=":", lw=1)
-    axis.set_yticks(range(len(rows)), [f"{one.variant.group}: {one.variant.name}" for one in rows], fontsize=8)
-    axis.invert_yaxis()
+    axis.set_yticks(range(len(rows)), [_label(one) for one in rows], fontsize=8)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.grid(axis="x", color="0.9")
     axis.set(xlabel=f"accuracy on {part} images, % (higher is better)")
     axis.set_title(_source(reference, runs), fontsize=9)
     figure.legend(handles=_legend(reference), loc="outside lower center", ncols=2, fontsize=8)
     return figure
+
+
+def _label(runs: VariantRuns) -> str:
+    variant = runs.variant
+    return variant.name if variant.group == variant.name else f"{variant.group}: {variant.name}"
 
 
 def _known(mean: SeedMean) -> float:
@@ -46,10 +51,11 @@ def _known(mean: SeedMean) -> float:
 
 def _source(reference: VariantRuns, runs: Sequence[VariantRuns]) -> str:
     record = reference.records[0]
+    model = record["config"]["model"]
     seeds = sorted({one["seed"] for run in runs for one in run.records})
     return (
-        f"{record['data']['title']}, width {record['config']['model']['width']}, depth "
-        f"{record['config']['model']['depth']}, {record['config']['train']['epochs']} epochs, "
+        f"{record['data']['title']}, {record['data']['train_images']:,} training images, width {model['width']}, "
+        f"depth {model['depth']}, {record['config']['train']['epochs']} epochs, "
         f"{'seeds' if seeds[1:] else 'seed'} {', '.join(map(str, seeds))}"
     )
 
