@@ -14,7 +14,7 @@ usage: bash colab_setup.sh VERB
   setup          check the machine, install what is missing (a second time: a few seconds)
   check          check only, change nothing
   test [...]     set up, then run the tests; the rest is handed to pytest
-  run            set up, then run notebooks 01-05 with their defaults into results/notebooks/
+  run            set up, then run every notebook with its defaults into results/notebooks/
 
 On Colab everything goes into the runtime's own Python and its torch stays. Elsewhere it goes into .venv.
 
@@ -155,12 +155,12 @@ list_results() {
     echo "Executed notebooks:"
     find results/notebooks -name '*.ipynb' | sort | sed 's/^/  /'
     echo "Records of runs (every figure) and pictures:"
-    find results -path results/reference -prune -o \( -name run.json -o -name '*.png' \) -print | sort | sed 's/^/  /'
+    find results \( -path results/reference -o -path results/vision \) -prune -o \( -name run.json -o -name '*.png' \) -print | sort | sed 's/^/  /'
 }
 
 run_notebooks() {
-    set -- notebooks/0[1-5]_*.ipynb
-    [ -e "$1" ] || fail "notebooks: none of 01-05 in notebooks/" "git checkout -- notebooks"
+    set -- notebooks/[0-9]*.ipynb
+    [ -e "$1" ] || fail "notebooks: there are none in notebooks/" "git checkout -- notebooks"
     local status=0
     "$python" -m newllm_core.batch "$@" --out results/notebooks || status=$?
     list_results
