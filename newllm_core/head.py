@@ -125,6 +125,23 @@ class Head:
             )
 
 
+_BIAS_COLUMNS = 2
+
+
+def with_output_bias(head_weight: Tensor, bias: Tensor) -> Tensor:
+    """The head with a fixed bias per token: `[V, E], [V]` -> `[V, E + 2]`, to be used with ``with_unit_columns``.
+
+    In two columns, the bias as bfloat16 has it and what that rounds off: rounded products keep it to 16 bits.
+    """
+    rounded = bias.to(torch.bfloat16).to(bias.dtype)
+    return torch.cat([head_weight, rounded[:, None], (bias - rounded)[:, None]], dim=1)
+
+
+def with_unit_columns(hidden: Tensor) -> Tensor:
+    """Hidden states for such a head. `[n, E]` -> `[n, E + 2]`."""
+    return torch.cat([hidden, hidden.new_ones(len(hidden), _BIAS_COLUMNS)], dim=1)
+
+
 def _direct(hidden: Tensor, weight: Tensor, targets: Tensor) -> HeadLoss:
     logits = hidden @ weight.T
     return HeadLoss(functional.cross_entropy(logits, targets), (logits.argmax(dim=1) == targets).sum())

@@ -224,6 +224,6 @@ def test_the_score_table_has_targets_where_there_are_any() -> None:
     assert table["target %"].isna().tolist() == [True, False] and table.loc["cifar10-jpeg", "target %"] == 60
     assert table.loc["cifar10-jpeg", "tpe_scalar"] == pytest.approx(0.7113, abs=5e-5)
     assert (table["low"] < table["accuracy %"]).all() and (table["accuracy %"] < table["high"]).all()
-    first, second, third = card_lines(score_cards(records, names)["tpe_scalar"])
-    assert first == "Global over colour, cifar10-jpeg: 0.545 of at most 0.756 (target 0.7)"
+    first, second, third = card_lines("tpe_scalar", score_cards(records, names)["tpe_scalar"])
+    assert first == "Global tpe_scalar over colour, cifar10-jpeg: 0.545 of at most 0.756 (target 0.7)"
     assert second.startswith("consistency") and third.endswith("that ran: 1.000")

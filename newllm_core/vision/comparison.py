@@ -57,6 +57,8 @@ def accuracy_difference(runs: VariantRuns, reference: VariantRuns, part: str) ->
     if seeds[0] != seeds[1]:
         raise ComparisonError(f"expected the same seeds, given {seeds[0]} and {seeds[1]}")
     pairs = [(_figures(mine, part), _figures(other, part)) for mine, other in zip(runs.records, reference.records)]
+    if runs.variant == reference.variant:
+        return AccuracyDifference(0.0, (0.0, 0.0))
     differences = [100 * (mine["accuracy"] - other["accuracy"]) for mine, other in pairs]
     if len(pairs) == 1:
         return AccuracyDifference(differences[0], _newcombe(*pairs[0]))

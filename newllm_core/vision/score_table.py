@@ -41,11 +41,12 @@ def score_table(records: Mapping[str, Record], names: Sequence[str], part: str =
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def card_lines(card: ScoreCard) -> list[str]:
+def card_lines(score: str, card: ScoreCard) -> list[str]:
     """Global, consistency and robustness, each beside its target and beside the notes' own figure of that name."""
+    target = f" (target {TARGET_GLOBAL:g})" if score == "tpe_scalar" else ""  # the notes' target is of this score
     return [
-        f"Global over {', '.join(card.data_sets)}: {_text(card.global_score)} of at most "
-        f"{_text(card.global_maximum)} (target {TARGET_GLOBAL:g})",
+        f"Global {score} over {', '.join(card.data_sets)}: {_text(card.global_score)} of at most "
+        f"{_text(card.global_maximum)}{target}",
         f"consistency, 1 - std/mean: {_text(card.consistency_relative)} (target {TARGET_CONSISTENCY:g}); "
         f"the notes' 1 - std: {_text(card.consistency_absolute)}",
         f"robustness, min/mean: {_text(card.min_over_mean)} (target {TARGET_ROBUSTNESS:g}); "

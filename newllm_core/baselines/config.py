@@ -1,0 +1,58 @@
+"""Every hyperparameter of the baselines, and of each its own values: a weak baseline is a false result."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from newllm_core.config import ConfigError, _choice, _number, _validate, from_mapping, unknown_name_message
+
+NGRAM_ORDER = 5
+# Discounts tried on the last tenth of the training text; the best is kept for the model of all of it.
+KNESER_NEY_DISCOUNTS = (0.6, 0.7, 0.8, 0.9, 0.95)
+KNESER_NEY_HELD_OUT = 0.1
+# Additive counts tried for the unigram, by leave-one-out on the training tokens.
+UNIGRAM_ADDED = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """A network that reads frozen embeddings and is judged by the tied, frozen head; all between is trained at once."""
+
+    network: str = _choice("gru", "lstm", "mingru", "gpt")
+    width: int = _number(384, low=1)
+    num_layers: int = _number(1, low=1)
+    num_heads: int = _number(4, low=1)  # of the GPT
+    dropout: float = _number(0.3, low=0, high=0.99)  # of embeddings, between layers, and before the head
+    unigram_bias: bool = True  # of the output, fixed: log probabilities of the smoothed unigram
+    learning_rate: float = _number(0.002, above=0)
+    weight_decay: float = _number(0.01, low=0)
+    gradient_clip: float = _number(1.0, above=0)
+    num_streams: int = _number(16, low=1)  # pieces of the training text that are read side by side
+    segment_tokens: int = _number(48, low=2)  # between two optimizer steps, and how far gradients reach back
+    max_epochs: int = _number(30, low=1)
+    patience: int = _number(3, low=1)  # epochs without a better validation loss
+
+    def __post_init__(self) -> None:
+        _validate(self)
+        if self.network == "gpt" and self.width % self.num_heads:
+            raise ConfigError(
+                f"BaselineConfig: expected width to be a multiple of num_heads={self.num_heads}, given {self.width}"
+            )
+
+
+# Changes to BaselineConfig: 1.05 million trained parameters each, within 10 %, at E = 384.
+BASELINES: Mapping[str, Mapping[str, Any]] = {
+    "gru": {"network": "gru", "width": 384},
+    "lstm": {"network": "lstm", "width": 320},
+    "mingru": {"network": "mingru", "width": 208, "num_layers": 2},
+    "gpt": {
+        "network": "gpt", "width": 136, "num_layers": 4, "dropout": 0.2, "learning_rate": 0.001, "segment_tokens": 128,
+    },
+}  # fmt: skip
+
+
+def baseline_config(name: str, **changes: Any) -> BaselineConfig:
+    """A named baseline, then ``changes``. Raises ConfigError for an unknown name or an impossible value."""
+    if name not in BASELINES:
+        raise ConfigError(unknown_name_message("baseline", name, BASELINES))
+    return from_mapping(BaselineConfig, {**BASELINES[name], **changes})

@@ -1,0 +1,105 @@
+"""The networks between frozen embeddings and the tied head: PyTorch's GRU, LSTM and transformer layers, and minGRU.
+
+All read `[B, T, E]` and a state from the segment before, and give `[B, T, E]` and the next state.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from minGRU_pytorch import minGRU
+from torch import Tensor, nn
+from torch.nn import functional
+
+from newllm_core.baselines.config import BaselineConfig
+
+_GPT_MLP_RATIO = 4  # nanoGPT's
+_MINGRU_MLP_RATIO = 4
+
+
+class SequenceNetwork(Protocol):
+    def __call__(self, embeds: Tensor, state: Any) -> tuple[Tensor, Any]: ...
+
+
+class RecurrentNetwork(nn.Module):
+    """Dropout, PyTorch's GRU or LSTM, dropout, and a Linear to the embeddings' width."""
+
+    def __init__(self, config: BaselineConfig, embed_dim: int) -> None:
+        super().__init__()
+        kind: Any = nn.GRU if config.network == "gru" else nn.LSTM
+        between = config.dropout if config.num_layers > 1 else 0.0
+        self.recurrence = kind(embed_dim, config.width, config.num_layers, batch_first=True, dropout=between)
+        self.dropout = nn.Dropout(config.dropout)
+        self.to_head = nn.Linear(config.width, embed_dim)
+
+    def forward(self, embeds: Tensor, state: Any) -> tuple[Tensor, Any]:
+        outputs, state = self.recurrence(self.dropout(embeds), state)
+        return self.to_head(self.dropout(outputs)), detached(state)
+
+
+class MinGruNetwork(nn.Module):
+    """Blocks of minGRU and MLP with pre-LayerNorm and residuals (Feng et al. 2024, arXiv:2410.01201)."""
+
+    def __init__(self, config: BaselineConfig, embed_dim: int) -> None:
+        super().__init__()
+        width = config.width
+        self.from_embeds, self.to_head = nn.Linear(embed_dim, width), nn.Linear(width, embed_dim)
+        self.recurrences = nn.ModuleList(minGRU(width) for _ in range(config.num_layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.num_layers))
+        self.mlps = nn.ModuleList(_mlp(width, _MINGRU_MLP_RATIO, config.dropout) for _ in range(config.num_layers))
+        self.dropout = nn.Dropout(config.dropout)
+        self.last_norm = nn.LayerNorm(width)
+
+    def forward(self, embeds: Tensor, state: Any) -> tuple[Tensor, Any]:
+        stream, states = self.from_embeds(self.dropout(embeds)), []
+        earlier = state or [None] * len(self.recurrences)
+        for recurrence, norm, mlp, before in zip(self.recurrences, self.norms, self.mlps, earlier, strict=True):
+            outputs, after = recurrence(norm(stream), before, return_next_prev_hidden=True)
+            stream = stream + self.dropout(outputs)
+            stream = stream + mlp(stream)
+            states.append(after.detach())
+        return self.to_head(self.dropout(self.last_norm(stream))), states
+
+
+class GptNetwork(nn.Module):
+    """nanoGPT's shape between two Linears: learned positions, pre-LayerNorm, causal attention, GELU. No state."""
+
+    def __init__(self, config: BaselineConfig, embed_dim: int) -> None:
+        super().__init__()
+        width = config.width
+        self.from_embeds, self.to_head = nn.Linear(embed_dim, width), nn.Linear(width, embed_dim)
+        self.positions = nn.Parameter(torch.zeros(config.segment_tokens, width))
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, config.num_heads, _GPT_MLP_RATIO * width, config.dropout, functional.gelu,
+                batch_first=True, norm_first=True, bias=False,
+            )
+            for _ in range(config.num_layers)
+        )  # fmt: skip
+        self.dropout = nn.Dropout(config.dropout)
+        self.last_norm = nn.LayerNorm(width)
+
+    def forward(self, embeds: Tensor, state: Any) -> tuple[Tensor, Any]:
+        length = embeds.shape[1]
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=embeds.device)
+        stream = self.dropout(self.from_embeds(embeds) + self.positions[:length])
+        for block in self.blocks:
+            stream = block(stream, src_mask=mask, is_causal=True)
+        return self.to_head(self.dropout(self.last_norm(stream))), None
+
+
+def build_network(config: BaselineConfig, embed_dim: int) -> nn.Module:
+    """The network that ``config`` names; its weights are drawn from torch's global generator."""
+    kinds: dict[str, type[nn.Module]] = {"mingru": MinGruNetwork, "gpt": GptNetwork}
+    return kinds.get(config.network, RecurrentNetwork)(config, embed_dim)
+
+
+def detached(state: Any) -> Any:
+    """A recurrent state that gradients do not pass: a tensor, or the pair of an LSTM."""
+    return tuple(part.detach() for part in state) if isinstance(state, tuple) else state.detach()
+
+
+def _mlp(width: int, ratio: int, dropout: float) -> nn.Module:
+    return nn.Sequential(
+        nn.LayerNorm(width), nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width),
+        nn.Dropout(dropout),
+    )  # fmt: skip

@@ -1,0 +1,186 @@
+"""Training of a baseline network: truncated back-propagation over streams of the training text, early stopping."""
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from newllm_core.baselines.config import BaselineConfig
+from newllm_core.baselines.networks import build_network
+from newllm_core.baselines.ngrams import fit_unigram
+from newllm_core.head import Head, choose_head, with_output_bias, with_unit_columns
+from newllm_core.metrics import perplexity
+from newllm_core.model import NewLLM
+from newllm_core.phase1 import NotFiniteError
+from newllm_core.progress import progress_bar
+from newllm_core.runs import derived_generator
+
+_EVALUATION_TOKENS = 1024  # of the validation stream at once, for networks that carry a state
+
+
+@dataclass(frozen=True)
+class BaselineEpoch:
+    """One epoch: losses in nats a token, ``train_loss`` with dropout and while the weights moved."""
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    validation_perplexity: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class BaselineResult:
+    """``nats`` `[M - 1]` of the validation targets with the weights of ``best_epoch``, exact products."""
+
+    epochs: list[BaselineEpoch]
+    best_epoch: int
+    nats: Tensor
+    trainable_parameters: int
+    seconds: float
+    cpu_seconds: float
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "epochs": [asdict(epoch) for epoch in self.epochs],
+            "best_epoch": self.best_epoch,
+            "trainable_parameters": self.trainable_parameters,
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+        }
+
+
+def train_baseline(
+    model: NewLLM, train_tokens: Tensor, validation_tokens: Tensor, config: BaselineConfig, seed: int
+) -> BaselineResult:
+    """Train a network between the embeddings and the tied head of ``model``, whose own blocks are not used.
+
+    Tokens `[N]` and `[M]`. Raises NotFiniteError when a loss is not finite, ValueError for too short a text.
+    """
+    return _Trainer(model, train_tokens, validation_tokens, config, seed).train()
+
+
+class _Trainer:
+    def __init__(
+        self, model: NewLLM, train_tokens: Tensor, validation_tokens: Tensor, config: BaselineConfig, seed: int
+    ) -> None:
+        least = config.num_streams * config.segment_tokens
+        if len(train_tokens) <= least:
+            raise ValueError(
+                f"train_baseline: expected more than num_streams · segment_tokens = {least} tokens, "
+                f"given {len(train_tokens)}"
+            )
+        self.model, self.config, self.seed = model, config, seed
+        self.train_tokens, self.validation_tokens = train_tokens, validation_tokens
+        torch.manual_seed(derived_generator("baseline", config.network, seed).initial_seed())
+        self.network = build_network(config, model.config.embed_dim).to(train_tokens.device)
+        self.weight = model.head_weight.detach()
+        if config.unigram_bias:
+            unigram = fit_unigram(train_tokens.cpu(), len(self.weight)).log_probabilities
+            self.weight = with_output_bias(self.weight, unigram.float().to(self.weight.device))
+        self.method = choose_head("auto", train_tokens.device)
+        self.head = Head(self.weight, self.method)
+        parameters = list(self.network.parameters())
+        self.optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
+        self.steps_per_epoch = math.ceil((len(train_tokens) // config.num_streams - 1) / config.segment_tokens)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, self.steps_per_epoch * config.max_epochs
+        )
+
+    def train(self) -> BaselineResult:
+        began, cpu_began = time.perf_counter(), time.process_time()
+        epochs: list[BaselineEpoch] = []
+        best_loss, best_epoch, best_weights = math.inf, 0, {}
+        bar = progress_bar(range(1, self.config.max_epochs + 1), desc=self.config.network, unit="epoch")
+        for epoch in bar:
+            epochs.append(self._epoch(epoch))
+            loss = epochs[-1].validation_loss
+            if loss < best_loss:
+                best_loss, best_epoch = loss, epoch
+                best_weights = copy.deepcopy(self.network.state_dict())
+            bar.set_postfix({"PPL val": f"{perplexity(loss):.1f}", "best": f"{perplexity(best_loss):.1f}"})
+            if epoch - best_epoch >= self.config.patience:
+                break
+        bar.close()
+        self.network.load_state_dict(best_weights)
+        exact = Head(self.weight, "direct" if self.method == "direct" else "blocks")
+        return BaselineResult(
+            epochs, best_epoch, self._validation_nats(exact), self._num_parameters(),
+            time.perf_counter() - began, time.process_time() - cpu_began,
+        )  # fmt: skip
+
+    def _num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def _epoch(self, epoch: int) -> BaselineEpoch:
+        began = time.perf_counter()
+        train_loss = self._train_epoch(epoch)
+        validation_loss = float(self._validation_nats(self.head).mean())
+        for name, loss in (("training", train_loss), ("validation", validation_loss)):
+            if not math.isfinite(loss):
+                raise NotFiniteError(f"baseline {self.config.network}, epoch {epoch}: {name} loss is {loss}")
+        rate = float(self.schedule.get_last_lr()[0])
+        return BaselineEpoch(
+            epoch, train_loss, validation_loss, perplexity(validation_loss), rate, time.perf_counter() - began
+        )
+
+    def _train_epoch(self, epoch: int) -> float:
+        """One pass over the streams; mean nats a token."""
+        self.network.train()
+        nats = torch.zeros((), dtype=torch.float64, device=self.train_tokens.device)
+        count, state = 0, None
+        for tokens, targets in self._segments(epoch):
+            hidden, state = self.network(self.model.embed(tokens), state)
+            loss = self.head.loss(self._for_head(hidden), targets.reshape(-1)).mean_nats
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+            self.optimizer.step()
+            self.schedule.step()
+            nats += loss.detach().double() * targets.numel()
+            count += targets.numel()
+        return float(nats) / count
+
+    def _segments(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """`[B, T]` tokens and the targets that follow them. Streams begin elsewhere each epoch, the text as a ring."""
+        streams = self.config.num_streams
+        shift = int(torch.randint(len(self.train_tokens), (), generator=derived_generator("shift", self.seed, epoch)))
+        length = len(self.train_tokens) // streams
+        pieces = self.train_tokens.roll(-shift)[: streams * length].view(streams, length)
+        for first in range(0, length - 1, self.config.segment_tokens):
+            last = min(first + self.config.segment_tokens, length - 1)
+            yield pieces[:, first:last], pieces[:, first + 1 : last + 1]
+
+    def _for_head(self, hidden: Tensor) -> Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        return with_unit_columns(flat) if self.config.unigram_bias else flat
+
+    @torch.no_grad()
+    def _validation_nats(self, head: Head) -> Tensor:
+        """Nats of each validation target, `[M - 1]`, on the CPU, float64."""
+        self.network.eval()
+        windows = self._windows() if self.config.network == "gpt" else self._stateful_windows()
+        nats = [head.token_figures(self._for_head(hidden), targets).nats.double().cpu() for hidden, targets in windows]
+        return torch.cat(nats)
+
+    def _stateful_windows(self) -> Iterator[tuple[Tensor, Tensor]]:
+        tokens, state = self.validation_tokens, None
+        for first in range(0, len(tokens) - 1, _EVALUATION_TOKENS):
+            last = min(first + _EVALUATION_TOKENS, len(tokens) - 1)
+            hidden, state = self.network(self.model.embed(tokens[None, first:last]), state)
+            yield hidden[0], tokens[first + 1 : last + 1]
+
+    def _windows(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Windows that overlap by half, of which the later half is judged: no target has less than half a window."""
+        tokens, width = self.validation_tokens, self.config.segment_tokens
+        half = width // 2
+        for judged in range(0, len(tokens) - 1, half):
+            first, last = max(0, judged + half - width), min(judged + half, len(tokens) - 1)
+            hidden, _ = self.network(self.model.embed(tokens[None, first:last]), None)
+            yield hidden[0, judged - first :], tokens[judged + 1 : last + 1]
