@@ -1,0 +1,126 @@
+"""Contenders compared: perplexity with intervals over seeds and conversations, and ratios paired by both."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from newllm_core.configuration_figures import clustered_mean, exp_interval, over_seeds
+from newllm_core.configurations import ComparisonError
+from newllm_core.contenders import CONTENDERS, Row
+from newllm_core.diversity import PairedDifference
+from newllm_core.scaling import Floats, Interval
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One contender at one number of training tokens. ``interval``: 95 %, over seeds and conversations.
+
+    ``cpu_seconds`` and ``bits_per_byte`` are means over seeds.
+    """
+
+    name: str
+    tokens: int
+    seeds: tuple[int, ...]
+    perplexity: float
+    interval: Interval | None
+    bits_per_byte: float
+    trainable_parameters: int
+    cpu_seconds: float
+    rows: tuple[Row, ...]
+
+    def record(self) -> dict[str, Any]:
+        """As in `controls.json` (issue 5)."""
+        return {
+            "name": self.name,
+            "what": CONTENDERS[self.name].sentence,
+            "tokens": self.tokens,
+            "seeds": list(self.seeds),
+            "validation_perplexity": self.perplexity,
+            "interval": None if self.interval is None else list(self.interval),
+            "bits_per_byte": self.bits_per_byte,
+            "trainable_parameters": self.trainable_parameters,
+            "cpu_seconds": self.cpu_seconds,
+        }
+
+
+def standings(rows: Sequence[Row]) -> list[Standing]:
+    """Rows by contender and training tokens, best first within a number of tokens.
+
+    Raises ComparisonError for no rows, a row given twice, or different validation text.
+    """
+    if not rows:
+        raise ComparisonError("expected at least one row, given none")
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["name"], row["tokens"]["train"]), []).append(row)
+    _losses(rows)  # refuses different validation text
+    found = [_standing(*key, members) for key, members in groups.items()]
+    return sorted(found, key=lambda one: (one.tokens, one.perplexity))
+
+
+def _standing(name: str, tokens: int, rows: Sequence[Row]) -> Standing:
+    seeds = tuple(row["seed"] for row in rows)
+    if len(set(seeds)) < len(seeds):
+        raise ComparisonError(f"{name} at {tokens:,} tokens: expected each seed once, given {seeds}")
+    mean, interval = clustered_mean(*_losses(rows))
+    figures = {key: over_seeds([row[key] for row in rows]).value for key in ("bits_per_byte", "cpu_seconds")}
+    return Standing(
+        name, tokens, seeds, math.exp(mean), exp_interval(interval),
+        trainable_parameters=rows[0]["trainable_parameters"], rows=tuple(rows), **figures,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def _losses(rows: Sequence[Row]) -> tuple[Floats, Floats]:
+    parts = [row["validation_conversations"] for row in rows]
+    if any(part["tokens"] != parts[0]["tokens"] for part in parts):
+        raise ComparisonError("expected rows judged on the same validation conversations, given different ones")
+    return np.array([part["nats"] for part in parts], np.float64), np.array(parts[0]["tokens"], np.float64)
+
+
+def perplexity_ratio(one: Standing, other: Standing) -> PairedDifference:
+    """PPL of ``one`` over PPL of ``other``, paired by conversation, and by seed where both have several.
+
+    What has no seed is held against every run of the other. Raises ComparisonError without a common seed.
+    """
+    mine, theirs = ({row["seed"]: row for row in side.rows} for side in (one, other))
+    seedless = [
+        len(side.rows) == 1 and CONTENDERS[side.name].kind in ("unigram", "kneser-ney") for side in (one, other)
+    ]
+    seeds = list(theirs if seedless[0] else mine if seedless[1] else [seed for seed in mine if seed in theirs])
+    if not seeds:
+        raise ComparisonError(f"expected a seed that both have, given {one.seeds} and {other.seeds}")
+    pairs = [
+        (one.rows[0] if seedless[0] else mine[seed], other.rows[0] if seedless[1] else theirs[seed]) for seed in seeds
+    ]
+    sums, counts = _losses([row for pair in pairs for row in pair])
+    difference, interval = clustered_mean(sums[0::2] - sums[1::2], counts)
+    return PairedDifference(math.exp(difference), exp_interval(interval), 1.0, len(pairs))
+
+
+def standings_table(found: Sequence[Standing], reference: str) -> pd.DataFrame:
+    """A row a contender, and its ratio to ``reference`` at the same number of tokens."""
+    rows = []
+    for one in found:
+        other = next((each for each in found if each.name == reference and each.tokens == one.tokens), None)
+        ratio = None if other is None or other is one else perplexity_ratio(one, other)
+        rows.append(
+            {
+                "contender": one.name,
+                "training tokens": one.tokens,
+                "PPL": f"{one.perplexity:.1f} {_whole(one.interval)}",
+                f"× {reference}": "–" if ratio is None else f"{ratio.value:.3f} {ratio}",
+                "bits a byte": f"{one.bits_per_byte:.3f}",
+                "trained parameters": f"{one.trainable_parameters:,}",
+                "CPU minutes": f"{one.cpu_seconds / 60:.1f}",
+                "seeds": len(one.seeds),
+            }
+        )
+    return pd.DataFrame(rows).set_index("contender")
+
+
+def _whole(interval: Interval | None) -> str:
+    return "" if interval is None else f"[{interval[0]:,.0f}, {interval[1]:,.0f}]"

@@ -1,0 +1,209 @@
+"""What the context is worth: the model, controls and baselines on identical text, one row a run.
+
+All see the same tokens, frozen embeddings, tied head and validation text, and are judged token by token. A finished row
+is read, not run again.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from newllm_core.baselines.config import BASELINES, BaselineConfig, baseline_config
+from newllm_core.baselines.ngrams import fit_kneser_ney, fit_unigram
+from newllm_core.baselines.train import train_baseline
+from newllm_core.config import ConfigError, Settings, config_hash, unknown_name_message
+from newllm_core.data import token_byte_lengths
+from newllm_core.experiment import refuse_other_config
+from newllm_core.measure import describe, per_conversation_sums
+from newllm_core.metrics import NATS_PER_BIT, perplexity
+from newllm_core.phase1 import Phase1Result, train_phase1
+from newllm_core.phase2 import train_phase2
+from newllm_core.preparation import Prepared, prepare
+from newllm_core.progress import progress_bar
+from newllm_core.runs import DATA_DIR, RESULTS_DIR, derived_generator, read_json, write_json
+from newllm_core.series import vary
+
+CONTENDERS_DIR = RESULTS_DIR / "contenders"
+SEEDLESS = ("unigram", "kneser-ney")  # kinds whose figures no seed touches
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """``sentence`` says what it is. ``changes``: of the settings, by their notebook names.
+
+    ``contexts`` of a "model": its own, "none" (zeros, so that the last token alone is read), or "shuffled" (each token
+    gets the context of another). Other kinds are "unigram", "kneser-ney" and "network", a name in BASELINES.
+    """
+
+    sentence: str
+    kind: str = "model"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    contexts: str = "own"
+    network: str | None = None
+
+
+CONTENDERS: dict[str, Contender] = {
+    "notes": Contender(
+        "the notes' configuration: stale contexts, batches in stream order",
+        changes={"context_source": "previous_iteration", "shuffle": False},
+    ),
+    "trained": Contender("the ContextBlock trained by Phase 1, exact contexts, shuffled batches"),
+    "untrained": Contender("the same with a ContextBlock that was never trained", changes={"max_iterations": 0}),
+    "last-token": Contender("no context: the TokenBlock reads zeros", changes={"max_iterations": 0}, contexts="none"),
+    "shuffled": Contender("every token reads the context of another token", contexts="shuffled"),
+    "unigram": Contender("token frequencies", "unigram"),
+    "kneser-ney-5": Contender("interpolated Kneser-Ney, five tokens", "kneser-ney"),
+    **{name: Contender(f"{name.upper()}, trained end to end", "network", network=name) for name in BASELINES},
+}
+
+
+def contender(name: str) -> Contender:
+    """Raises ConfigError for an unknown name."""
+    if name not in CONTENDERS:
+        raise ConfigError(unknown_name_message("contender", name, CONTENDERS))
+    return CONTENDERS[name]
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """``nats`` `[M - 1]` of the validation targets; parameters trained in both phases."""
+
+    nats: Tensor
+    trainable_parameters: int
+    details: dict[str, Any]
+
+
+def run_contenders(
+    names: Sequence[str],
+    base: Settings,
+    seeds: Sequence[int],
+    folder: Path = CONTENDERS_DIR,
+    *,
+    network_changes: Mapping[str, Any] | None = None,
+    data_dir: Path = DATA_DIR,
+) -> list[Row]:
+    """Every contender with every seed; what has no seed (counts) once. ``network_changes``: of every BaselineConfig.
+
+    Raises ConfigError for an unknown name or an impossible value before anything is run.
+    """
+    points = [
+        (name, vary(base, "seed", seed))
+        for name in names
+        for seed in (seeds[:1] if contender(name).kind in SEEDLESS else seeds)
+    ]
+    rows = []
+    bar = progress_bar(points, desc="contenders", unit="run")
+    for name, settings in bar:
+        bar.set_postfix_str(f"{name}, seed {settings.run.seed}")
+        rows.append(run_contender(name, settings, folder, network_changes or {}, data_dir))
+    return rows
+
+
+def run_contender(
+    name: str, base: Settings, folder: Path, network_changes: Mapping[str, Any], data_dir: Path = DATA_DIR
+) -> Row:
+    """One row: read when it is there, else prepared, trained, judged and written."""
+    chosen = contender(name)
+    settings = base
+    for parameter, value in chosen.changes.items():
+        settings = vary(settings, parameter, value)
+    network = None if chosen.network is None else baseline_config(chosen.network, **network_changes)
+    sections = _sections(chosen, settings, network)
+    configs = json.loads(json.dumps({section: asdict(config) for section, config in sections.items()}))
+    seed = f"-seed{settings.run.seed}" if "run" in sections else ""
+    path = folder / f"{name}-{settings.data.num_samples}s{seed}-{config_hash(*sections.values())}.json"
+    if path.is_file():
+        row: Row = read_json(path)
+        refuse_other_config(row, configs, path)
+        return row
+    start = datetime.now(UTC).isoformat(timespec="seconds")
+    prepared = prepare(settings.data, settings.model, settings.run, data_dir)
+    began, cpu_began = time.perf_counter(), time.process_time()
+    fitted = _fit(chosen, prepared, settings, network)
+    seconds = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu_began}
+    row = {"name": name, "start": start, **_row(prepared, fitted), **seconds, "config": configs}
+    write_json(path, row)
+    return row
+
+
+def _sections(chosen: Contender, settings: Settings, network: BaselineConfig | None) -> dict[str, Any]:
+    """The configs that a contender's figures depend on: counts have no seed, networks no phases."""
+    if chosen.kind == "model":
+        names = ("data", "model", "phase1", "phase2", "run")
+        return {name: getattr(settings, name) for name in names}
+    if network is not None:
+        return {"data": settings.data, "network": network, "run": settings.run}
+    return {"data": settings.data}
+
+
+def _fit(chosen: Contender, prepared: Prepared, settings: Settings, network: BaselineConfig | None) -> _Fitted:
+    vocab_size = len(prepared.embeddings.matrix)
+    train, validation = prepared.train_tokens, prepared.validation_tokens
+    if chosen.kind == "unigram":
+        unigram = fit_unigram(train.cpu(), vocab_size)
+        nats = -unigram.log_probabilities[validation[1:].cpu()]
+        return _Fitted(nats, 0, {"added_count": unigram.added})
+    if chosen.kind == "kneser-ney":
+        counts = fit_kneser_ney(train.cpu(), vocab_size)
+        return _Fitted(-counts.log_probabilities(validation.cpu()), 0, {"discount": counts.discount})
+    if network is not None:
+        result = train_baseline(prepared.model, train, validation, network, settings.run.seed)
+        return _Fitted(result.nats, result.trainable_parameters, result.record())
+    return _fit_model(chosen, prepared, settings)
+
+
+def _fit_model(chosen: Contender, prepared: Prepared, settings: Settings) -> _Fitted:
+    model, seed = prepared.model, settings.run.seed
+    phase1 = train_phase1(model, prepared.train_tokens, prepared.validation_tokens, settings.phase1, seed)
+    history = phase1.history
+    assert history is not None  # it has just been trained
+    read = changed_contexts(phase1, chosen.contexts, seed)
+    phase2 = train_phase2(model, read, prepared.train_tokens, prepared.validation_tokens, settings.phase2, seed)
+    counts = model.parameter_counts()
+    trained = counts["trained_in_phase2"] + (counts["trained_in_phase1"] if settings.phase1.max_iterations else 0)
+    details = {
+        "iterations_kept": history.best_iteration,
+        "best_epoch": phase2.best_epoch,
+        "epochs": [epoch.validation_perplexity for epoch in phase2.epochs],
+    }
+    return _Fitted(phase2.validation.nats.double(), trained, details)
+
+
+def changed_contexts(phase1: Phase1Result, contexts: str, seed: int) -> Phase1Result:
+    """The control: the same contexts, none (zeros), or each stream's own in a random order."""
+    if contexts == "own":
+        return phase1
+    streams = {"train": phase1.train_contexts, "validation": phase1.validation_contexts}
+    if contexts == "none":
+        changed = {name: torch.zeros_like(stream) for name, stream in streams.items()}
+    else:
+        changed = {
+            name: stream[torch.randperm(len(stream), generator=derived_generator("shuffled contexts", name, seed))]
+            for name, stream in streams.items()
+        }
+    return Phase1Result(changed["train"], changed["validation"], phase1.history)
+
+
+def _row(prepared: Prepared, fitted: _Fitted) -> Row:
+    stream = prepared.token_data.validation
+    num_bytes = int(token_byte_lengths()[stream.tokens[1:]].sum())
+    total = float(fitted.nats.double().sum())
+    described = describe(prepared)
+    del described["parameters"]  # of the whole model, embeddings included; the row has what was trained
+    return {
+        **described,
+        "validation_perplexity": perplexity(total / len(fitted.nats)),
+        "bits_per_byte": total / NATS_PER_BIT / num_bytes,
+        "validation_bytes": num_bytes,
+        "validation_conversations": per_conversation_sums(fitted.nats, stream.boundaries),
+        "trainable_parameters": fitted.trainable_parameters,
+        "details": fitted.details,
+    }

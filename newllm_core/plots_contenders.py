@@ -1,0 +1,57 @@
+"""The picture of the contenders: perplexity with intervals, from rows only."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from newllm_core.contender_table import Standing
+from newllm_core.contenders import CONTENDERS
+from newllm_core.plots import MARK_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR
+
+_COLOURS = {"model": TRAIN_COLOUR, "network": VALIDATION_COLOUR}  # counts: MARK_COLOUR
+_KINDS = {TRAIN_COLOUR: "context, and its controls", VALIDATION_COLOUR: "trained end to end", MARK_COLOUR: "counts"}
+
+
+def plot_standings(found: Sequence[Standing]) -> Figure:
+    """Perplexity of each contender at one number of training tokens, best on top, log axis, 95 % intervals.
+
+    Raises ValueError for none, and for several numbers of tokens.
+    """
+    if len({one.tokens for one in found}) != 1:
+        raise ValueError(f"plot_standings: expected one number of tokens, given {sorted({o.tokens for o in found})}")
+    figure = Figure(figsize=(8.4, 1.7 + 0.36 * len(found)), layout="constrained")
+    axis = figure.add_subplot()
+    for place, one in enumerate(found):
+        colour = _COLOURS.get(CONTENDERS[one.name].kind, MARK_COLOUR)
+        if one.interval is not None:
+            axis.plot(one.interval, [place] * 2, color=colour, lw=1.8)
+        axis.plot([one.perplexity], [place], "o", ms=7, color=colour)
+        runs = [row["validation_perplexity"] for row in one.rows]
+        axis.plot(runs, [place] * len(runs), "|", ms=9, color="black", alpha=0.6)
+        axis.annotate(f"{one.perplexity:.0f}", (one.perplexity, place), xytext=(0, 7), textcoords="offset points",
+                      ha="center", fontsize=8)  # fmt: skip
+    labels = [f"{one.name}\n{one.trainable_parameters:,} parameters, {one.cpu_seconds / 60:.1f} min" for one in found]
+    axis.set_yticks(range(len(found)), labels, fontsize=7)
+    axis.set_ylim(len(found) - 0.5, -0.7)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 3, 5, 7)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.grid(axis="x", color="0.9")
+    axis.set(xlabel="validation perplexity (lower is better), 95 % over seeds and conversations; a stroke: a run")
+    axis.set_title(_source(found), fontsize=9)
+    handles = [Line2D([], [], marker="o", color=colour, label=label) for colour, label in _KINDS.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def _source(found: Sequence[Standing]) -> str:
+    row = found[0].rows[0]
+    seeds = sorted({seed for one in found for seed in one.seeds})
+    return (
+        f"{row['corpus']}, {row['embeddings']}, {found[0].tokens:,} training tokens, "
+        f"{row['tokens']['validation']:,} validation tokens, seeds {', '.join(map(str, seeds))}; trained parameters "
+        "and CPU minutes beside each name"
+    )
