@@ -94,11 +94,7 @@ def run_contenders(
 
     Raises ConfigError for an unknown name or an impossible value before anything is run.
     """
-    points = [
-        (name, vary(base, "seed", seed))
-        for name in names
-        for seed in (seeds[:1] if contender(name).kind in SEEDLESS else seeds)
-    ]
+    points = points_of(names, base, seeds)
     rows = []
     bar = progress_bar(points, desc="contenders", unit="run")
     for name, settings in bar:
@@ -107,19 +103,38 @@ def run_contenders(
     return rows
 
 
+def points_of(names: Sequence[str], base: Settings, seeds: Sequence[int]) -> list[tuple[str, Settings]]:
+    """Every contender with every seed, and counts with the first alone. Raises ConfigError for an unknown name."""
+    return [
+        (name, vary(base, "seed", seed))
+        for name in names
+        for seed in (seeds[:1] if contender(name).kind in SEEDLESS else seeds)
+    ]
+
+
+def contender_settings(name: str, base: Settings) -> Settings:
+    """``base`` with the contender's own changes."""
+    settings = base
+    for parameter, value in contender(name).changes.items():
+        settings = vary(settings, parameter, value)
+    return settings
+
+
+def row_path(name: str, base: Settings, folder: Path, network_changes: Mapping[str, Any]) -> Path:
+    """Where the row is or will be kept."""
+    settings = contender_settings(name, base)
+    sections = _sections(name, settings, network_changes)
+    seed = f"-seed{settings.run.seed}" if "run" in sections else ""
+    return folder / f"{name}-{settings.data.num_samples}s{seed}-{config_hash(*sections.values())}.json"
+
+
 def run_contender(
     name: str, base: Settings, folder: Path, network_changes: Mapping[str, Any], data_dir: Path = DATA_DIR
 ) -> Row:
     """One row: read when it is there, else prepared, trained, judged and written."""
-    chosen = contender(name)
-    settings = base
-    for parameter, value in chosen.changes.items():
-        settings = vary(settings, parameter, value)
-    network = None if chosen.network is None else baseline_config(chosen.network, **network_changes)
-    sections = _sections(chosen, settings, network)
+    settings, path = contender_settings(name, base), row_path(name, base, folder, network_changes)
+    sections = _sections(name, settings, network_changes)
     configs = json.loads(json.dumps({section: asdict(config) for section, config in sections.items()}))
-    seed = f"-seed{settings.run.seed}" if "run" in sections else ""
-    path = folder / f"{name}-{settings.data.num_samples}s{seed}-{config_hash(*sections.values())}.json"
     if path.is_file():
         row: Row = read_json(path)
         refuse_other_config(row, configs, path)
@@ -127,19 +142,20 @@ def run_contender(
     start = datetime.now(UTC).isoformat(timespec="seconds")
     prepared = prepare(settings.data, settings.model, settings.run, data_dir)
     began, cpu_began = time.perf_counter(), time.process_time()
-    fitted = _fit(chosen, prepared, settings, network)
+    fitted = _fit(contender(name), prepared, settings, sections.get("network"))
     seconds = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu_began}
     row = {"name": name, "start": start, **_row(prepared, fitted), **seconds, "config": configs}
     write_json(path, row)
     return row
 
 
-def _sections(chosen: Contender, settings: Settings, network: BaselineConfig | None) -> dict[str, Any]:
+def _sections(name: str, settings: Settings, network_changes: Mapping[str, Any]) -> dict[str, Any]:
     """The configs that a contender's figures depend on: counts have no seed, networks no phases."""
+    chosen = contender(name)
     if chosen.kind == "model":
-        names = ("data", "model", "phase1", "phase2", "run")
-        return {name: getattr(settings, name) for name in names}
-    if network is not None:
+        return {part: getattr(settings, part) for part in ("data", "model", "phase1", "phase2", "run")}
+    if chosen.network is not None:
+        network = baseline_config(chosen.network, **network_changes)
         return {"data": settings.data, "network": network, "run": settings.run}
     return {"data": settings.data}
 

@@ -13,6 +13,7 @@ from newllm_core import contenders as contenders_module
 from newllm_core.baselines.config import BASELINES
 from newllm_core.config import ConfigError
 from newllm_core.configurations import ComparisonError
+from newllm_core.contender_estimate import estimate_contenders
 from newllm_core.contender_table import perplexity_ratio, standings, standings_table
 from newllm_core.contenders import CONTENDERS, Row, changed_contexts, run_contender, run_contenders
 from newllm_core.phase1 import Phase1Result
@@ -94,6 +95,18 @@ def test_unknown_names_and_impossible_values_stop_before_anything_runs(tmp_path:
     with pytest.raises(ConfigError, match="widht"):
         run_contenders(["gru"], SMALL, [1], tmp_path, network_changes={"widht": 8})
     assert not list(tmp_path.iterdir())
+
+
+def test_the_estimate_is_of_what_is_missing(tmp_path: Path) -> None:
+    folder, options = tmp_path / "rows", {"network_changes": NETWORK, "data_dir": tmp_path / "data"}
+    names = ["unigram", "untrained", "gru"]
+    run_contenders(names[:1], SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
+    found = estimate_contenders(names, SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
+    assert (found.num_rows, found.num_finished) == (5, 1) and 0 < found.longest_seconds < math.inf
+    assert str(found).startswith("5 rows, 1 finished; the others at most about ")
+    assert len(list(folder.iterdir())) == 1
+    done = estimate_contenders(names[:1], SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
+    assert str(done) == "1 rows, all finished"
 
 
 # --- contexts of the controls ---------------------------------------------------------------------------------------

@@ -1,0 +1,79 @@
+"""What the unfinished contenders will take, measured on a small piece of each before anything starts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from newllm_core.baselines.config import BaselineConfig, baseline_config
+from newllm_core.baselines.train import train_baseline
+from newllm_core.config import Settings
+from newllm_core.contenders import CONTENDERS_DIR, contender, contender_settings, points_of, row_path
+from newllm_core.estimate import duration_text, estimate
+from newllm_core.preparation import Prepared, prepare
+from newllm_core.runs import DATA_DIR
+
+_TIMED_SEGMENTS = 4
+_TIMED_VALIDATION = 512  # tokens
+_KNESER_NEY_SECONDS_PER_TOKEN = 4e-4  # six fits; at 57,000 tokens half a minute of one core
+
+
+@dataclass(frozen=True)
+class ContendersEstimate:
+    """``longest_seconds``: of the unfinished rows on this machine as it is now, if nothing stops early."""
+
+    num_rows: int
+    num_finished: int
+    longest_seconds: float
+
+    def __str__(self) -> str:
+        if self.num_finished == self.num_rows:
+            return f"{self.num_rows} rows, all finished"
+        return (
+            f"{self.num_rows} rows, {self.num_finished} finished; the others at most about "
+            f"{duration_text(self.longest_seconds)}"
+        )
+
+
+def estimate_contenders(
+    names: Sequence[str],
+    base: Settings,
+    seeds: Sequence[int],
+    folder: Path = CONTENDERS_DIR,
+    *,
+    network_changes: Mapping[str, Any] | None = None,
+    data_dir: Path = DATA_DIR,
+) -> ContendersEstimate:
+    """Arguments and errors as of ``contenders.run_contenders``; trains nothing that is kept."""
+    changes = network_changes or {}
+    points = points_of(names, base, seeds)
+    unfinished = [point for point in points if not row_path(*point, folder, changes).is_file()]
+    prepared = prepare(base.data, base.model, base.run, data_dir) if unfinished else None
+    seconds, known = 0.0, dict[str, float]()
+    for name, settings in unfinished:
+        assert prepared is not None
+        if name not in known:
+            known[name] = _seconds(name, settings, prepared, changes)
+        seconds += known[name]
+    return ContendersEstimate(len(points), len(points) - len(unfinished), seconds)
+
+
+def _seconds(name: str, settings: Settings, prepared: Prepared, changes: Mapping[str, Any]) -> float:
+    chosen = contender(name)
+    if chosen.network is not None:
+        return _network_seconds(baseline_config(chosen.network, **changes), prepared)
+    if chosen.kind == "model":
+        return 60 * estimate(prepared, contender_settings(name, settings)).longest_minutes
+    return _KNESER_NEY_SECONDS_PER_TOKEN * len(prepared.train_tokens) if chosen.kind == "kneser-ney" else 0.0
+
+
+def _network_seconds(config: BaselineConfig, prepared: Prepared) -> float:
+    """From the second of two short epochs, by the tokens that are trained on and judged."""
+    tokens = min(len(prepared.train_tokens), _TIMED_SEGMENTS * config.num_streams * config.segment_tokens + 1)
+    judged = min(len(prepared.validation_tokens), _TIMED_VALIDATION)
+    short = replace(config, max_epochs=2, patience=2)
+    train, validation = prepared.train_tokens[:tokens], prepared.validation_tokens[:judged]
+    timed = train_baseline(prepared.model, train, validation, short, prepared.run.seed)
+    # Judging takes about a third of training.
+    share = (len(prepared.train_tokens) + len(prepared.validation_tokens) / 3) / (tokens + judged / 3)
+    return config.max_epochs * timed.epochs[-1].seconds * share
