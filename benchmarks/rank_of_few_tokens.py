@@ -1,4 +1,4 @@
-"""How many tokens does an effective rank need? Plain and calibrated, with intervals, on a trained block.
+"""How many tokens does an effective rank need? Plain, calibrated, and without bias, with intervals, on a trained block.
 
     python -m benchmarks.rank_of_few_tokens       # about two minutes; trains a block first if none is there
 
@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.reference_experiments import REFERENCE, centre
 from newllm_core.experiment import phase1_folder_name, run_phase1
-from newllm_core.metrics import calibrated_effective_rank
-from newllm_core.plots import TRAIN_COLOUR, VALIDATION_COLOUR, new_axes, save_figure, source_line
+from newllm_core.few_tokens import few_token_rank
+from newllm_core.plots import MARK_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, new_axes, save_figure, source_line
 from newllm_core.preparation import prepare
 from newllm_core.runs import RESULTS_DIR, write_json
 from newllm_core.spectrum import spectrum_figures
@@ -43,11 +43,14 @@ def trained_contexts() -> tuple[torch.Tensor, dict[str, Any]]:
 def measure(contexts: torch.Tensor, num_tokens: int, first: int = 0) -> dict[str, Any]:
     """Uncentred effective ranks of ``num_tokens`` tokens from ``first``, % of C, with intervals and seconds."""
     part, width = contexts[first : first + num_tokens], contexts.shape[1]
-    calibrated_effective_rank(part)  # the noise's own rank is computed once per shape, and kept
+    few_token_rank(part, num_resamples=0)  # the noise's own ranks are computed once per shape, and kept
     began = time.perf_counter()
-    calibrated_effective_rank(part)
+    few_token_rank(part, num_resamples=0)
     seconds = time.perf_counter() - began
     row: dict[str, Any] = {"tokens": num_tokens, "first": first, "point_estimate_seconds": seconds}
+    found = few_token_rank(part)
+    row["few_token_rank"] = 100 * found.value / width
+    row["few_token_rank_interval"] = found.interval and [100 * end / width for end in found.interval]
     for figure in spectrum_figures(part):
         if figure.name in ("effective_rank", "calibrated_effective_rank") and not figure.centred:
             assert figure.value is not None
@@ -60,17 +63,24 @@ def plot(rows: Sequence[dict[str, Any]], places: Sequence[dict[str, Any]], sourc
     figure, (axis,) = new_axes(1, width=7, height=4)
     for name, colour, label in (
         ("effective_rank", TRAIN_COLOUR, "effective rank of the first n tokens"),
-        ("calibrated_effective_rank", VALIDATION_COLOUR, "calibrated: over white noise of the same shape"),
+        ("calibrated_effective_rank", MARK_COLOUR, "calibrated: over white noise of the same shape"),
+        ("few_token_rank", VALIDATION_COLOUR, "calibrated, and without its bias by halves"),
     ):
         for row in rows:
             low, high = row[f"{name}_interval"]
             axis.vlines(row["tokens"], low, high, color=colour, lw=2)
         axis.plot([row["tokens"] for row in rows], [row[name] for row in rows], "o-", color=colour, label=label)
-    final = rows[-1]["calibrated_effective_rank"]
-    axis.axhspan(final - 1, final + 1, color="grey", alpha=0.2, label=f"{final:.1f} ± 1 point")
+    final = rows[-1]["effective_rank"]
+    axis.axhspan(
+        final - 1,
+        final + 1,
+        color="grey",
+        alpha=0.2,
+        label=f"effective rank of {REFERENCE_TOKENS:,}: {final:.1f} ± 1 point",
+    )
     axis.plot(
-        [FEW] * len(places), [row["calibrated_effective_rank"] for row in places], ".", color="black", ms=6, zorder=4,
-        label=f"calibrated, {len(places)} other stretches of {FEW:,}",
+        [FEW] * len(places), [row["few_token_rank"] for row in places], ".", color="black", ms=6, zorder=4,
+        label=f"the same, {len(places)} other stretches of {FEW:,}",
     )  # fmt: skip
     axis.set_xscale("log")
     axis.set_xticks([row["tokens"] for row in rows], [f"{row['tokens']:,}" for row in rows])
@@ -89,10 +99,11 @@ def main() -> None:
     write_json(REFERENCE / "rank_of_few_tokens.json", {**described, "first_tokens": rows, "other_stretches": places})
     path = save_figure(plot(rows, places, source_line(described)), REFERENCE / "rank_of_few_tokens.png")
     for row in [*rows, *places]:
-        low, high = row["calibrated_effective_rank_interval"]
+        low, high = row["few_token_rank_interval"]
         print(
             f"{row['tokens']:>7,} tokens from {row['first']:>6,}: ER {row['effective_rank']:.2f} %, calibrated "
-            f"{row['calibrated_effective_rank']:.2f} % [{low:.2f}, {high:.2f}], {row['point_estimate_seconds']:.3f} s"
+            f"{row['calibrated_effective_rank']:.2f} %, without bias {row['few_token_rank']:.2f} % "
+            f"[{low:.2f}, {high:.2f}], {row['point_estimate_seconds']:.3f} s"
         )
     print(path)
 
