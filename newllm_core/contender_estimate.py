@@ -9,7 +9,7 @@ from newllm_core.baselines.config import BaselineConfig, baseline_config
 from newllm_core.baselines.train import train_baseline
 from newllm_core.config import Settings
 from newllm_core.contenders import CONTENDERS_DIR, contender, contender_settings, points_of, row_path
-from newllm_core.estimate import duration_text, estimate
+from newllm_core.estimate import duration_text, estimate, list_text
 from newllm_core.preparation import Prepared, prepare
 from newllm_core.runs import DATA_DIR
 
@@ -27,12 +27,8 @@ class ContendersEstimate:
     longest_seconds: float
 
     def __str__(self) -> str:
-        if self.num_finished == self.num_rows:
-            return f"{self.num_rows} rows, all finished"
-        return (
-            f"{self.num_rows} rows, {self.num_finished} finished; the others at most about "
-            f"{duration_text(self.longest_seconds)}"
-        )
+        cost = f"at most about {duration_text(self.longest_seconds)}"
+        return list_text("rows", self.num_rows, self.num_finished, cost)
 
 
 def estimate_contenders(

@@ -15,7 +15,7 @@ from typing import Any
 
 from newllm_core.config import ConfigError, Settings, parameter_fields, unknown_name_message
 from newllm_core.data import load_embeddings, load_token_streams
-from newllm_core.estimate import duration_text, estimate
+from newllm_core.estimate import duration_text, estimate, list_text
 from newllm_core.experiment import (
     configs_record,
     phase1_folder_name,
@@ -112,12 +112,8 @@ class SeriesEstimate:
     memory_gb: float
 
     def __str__(self) -> str:
-        if self.num_finished == self.num_points:
-            return f"{self.num_points} points, all finished"
-        return (
-            f"{self.num_points} points, {self.num_finished} finished; the others at most about "
-            f"{duration_text(3600 * self.longest_hours)}, {self.memory_gb:.1f} GiB"
-        )
+        cost = f"at most about {duration_text(3600 * self.longest_hours)}, {self.memory_gb:.1f} GiB"
+        return list_text("points", self.num_points, self.num_finished, cost)
 
 
 class Series:

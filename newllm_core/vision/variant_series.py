@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from newllm_core.config import ConfigError
-from newllm_core.estimate import duration_text
+from newllm_core.estimate import duration_text, list_text
 from newllm_core.progress import progress_bar
 from newllm_core.runs import is_complete, resolve_device, seed_everything
 from newllm_core.vision.data import ImageData, LabelledImages, load_image_data, locate_source
@@ -39,9 +39,7 @@ class VisionEstimate:
     seconds: float
 
     def __str__(self) -> str:
-        if self.num_finished == self.num_runs:
-            return f"{self.num_runs} runs, all finished"
-        return f"{self.num_runs} runs, {self.num_finished} finished; the others about {duration_text(self.seconds)}"
+        return list_text("runs", self.num_runs, self.num_finished, f"about {duration_text(self.seconds)}")
 
 
 class VariantSeries:
