@@ -14,8 +14,9 @@ import os
 
 from benchmarks.reference_experiments import REFERENCE, centre
 from newllm_core.contender_estimate import estimate_contenders
+from newllm_core.contender_list import CONTENDERS
 from newllm_core.contender_table import perplexity_ratio, standings, standings_table
-from newllm_core.contenders import CONTENDERS, run_contenders
+from newllm_core.contenders import run_contenders
 from newllm_core.plots import save_figure
 from newllm_core.plots_contenders import plot_standings
 from newllm_core.runs import read_json, write_json, write_text

@@ -47,8 +47,8 @@ def project_phase1(settings: BenchmarkSettings) -> dict[str, float]:
 
     def work() -> None:
         trainer = phase1_iteration.project_trainer(model, streams, Phase1Config.context_source, settings.seed)
-        trainer._iterate(1)
-        trainer._validation_rank(0)
+        phase1_iteration.iteration_with_rank(trainer)
+        phase1_iteration.validation_rank(model, streams)
 
     return _peak(work)
 

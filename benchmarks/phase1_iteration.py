@@ -7,10 +7,11 @@ from benchmarks.inputs import WHISPER_WIDTH, Streams, load_streams, new_model
 from benchmarks.plain_notes import PlainNotes, PlainPhase1, effective_rank
 from benchmarks.settings import BenchmarkSettings
 from benchmarks.timing import compared, interleaved
-from newllm_core import phase1
 from newllm_core.config import ModelConfig, Phase1Config
-from newllm_core.contexts import exact_contexts
+from newllm_core.cvfp import CvfpPass
+from newllm_core.metrics import StreamRank, stream_rank
 from newllm_core.model import NewLLM
+from newllm_core.phase1 import all_contexts
 
 PLAIN, OURS, EXACT = "plain", "project", "project, exact contexts"
 PLAIN_WITH_RANK = "plain with training effective rank"
@@ -28,12 +29,15 @@ def measure(settings: BenchmarkSettings) -> dict[str, Any]:
         effective_rank(plain.previous[:-1][:limit])
 
     contenders = {
-        OURS: lambda: ours._iterate(1),
+        OURS: lambda: iteration_with_rank(ours),
         PLAIN: lambda: plain.iterate(1),
         PLAIN_WITH_RANK: plain_with_rank,
-        EXACT: lambda: exact._iterate(1),
+        EXACT: lambda: iteration_with_rank(exact),
     }
-    checks = {OURS: lambda: ours._validation_rank(0), PLAIN: lambda: plain.validation_rank(streams.validation)}
+    checks = {
+        OURS: lambda: validation_rank(ours.model, streams),
+        PLAIN: lambda: plain.validation_rank(streams.validation),
+    }
     for warm_up in contenders.values():
         warm_up()
     return {
@@ -49,9 +53,19 @@ def default_model(settings: BenchmarkSettings) -> NewLLM:
     return new_model(ModelConfig.context_dim, WHISPER_WIDTH, settings.seed)
 
 
-def project_trainer(model: NewLLM, streams: Streams, context_source: str, seed: int) -> phase1._Trainer:
+def project_trainer(model: NewLLM, streams: Streams, context_source: str, seed: int) -> CvfpPass:
     """The project's trainer just before its first iteration."""
     config = dataclasses.replace(Phase1Config(), context_source=context_source)
-    trainer = phase1._Trainer(model, streams.train, streams.validation, config, seed)
-    trainer.previous = exact_contexts(model.context_block, trainer.embeds, trainer.zero).contexts
-    return trainer
+    return CvfpPass(model, streams.train, config, seed)
+
+
+def iteration_with_rank(trainer: CvfpPass) -> None:
+    """One iteration, and the rank of its contexts that the log shows."""
+    trainer.iterate(1)
+    stream_rank(trainer.previous, Phase1Config.effective_rank_tokens)
+
+
+def validation_rank(model: NewLLM, streams: Streams) -> StreamRank:
+    """One check on validation text."""
+    few = Phase1Config.effective_rank_tokens
+    return stream_rank(all_contexts(model, streams.validation[: few + 1])[:, -1], few)

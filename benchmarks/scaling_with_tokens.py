@@ -84,7 +84,7 @@ def _run_stages(
 def _iteration_seconds(settings: BenchmarkSettings, streams: Streams, repetitions: int) -> list[float]:
     model = phase1_iteration.default_model(settings)
     trainer = phase1_iteration.project_trainer(model, streams, Phase1Config.context_source, settings.seed)
-    return [timed(lambda: trainer._iterate(1)) for _ in range(repetitions)]
+    return [timed(lambda: phase1_iteration.iteration_with_rank(trainer)) for _ in range(repetitions)]
 
 
 def _cache_seconds(settings: BenchmarkSettings, streams: Streams, repetitions: int) -> list[float]:

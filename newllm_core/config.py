@@ -131,6 +131,13 @@ class ModelConfig:
     freeze_embedding: bool = True
     weight_std: float = _number(0.1, above=0)  # notes: every Linear ~ N(0, 0.1²)
     bias_std: float = _number(0.01, low=0)
+    # Initial Lyapunov exponent, nats a token, that the recurrent weights are scaled to; None: as drawn.
+    initial_exponent: float | None = _number(None, above=-1, high=0)
+    token_input: str = _choice("every-layer", "first-layer")  # where the token enters the ContextBlock
+    context_routing: str = _choice("per-layer", "final")  # what a token layer reads: plan E, plan A
+    token_gate: bool = False  # a sigmoid gate on what a token layer adds
+    adapter_rank: int = _number(0, low=0)  # of a low-rank adapter between TokenBlock and head; 0: none
+    logit_scale: float | None = _number(None, above=0)  # where a learned scale of the logits starts; None: none
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -140,8 +147,9 @@ class ModelConfig:
 class Phase1Config:
     """Training of the ContextBlock without labels. Spec section 4."""
 
+    objective: str = _choice("cvfp", "contrastive", "regression")  # fixed point, or prediction: predictive.py
     diversity_algorithm: str = "MCDL"  # a name in losses.DIVERSITY_ALGORITHMS
-    dist_reg_weight: float = _number(0.9, low=0, high=1)  # w: (1 - w) · cvfp + w · diversity
+    dist_reg_weight: float = _number(0.9, low=0, high=1)  # w: (1 - w) · objective + w · diversity
     context_source: str = _choice("exact", "previous_iteration")
     context_noise: float = _number(0.1, low=0)  # std added to the input contexts while training
     learning_rate: float = _number(0.002, above=0)
@@ -155,6 +163,12 @@ class Phase1Config:
     effective_rank_tokens: int = _number(10_000, low=2)
     convergence_threshold: float = _number(0.03, above=0)  # mean squared change of a context
     validation_passes: int = _number(10, low=2)  # repeated passes of the convergence check
+    # Of the objectives that predict; an iteration of theirs takes a step per segment.
+    prediction_streams: int = _number(16, low=1)  # pieces of the text that are read side by side
+    prediction_segment: int = _number(48, low=1)  # tokens between two steps, and how far gradients reach back
+    prediction_negatives: int = _number(2048, low=0)  # contrastive: beside the other targets of the segment
+    prediction_dropout: float = _number(0.3, low=0, high=0.99)  # of token embeddings, and of contexts before the map
+    prediction_weight_decay: float = _number(0.01, low=0)
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -182,6 +196,15 @@ class Phase2Config:
     device_batch_size: int | None = _number(None, low=1)  # tokens computed at once; None: what fits the device
     shuffle: bool = True  # notes: False, batches in stream order
     head: str = _choice("auto", "direct", "blocks", "blocks-bf16")  # auto: head.py's constant for this device
+    dropout: float = _number(0.0, low=0, high=0.99)  # of contexts, token embeddings, and hidden states
+    weight_decay: float = _number(0.0, low=0)  # decoupled, as in AdamW
+    unigram_bias: bool = False  # of the output, fixed: log probabilities of the smoothed unigram
+    schedule: str = _choice("constant", "cosine")  # of the learning rate, over max_epochs
+    # Training's softmax over all seen tokens and so many unseen ones, weighted; None: over the whole vocabulary.
+    unseen_sample: int | None = _number(None, low=1)
+    cache_weight: float = _number(0.0, low=0, high=0.99)  # of the continuous cache in every evaluation; 0: none
+    cache_scale: float = _number(10.0, above=0)  # of its similarities, cosines
+    cache_tokens: int = _number(2000, low=1)  # how far back it looks
 
     def __post_init__(self) -> None:
         _validate(self)

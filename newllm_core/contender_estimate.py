@@ -8,7 +8,8 @@ from typing import Any
 from newllm_core.baselines.config import BaselineConfig, baseline_config
 from newllm_core.baselines.train import train_baseline
 from newllm_core.config import Settings
-from newllm_core.contenders import CONTENDERS_DIR, contender, contender_settings, points_of, row_path
+from newllm_core.contender_list import contender
+from newllm_core.contenders import CONTENDERS_DIR, contender_settings, points_of, row_path
 from newllm_core.estimate import duration_text, estimate, list_text
 from newllm_core.preparation import Prepared, prepare
 from newllm_core.runs import DATA_DIR

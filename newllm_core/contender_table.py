@@ -10,7 +10,8 @@ import pandas as pd
 
 from newllm_core.configuration_figures import clustered_mean, exp_interval, over_seeds
 from newllm_core.configurations import ComparisonError
-from newllm_core.contenders import CONTENDERS, Row
+from newllm_core.contender_list import contender
+from newllm_core.contenders import Row
 from newllm_core.diversity import PairedDifference
 from newllm_core.scaling import Floats, Interval
 
@@ -36,7 +37,7 @@ class Standing:
         """As in `controls.json` (issue 5)."""
         return {
             "name": self.name,
-            "what": CONTENDERS[self.name].sentence,
+            "what": contender(self.name).sentence,
             "tokens": self.tokens,
             "seeds": list(self.seeds),
             "validation_perplexity": self.perplexity,
@@ -87,9 +88,7 @@ def perplexity_ratio(one: Standing, other: Standing) -> PairedDifference:
     What has no seed is held against every run of the other. Raises ComparisonError without a common seed.
     """
     mine, theirs = ({row["seed"]: row for row in side.rows} for side in (one, other))
-    seedless = [
-        len(side.rows) == 1 and CONTENDERS[side.name].kind in ("unigram", "kneser-ney") for side in (one, other)
-    ]
+    seedless = [len(side.rows) == 1 and contender(side.name).kind in ("unigram", "kneser-ney") for side in (one, other)]
     seeds = list(theirs if seedless[0] else mine if seedless[1] else [seed for seed in mine if seed in theirs])
     if not seeds:
         raise ComparisonError(f"expected a seed that both have, given {one.seeds} and {other.seeds}")
@@ -99,6 +98,28 @@ def perplexity_ratio(one: Standing, other: Standing) -> PairedDifference:
     sums, counts = _losses([row for pair in pairs for row in pair])
     difference, interval = clustered_mean(sums[0::2] - sums[1::2], counts)
     return PairedDifference(math.exp(difference), exp_interval(interval), 1.0, len(pairs))
+
+
+def expectation_sentences(found: Sequence[Standing]) -> list[str]:
+    """What was expected of each that has a reference, and what came; nothing of those whose reference was not run."""
+    there = {(one.name, one.tokens): one for one in found}
+    sentences = []
+    for one in found:
+        chosen = contender(one.name)
+        other = there.get((chosen.reference or "", one.tokens))
+        if other is None:
+            continue
+        ratio = perplexity_ratio(one, other)
+        sentences.append(
+            f"{one.name} ({chosen.sentence}). Expected: {chosen.expected}. Came: PPL × {ratio.value:.3f} {ratio} of "
+            f"{other.name}'s {other.perplexity:.1f}"
+            f"{'' if ratio.distinguishable else ', not distinguishable'} ({_seeds_text(ratio.num_seeds)})."
+        )
+    return sentences
+
+
+def _seeds_text(num_seeds: int) -> str:
+    return "one seed" if num_seeds == 1 else f"{num_seeds} paired seeds"
 
 
 def standings_table(found: Sequence[Standing], reference: str) -> pd.DataFrame:

@@ -7,7 +7,7 @@ is read, not run again.
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,61 +15,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from newllm_core.baselines.config import BASELINES, BaselineConfig, baseline_config
-from newllm_core.baselines.ngrams import fit_kneser_ney, fit_unigram
+from newllm_core.baselines.config import BaselineConfig, baseline_config
+from newllm_core.baselines.ngrams import fit_kneser_ney
 from newllm_core.baselines.train import train_baseline
-from newllm_core.config import ConfigError, Settings, config_hash, unknown_name_message
+from newllm_core.config import Settings, config_hash
+from newllm_core.contender_list import Contender, contender
 from newllm_core.data import token_byte_lengths
 from newllm_core.experiment import refuse_other_config
 from newllm_core.measure import describe, per_conversation_sums
-from newllm_core.metrics import NATS_PER_BIT, perplexity
+from newllm_core.metrics import NATS_PER_BIT, contraction_rate, forgetting_horizon, perplexity, stream_rank
+from newllm_core.model import StreamEmbeddings
 from newllm_core.phase1 import Phase1Result, train_phase1
 from newllm_core.phase2 import train_phase2
 from newllm_core.preparation import Prepared, prepare
 from newllm_core.progress import progress_bar
 from newllm_core.runs import DATA_DIR, RESULTS_DIR, derived_generator, read_json, write_json
 from newllm_core.series import vary
+from newllm_core.unigram import fit_unigram
 
 CONTENDERS_DIR = RESULTS_DIR / "contenders"
 SEEDLESS = ("unigram", "kneser-ney")  # kinds whose figures no seed touches
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Contender:
-    """``sentence`` says what it is. ``changes``: of the settings, by their notebook names.
-
-    ``contexts`` of a "model": its own, "none" (zeros, so that the last token alone is read), or "shuffled" (each token
-    gets the context of another). Other kinds are "unigram", "kneser-ney" and "network", a name in BASELINES.
-    """
-
-    sentence: str
-    kind: str = "model"
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    contexts: str = "own"
-    network: str | None = None
-
-
-CONTENDERS: dict[str, Contender] = {
-    "notes": Contender(
-        "the notes' configuration: stale contexts, batches in stream order",
-        changes={"context_source": "previous_iteration", "shuffle": False},
-    ),
-    "trained": Contender("the ContextBlock trained by Phase 1, exact contexts, shuffled batches"),
-    "untrained": Contender("the same with a ContextBlock that was never trained", changes={"max_iterations": 0}),
-    "last-token": Contender("no context: the TokenBlock reads zeros", changes={"max_iterations": 0}, contexts="none"),
-    "shuffled": Contender("every token reads the context of another token", contexts="shuffled"),
-    "unigram": Contender("token frequencies", "unigram"),
-    "kneser-ney-5": Contender("interpolated Kneser-Ney, five tokens", "kneser-ney"),
-    **{name: Contender(f"{name.upper()}, trained end to end", "network", network=name) for name in BASELINES},
-}
-
-
-def contender(name: str) -> Contender:
-    """Raises ConfigError for an unknown name."""
-    if name not in CONTENDERS:
-        raise ConfigError(unknown_name_message("contender", name, CONTENDERS))
-    return CONTENDERS[name]
+_FORGETTING_TOKENS = 4096  # that exponent and horizon are measured on
 
 
 @dataclass(frozen=True)
@@ -181,16 +148,31 @@ def _fit_model(chosen: Contender, prepared: Prepared, settings: Settings) -> _Fi
     phase1 = train_phase1(model, prepared.train_tokens, prepared.validation_tokens, settings.phase1, seed)
     history = phase1.history
     assert history is not None  # it has just been trained
+    block_figures = _block_figures(prepared, phase1, settings)
     read = changed_contexts(phase1, chosen.contexts, seed)
     phase2 = train_phase2(model, read, prepared.train_tokens, prepared.validation_tokens, settings.phase2, seed)
     counts = model.parameter_counts()
     trained = counts["trained_in_phase2"] + (counts["trained_in_phase1"] if settings.phase1.max_iterations else 0)
     details = {
+        **block_figures,
         "iterations_kept": history.best_iteration,
+        "phase1_seconds": history.seconds,
         "best_epoch": phase2.best_epoch,
         "epochs": [epoch.validation_perplexity for epoch in phase2.epochs],
     }
     return _Fitted(phase2.validation.nats.double(), trained, details)
+
+
+def _block_figures(prepared: Prepared, phase1: Phase1Result, settings: Settings) -> dict[str, Any]:
+    """Of the validation text: effective rank, and how the block forgets."""
+    rank = stream_rank(phase1.validation_contexts[:, -1], settings.phase1.effective_rank_tokens)
+    few = StreamEmbeddings(prepared.model, prepared.validation_tokens)[0:_FORGETTING_TOKENS]
+    block = prepared.model.context_block
+    return {
+        "validation_rank": rank.record(),
+        "contraction_rate": contraction_rate(block, few),
+        "forgetting_horizon": forgetting_horizon(block, few).horizon,
+    }
 
 
 def changed_contexts(phase1: Phase1Result, contexts: str, seed: int) -> Phase1Result:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from newllm_core.config import Settings
+from newllm_core.cvfp import batch_slices
 from newllm_core.gpu_memory import FLOAT_BYTES, GIB, context_cache_gb
 from newllm_core.head import Head, choose_head
-from newllm_core.phase1 import batch_slices
 from newllm_core.preparation import Prepared
 
 # A Phase 1 batch costs its forward and backward pass, noise, losses and effective rank: about five forward passes.

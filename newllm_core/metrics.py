@@ -1,5 +1,6 @@
 """What is measured on contexts and predictions; each figure carries the counts it rests on."""
 
+import copy
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -143,7 +144,7 @@ def contraction_rate(block: ContextBlock, token_embeds: Tensor, max_tokens: int 
     if steps < 8:
         raise ValueError(f"contraction_rate: expected at least 64 tokens, given {len(token_embeds)}")
     settle = min(steps // 4, 200)
-    wide = _double_copy(block)
+    wide = copy.deepcopy(block).double()
     embeds = token_embeds[: stretches * steps].double().reshape(stretches, steps, -1)
     parts = wide.token_parts(embeds)
     context = torch.zeros(stretches, block.context_dim, dtype=torch.float64, device=embeds.device)
@@ -157,13 +158,6 @@ def contraction_rate(block: ContextBlock, token_embeds: Tensor, max_tokens: int 
         if step >= settle:
             growth += direction.norm(dim=1).log()
     return float(growth.mean()) / (steps - settle)
-
-
-def _double_copy(block: ContextBlock) -> ContextBlock:
-    first = next(block.parameters())
-    copy = ContextBlock(block.context_dim, block.embed_dim, block.num_layers, block.num_input_tokens)
-    copy.load_state_dict(block.state_dict())
-    return copy.to(first.device).double()
 
 
 @dataclass(frozen=True)
@@ -192,6 +186,6 @@ def forgetting_horizon(
         raise ValueError(f"forgetting_horizon: expected at least {streams} tokens, given {len(token_embeds)}")
     embeds = token_embeds[: streams * steps].double().reshape(streams, steps, -1)
     # The starts are a zero context and unit normal components: their distance is of order one.
-    distances = start_distances(_double_copy(block), embeds, stop_below=factor * 1e-3)
+    distances = start_distances(copy.deepcopy(block).double(), embeds, stop_below=factor * 1e-3)
     below = [step for step, distance in enumerate(distances, start=1) if distance <= factor * distances[0]]
     return Forgetting(distances, below[0] if below else None)

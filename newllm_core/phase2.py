@@ -10,15 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from newllm_core.config import Phase2Config
+from newllm_core.config import ConfigError, Phase2Config
 from newllm_core.context_store import Batch, context_batches
+from newllm_core.continuous_cache import cached_nats
+from newllm_core.errors import NotFiniteError
 from newllm_core.gpu_memory import device_batch_size, find_executable
 from newllm_core.head import Head, choose_head
 from newllm_core.metrics import perplexity
 from newllm_core.model import NewLLM
-from newllm_core.phase1 import NotFiniteError, Phase1Result
+from newllm_core.phase1 import Phase1Result
 from newllm_core.progress import progress_bar
 from newllm_core.runs import derived_generator
+from newllm_core.unigram import fit_unigram
+from newllm_core.vocabulary_sample import VocabularySample, sample_vocabulary
 
 logger = logging.getLogger("newllm")
 
@@ -112,9 +116,42 @@ def evaluate(model: NewLLM, contexts: Tensor, tokens: Tensor, head: Head) -> Eva
     return Evaluation(torch.cat(nats).cpu(), torch.cat(correct).cpu())
 
 
+@torch.no_grad()
+def with_cache(
+    evaluation: Evaluation, model: NewLLM, contexts: Tensor, tokens: Tensor, config: Phase2Config
+) -> Evaluation:
+    """The losses with the continuous cache mixed in, whose states are the hidden states; accuracy stays the model's."""
+    positions = torch.arange(len(tokens) - 1).split(_EVALUATION_BATCH)
+    states = [model.hidden(batch.contexts, batch.tokens) for batch in context_batches(contexts, tokens, positions)]
+    nats = cached_nats(
+        evaluation.nats, torch.cat(states).cpu(), tokens.cpu(),
+        weight=config.cache_weight, scale=config.cache_scale, num_cached=config.cache_tokens,
+    )  # fmt: skip
+    return Evaluation(nats, evaluation.correct)
+
+
 def evaluation_head(model: NewLLM, head_method: str) -> Head:
     """Exact products for the figures that are compared across runs, whatever training rounds."""
-    return Head(model.head_weight.detach(), "direct" if head_method == "direct" else "blocks")
+    return Head(model.output_weight().detach(), "direct" if head_method == "direct" else "blocks")
+
+
+def set_output_bias(model: NewLLM, train_tokens: Tensor, config: Phase2Config) -> None:
+    """Give the head the unigram of ``train_tokens`` as its bias, where the config asks for it.
+
+    Raises ConfigError where the head itself is trained.
+    """
+    if not config.unigram_bias:
+        return
+    _demand_frozen_head(model, "unigram_bias")
+    unigram = fit_unigram(train_tokens, len(model.embedding)).log_probabilities
+    model.output_bias = unigram.to(model.embedding)
+
+
+def _demand_frozen_head(model: NewLLM, wanted_by: str) -> None:
+    if not model.head_is_frozen:
+        raise ConfigError(
+            f"{wanted_by}: expected a frozen head (tie_weights and freeze_embedding), given one that is trained"
+        )
 
 
 def train_phase2(
@@ -144,10 +181,18 @@ class _Trainer:
     ) -> None:  # fmt: skip
         self.model, self.phase1, self.config, self.seed = model, phase1, config, seed
         self.train_tokens, self.validation_tokens = train_tokens, validation_tokens
+        set_output_bias(model, train_tokens, config)
+        if config.unseen_sample is not None:
+            _demand_frozen_head(model, "unseen_sample")
         self.method = choose_head(config.head, train_tokens.device)
-        self.head = Head(model.head_weight, self.method)
+        self.head = Head(model.output_weight(), self.method)
+        self.sample: VocabularySample | None = None
         self.parameters = model.phase2_parameters()
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate)
+        self.optimizer = torch.optim.AdamW(self.parameters, config.learning_rate, weight_decay=config.weight_decay)
+        steps = math.ceil((len(train_tokens) - 1) / config.effective_batch_size) * config.max_epochs
+        self.schedule = (
+            torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps) if config.schedule == "cosine" else None
+        )
         fits = device_batch_size(
             train_tokens.device, config.effective_batch_size, self.method, model.config, len(model.embedding)
         )
@@ -157,10 +202,12 @@ class _Trainer:
         began = time.perf_counter()
         epochs: list[EpochRecord] = []
         best_loss, best_epoch, best_weights = math.inf, 0, {}
+        if self.config.dropout:
+            torch.manual_seed(derived_generator("phase 2 dropout", self.seed).initial_seed())
         progress = progress_bar(range(1, self.config.max_epochs + 1), desc="Phase 2", unit="epoch")
         for epoch in progress:
             train_loss, train_accuracy = self._train_epoch(epoch)
-            validation = self._evaluate(epoch, Head(self.model.head_weight.detach(), self.method))
+            validation = self._evaluate(epoch, Head(self.model.output_weight().detach(), self.method))
             epochs.append(_epoch_record(epoch, train_loss, train_accuracy, validation))
             if validation.mean_nats < best_loss:
                 best_loss, best_epoch = validation.mean_nats, epoch
@@ -184,7 +231,10 @@ class _Trainer:
         return {name: value for name, value in self.model.named_parameters() if id(value) in trained}
 
     def _evaluate(self, epoch: int, head: Head) -> Evaluation:
-        validation = evaluate(self.model, self.phase1.validation_contexts, self.validation_tokens, head)
+        stream = self.phase1.validation_contexts, self.validation_tokens
+        validation = evaluate(self.model, *stream, head)
+        if self.config.cache_weight:
+            validation = with_cache(validation, self.model, *stream, self.config)
         if not math.isfinite(validation.mean_nats):
             raise NotFiniteError(f"Phase 2, epoch {epoch}: validation loss is {validation.mean_nats}")
         return validation
@@ -197,6 +247,8 @@ class _Trainer:
         num_targets = len(self.train_tokens) - 1
         bar = progress_bar(total=num_targets, desc=f"  epoch {epoch}", unit="token", unit_scale=True, leave=False)
         positions = self._positions(epoch, num_targets)
+        if self.config.unseen_sample is not None:
+            self._sample_vocabulary(epoch, self.config.unseen_sample)
         for batch in context_batches(self.phase1.train_contexts, self.train_tokens, positions):
             step_nats, step_correct = self._step(batch)
             nats += step_nats
@@ -210,6 +262,12 @@ class _Trainer:
                 "A smaller learning rate is the usual remedy."
             )
         return mean_nats, int(correct) / num_targets
+
+    def _sample_vocabulary(self, epoch: int, num_unseen: int) -> None:
+        """This epoch's softmax: over all seen tokens, and other unseen ones than the last epoch's."""
+        generator = derived_generator("unseen", self.seed, epoch)
+        self.sample = sample_vocabulary(self.train_tokens, len(self.model.embedding), num_unseen, generator)
+        self.head = Head(self.sample.weight(self.model.head_weight.detach(), self.model.output_bias), self.method)
 
     def _positions(self, epoch: int, num_targets: int) -> Iterator[Tensor]:
         """Positions of each effective batch, shuffled anew every epoch by seed and epoch alone."""
@@ -235,11 +293,16 @@ class _Trainer:
             self.device_batch_size = went_through
         torch.nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
         self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
         nats, correct = zip(*outcome, strict=True)
         return torch.stack(nats).sum(), torch.stack(correct).sum()
 
     def _accumulate(self, part: Batch, effective: int) -> tuple[Tensor, Tensor]:
-        loss = self.head.loss(self.model.hidden(part.contexts, part.tokens), part.targets)
+        hidden, targets = self.model.hidden(part.contexts, part.tokens, self.config.dropout), part.targets
+        if self.sample is not None:
+            hidden, targets = self.sample.hidden(hidden, self.model.head_weight.shape[1]), self.sample.places[targets]
+        loss = self.head.loss(hidden, targets)
         (loss.mean_nats * (len(part) / effective)).backward()  # type: ignore[no-untyped-call]
         return loss.mean_nats.detach().double() * len(part), loss.num_correct
 

@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from newllm_core.contender_list import contender
 from newllm_core.contender_table import Standing
-from newllm_core.contenders import CONTENDERS
 from newllm_core.plots import MARK_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR
 
 _COLOURS = {"model": TRAIN_COLOUR, "network": VALIDATION_COLOUR}  # counts: MARK_COLOUR
@@ -24,7 +24,7 @@ def plot_standings(found: Sequence[Standing]) -> Figure:
     figure = Figure(figsize=(8.4, 1.7 + 0.36 * len(found)), layout="constrained")
     axis = figure.add_subplot()
     for place, one in enumerate(found):
-        colour = _COLOURS.get(CONTENDERS[one.name].kind, MARK_COLOUR)
+        colour = _COLOURS.get(contender(one.name).kind, MARK_COLOUR)
         if one.interval is not None:
             axis.plot(one.interval, [place] * 2, color=colour, lw=1.8)
         axis.plot([one.perplexity], [place], "o", ms=7, color=colour)

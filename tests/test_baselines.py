@@ -11,14 +11,15 @@ from nltk.util import everygrams
 from torch import Tensor
 
 from newllm_core.baselines import train as train_module
-from newllm_core.baselines.config import BASELINES, UNIGRAM_ADDED, BaselineConfig, baseline_config
+from newllm_core.baselines.config import BASELINES, BaselineConfig, baseline_config
 from newllm_core.baselines.networks import build_network
-from newllm_core.baselines.ngrams import _fit, fit_kneser_ney, fit_unigram
+from newllm_core.baselines.ngrams import _fit, fit_kneser_ney
 from newllm_core.baselines.train import _Trainer, train_baseline
 from newllm_core.config import ConfigError, ModelConfig
+from newllm_core.errors import NotFiniteError
 from newllm_core.head import Head, with_output_bias, with_unit_columns
 from newllm_core.model import NewLLM
-from newllm_core.phase1 import NotFiniteError
+from newllm_core.unigram import UNIGRAM_ADDED, fit_unigram
 
 VOCABULARY, EMBED_DIM = 12, 8
 TEXTS = st.lists(st.integers(0, VOCABULARY - 1), min_size=12, max_size=60)

@@ -16,7 +16,8 @@ from benchmarks.timing import calls_that_last, compared, interleaved
 from newllm_core import metrics, phase1, phase2
 from newllm_core.config import ModelConfig, Phase1Config, Phase2Config
 from newllm_core.context_store import context_batches
-from newllm_core.contexts import exact_contexts, sequential_contexts
+from newllm_core.contexts import sequential_contexts
+from newllm_core.cvfp import CvfpPass, context_noise
 from newllm_core.head import Head
 from newllm_core.model import ContextBlock, ContextLayer, NewLLM, TokenBlock, TokenLayer
 
@@ -38,13 +39,11 @@ def tiny_tokens(count: int, seed: int = 1) -> Tensor:
 
 
 def project_noise(rows: slice, width: int, iteration: int) -> Tensor:
-    return phase1.context_noise(rows, width, 1.0, SEED, iteration)
+    return context_noise(rows, width, 1.0, SEED, iteration)
 
 
-def project_phase1(model: NewLLM, tokens: Tensor, config: Phase1Config) -> phase1._Trainer:
-    trainer = phase1._Trainer(model, tokens, tiny_tokens(80, seed=2), config, SEED)
-    trainer.previous = exact_contexts(model.context_block, trainer.embeds, trainer.zero).contexts
-    return trainer
+def project_phase1(model: NewLLM, tokens: Tensor, config: Phase1Config) -> CvfpPass:
+    return CvfpPass(model, tokens, config, SEED)
 
 
 def project_phase2(model: NewLLM, tokens: Tensor, contexts: Tensor, config: Phase2Config) -> phase2._Trainer:
@@ -95,7 +94,7 @@ def test_a_phase1_iteration_has_the_projects_loss_and_gradients(num_tokens: int)
     plain = PlainPhase1(PlainNotes(model), tokens, SMALL_PHASE1, project_noise)
     ours = project_phase1(model, tokens, SMALL_PHASE1)
     assert plain.batches == ours.batches
-    assert plain.iterate(1) == pytest.approx(ours._iterate(1)["total"], rel=1e-5)
+    assert plain.iterate(1) == pytest.approx(ours.iterate(1).total, rel=1e-5)
     assert_same_gradients(plain.model.context_layers, model.context_block)
     torch.testing.assert_close(plain.previous, ours.previous, rtol=0, atol=2e-5)
 
@@ -105,14 +104,14 @@ def test_later_phase1_iterations_stay_together() -> None:
     plain = PlainPhase1(PlainNotes(model), tokens, SMALL_PHASE1, project_noise)
     ours = project_phase1(model, tokens, SMALL_PHASE1)
     for iteration in range(1, 5):
-        assert plain.iterate(iteration) == pytest.approx(ours._iterate(iteration)["total"], rel=1e-4)
+        assert plain.iterate(iteration) == pytest.approx(ours.iterate(iteration).total, rel=1e-4)
 
 
 def test_without_noise_the_noise_source_does_not_matter() -> None:
     config = Phase1Config(**{**vars(SMALL_PHASE1), "context_noise": 0.0})
     model, tokens = tiny_model(), tiny_tokens(200)
     loss = PlainPhase1(PlainNotes(model), tokens, config).iterate(1)
-    assert loss == pytest.approx(project_phase1(model, tokens, config)._iterate(1)["total"], rel=1e-5)
+    assert loss == pytest.approx(project_phase1(model, tokens, config).iterate(1).total, rel=1e-5)
 
 
 def test_plain_phase1_training_ends_at_the_projects_contexts() -> None:
@@ -127,8 +126,9 @@ def test_plain_phase1_training_ends_at_the_projects_contexts() -> None:
 def test_plain_validation_rank_is_the_projects() -> None:
     model = tiny_model()
     plain = PlainPhase1(PlainNotes(model), tiny_tokens(100), SMALL_PHASE1)
-    ours = project_phase1(model, tiny_tokens(100), SMALL_PHASE1)
-    assert plain.validation_rank(tiny_tokens(80, seed=2)) == pytest.approx(ours._validation_rank(1).value, rel=1e-4)
+    validation, few = tiny_tokens(80, seed=2), SMALL_PHASE1.effective_rank_tokens
+    ours = metrics.stream_rank(phase1.all_contexts(model, validation[: few + 1])[:, -1], few)
+    assert plain.validation_rank(validation) == pytest.approx(ours.value, rel=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(50, 12), (12, 50)])

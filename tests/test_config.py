@@ -221,7 +221,10 @@ def test_extra_names_are_left_out_and_named_in_errors() -> None:
         settings_from_parameters({"experimemt": "mine"}, extra=["experiment"])
 
 
-UNLIKE_THE_DEFAULT = {"train_range": (0, 5), "device_batch_size": 8, "diversity_algorithm": "ODCM"}
+UNLIKE_THE_DEFAULT = {
+    "train_range": (0, 5), "device_batch_size": 8, "diversity_algorithm": "ODCM", "initial_exponent": -0.1,
+    "logit_scale": 0.5, "dropout": 0.1, "unseen_sample": 5, "cache_weight": 0.1,
+}  # fmt: skip
 
 
 def changed(value: Any, spec: dataclasses.Field[Any]) -> Any:

@@ -14,8 +14,9 @@ from newllm_core.baselines.config import BASELINES
 from newllm_core.config import ConfigError
 from newllm_core.configurations import ComparisonError
 from newllm_core.contender_estimate import estimate_contenders
+from newllm_core.contender_list import CONTENDERS
 from newllm_core.contender_table import perplexity_ratio, standings, standings_table
-from newllm_core.contenders import CONTENDERS, Row, changed_contexts, run_contender, run_contenders
+from newllm_core.contenders import Row, changed_contexts, run_contender, run_contenders
 from newllm_core.phase1 import Phase1Result
 from newllm_core.plots_contenders import plot_standings
 from newllm_core.runs import RunError, read_json, write_json

@@ -14,18 +14,11 @@ from torch import Tensor
 from newllm_core import losses
 from newllm_core.config import Phase1Config
 from newllm_core.contexts import exact_contexts, sequential_contexts
+from newllm_core.cvfp import _Rows, batch_slices, context_noise
+from newllm_core.errors import NotFiniteError
 from newllm_core.metrics import stream_rank
 from newllm_core.model import ContextBlock, NewLLM, StreamEmbeddings
-from newllm_core.phase1 import (
-    NotFiniteError,
-    Phase1Result,
-    _Rows,
-    all_contexts,
-    batch_slices,
-    context_noise,
-    finish_phase1,
-    train_phase1,
-)
+from newllm_core.phase1 import Phase1Result, all_contexts, finish_phase1, train_phase1
 
 NUM_TOKENS = 300
 TRAIN, VALIDATION = make_tokens(NUM_TOKENS, seed=1), make_tokens(120, seed=2)

@@ -13,9 +13,10 @@ from torch.nn import functional
 from newllm_core import phase2
 from newllm_core.config import Phase2Config
 from newllm_core.context_store import Batch
+from newllm_core.errors import NotFiniteError
 from newllm_core.head import Head
 from newllm_core.model import NewLLM
-from newllm_core.phase1 import NotFiniteError, Phase1Result, finish_phase1
+from newllm_core.phase1 import Phase1Result, finish_phase1
 from newllm_core.phase2 import Phase2Result, evaluate, evaluation_head, train_phase2
 from newllm_core.runs import derived_generator
 

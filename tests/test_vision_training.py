@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from newllm_core.config import ConfigError, RunConfig
-from newllm_core.phase1 import NotFiniteError
+from newllm_core.errors import NotFiniteError
 from newllm_core.runs import RECORD_NAME, RunError, figures_of, read_json
 from newllm_core.vision.__main__ import main
 from newllm_core.vision.config import VisionModelConfig, VisionTrainConfig, model_preset

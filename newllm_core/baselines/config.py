@@ -10,8 +10,6 @@ NGRAM_ORDER = 5
 # Discounts tried on the last tenth of the training text; the best is kept for the model of all of it.
 KNESER_NEY_DISCOUNTS = (0.6, 0.7, 0.8, 0.9, 0.95)
 KNESER_NEY_HELD_OUT = 0.1
-# Additive counts tried for the unigram, by leave-one-out on the training tokens.
-UNIGRAM_ADDED = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,7 @@ class BaselineConfig:
     learning_rate: float = _number(0.002, above=0)
     weight_decay: float = _number(0.01, low=0)
     gradient_clip: float = _number(1.0, above=0)
+    unseen_sample: int | None = _number(2048, low=1)  # as in Phase2Config; None: the whole vocabulary in training
     num_streams: int = _number(16, low=1)  # pieces of the training text that are read side by side
     segment_tokens: int = _number(48, low=2)  # between two optimizer steps, and how far gradients reach back
     max_epochs: int = _number(30, low=1)

@@ -1,7 +1,4 @@
-"""Counts: the unigram, and an interpolated Kneser-Ney 5-gram (Chen & Goodman 1999) through NLTK.
-
-All give the natural logarithm of the probability of each target of a stream, `[N - 1]` for N tokens.
-"""
+"""Counts: an interpolated Kneser-Ney 5-gram (Chen & Goodman 1999) through NLTK. The unigram is in `unigram.py`."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -18,30 +15,9 @@ from newllm_core.baselines.config import (
     KNESER_NEY_DISCOUNTS,
     KNESER_NEY_HELD_OUT,
     NGRAM_ORDER,
-    UNIGRAM_ADDED,
 )
 
 _START = -1  # stands before the first token, so that every context has something in front of it
-
-
-@dataclass(frozen=True)
-class Unigram:
-    """``log_probabilities`` `[V]`, and the ``added`` count per token that was chosen."""
-
-    log_probabilities: Tensor
-    added: float
-
-
-def fit_unigram(tokens: Tensor, vocab_size: int) -> Unigram:
-    """Additive smoothing, whose count is the best of `UNIGRAM_ADDED` when each training token is left out in turn."""
-    counts = torch.bincount(tokens, minlength=vocab_size).double()
-    seen = counts[counts > 0]
-
-    def left_out_nats(added: float) -> float:
-        return -float((seen * ((seen - 1 + added) / (len(tokens) - 1 + added * vocab_size)).log()).sum())
-
-    added = min(UNIGRAM_ADDED, key=left_out_nats)
-    return Unigram(((counts + added) / (len(tokens) + added * vocab_size)).log(), added)
 
 
 class _KneserNey(KneserNeyInterpolated):  # type: ignore[misc]  # NLTK has no types

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.networks import build_network
-from newllm_core.baselines.ngrams import fit_unigram
+from newllm_core.errors import NotFiniteError
 from newllm_core.head import Head, choose_head, with_output_bias, with_unit_columns
 from newllm_core.metrics import perplexity
 from newllm_core.model import NewLLM
-from newllm_core.phase1 import NotFiniteError
 from newllm_core.progress import progress_bar
 from newllm_core.runs import derived_generator
+from newllm_core.segments import ring_segments
+from newllm_core.unigram import fit_unigram
+from newllm_core.vocabulary_sample import VocabularySample, sample_vocabulary
 
 _EVALUATION_TOKENS = 1024  # of the validation stream at once, for networks that carry a state
 
@@ -80,10 +82,11 @@ class _Trainer:
         self.train_tokens, self.validation_tokens = train_tokens, validation_tokens
         torch.manual_seed(derived_generator("baseline", config.network, seed).initial_seed())
         self.network = build_network(config, model.config.embed_dim).to(train_tokens.device)
+        self.bias: Tensor | None = None
         self.weight = model.head_weight.detach()
         if config.unigram_bias:
-            unigram = fit_unigram(train_tokens.cpu(), len(self.weight)).log_probabilities
-            self.weight = with_output_bias(self.weight, unigram.float().to(self.weight.device))
+            self.bias = fit_unigram(train_tokens, len(self.weight)).log_probabilities.to(self.weight)
+            self.weight = with_output_bias(self.weight, self.bias)
         self.method = choose_head("auto", train_tokens.device)
         self.head = Head(self.weight, self.method)
         parameters = list(self.network.parameters())
@@ -133,11 +136,15 @@ class _Trainer:
     def _train_epoch(self, epoch: int) -> float:
         """One pass over the streams; mean nats a token."""
         self.network.train()
+        head, sample = self._training_head(epoch)
         nats = torch.zeros((), dtype=torch.float64, device=self.train_tokens.device)
         count, state = 0, None
         for tokens, targets in self._segments(epoch):
             hidden, state = self.network(self.model.embed(tokens), state)
-            loss = self.head.loss(self._for_head(hidden), targets.reshape(-1)).mean_nats
+            rows, ids = self._for_head(hidden), targets.reshape(-1)
+            if sample is not None:
+                rows, ids = sample.hidden(rows, self.model.config.embed_dim), sample.places[ids]
+            loss = head.loss(rows, ids).mean_nats
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
@@ -148,14 +155,19 @@ class _Trainer:
         return float(nats) / count
 
     def _segments(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """`[B, T]` tokens and the targets that follow them. Streams begin elsewhere each epoch, the text as a ring."""
-        streams = self.config.num_streams
-        shift = int(torch.randint(len(self.train_tokens), (), generator=derived_generator("shift", self.seed, epoch)))
-        length = len(self.train_tokens) // streams
-        pieces = self.train_tokens.roll(-shift)[: streams * length].view(streams, length)
-        for first in range(0, length - 1, self.config.segment_tokens):
-            last = min(first + self.config.segment_tokens, length - 1)
-            yield pieces[:, first:last], pieces[:, first + 1 : last + 1]
+        """`[B, T]` tokens and the targets that follow them."""
+        generator = derived_generator("shift", self.seed, epoch)
+        segments = ring_segments(len(self.train_tokens), self.config.num_streams, self.config.segment_tokens, generator)
+        for positions in segments:
+            yield self.train_tokens[positions], self.train_tokens[(positions + 1) % len(self.train_tokens)]
+
+    def _training_head(self, epoch: int) -> tuple[Head, VocabularySample | None]:
+        if self.config.unseen_sample is None:
+            return self.head, None
+        generator = derived_generator("unseen", self.seed, epoch)
+        vocab_size = len(self.model.embedding)
+        sample = sample_vocabulary(self.train_tokens, vocab_size, self.config.unseen_sample, generator)
+        return Head(sample.weight(self.model.head_weight.detach(), self.bias), self.method), sample
 
     def _for_head(self, hidden: Tensor) -> Tensor:
         flat = hidden.reshape(-1, hidden.shape[-1])

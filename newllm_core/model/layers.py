@@ -13,19 +13,18 @@ from torch.nn import functional
 
 
 class _TwoInputLayer(nn.Module):
-    """`LayerNorm(R(x) + GELU(from_context(c) + from_token(e)))`; R is the identity where widths agree."""
+    """`LayerNorm(R(x) + GELU(from_context(c) + from_token(e)))`; R is the identity where widths agree.
 
-    def __init__(self, context_dim: int, token_dim: int, residual_dim: int, output_dim: int) -> None:
+    Without a ``token_dim`` there is no token half.
+    """
+
+    def __init__(self, context_dim: int, token_dim: int | None, residual_dim: int, output_dim: int) -> None:
         super().__init__()
         self.from_context = nn.Linear(context_dim, output_dim)
-        self.from_token = nn.Linear(token_dim, output_dim, bias=False)
+        self.from_token = None if token_dim is None else nn.Linear(token_dim, output_dim, bias=False)
         same_width = residual_dim == output_dim
         self.residual: nn.Module = nn.Identity() if same_width else nn.Linear(residual_dim, output_dim)
         self.norm = nn.LayerNorm(output_dim)
-
-    def _combine(self, residual_input: Tensor, pre_activation: Tensor) -> Tensor:
-        normed: Tensor = self.norm(self.residual(residual_input) + functional.gelu(pre_activation))
-        return normed
 
 
 class ContextLayer(_TwoInputLayer):
@@ -33,20 +32,25 @@ class ContextLayer(_TwoInputLayer):
 
     Args:
         input_dim: width of the incoming context.
-        token_dim: width of the token input, `E · T`.
+        token_dim: width of the token input, `E · T`; None for a layer that does not read the token.
         output_dim: width of the outgoing context.
     """
 
-    def __init__(self, input_dim: int, token_dim: int, output_dim: int) -> None:
+    def __init__(self, input_dim: int, token_dim: int | None, output_dim: int) -> None:
         super().__init__(input_dim, token_dim, input_dim, output_dim)
 
     def token_part(self, token_embeds: Tensor) -> Tensor:
         """The half that does not need the context. `[..., token_dim]` -> `[..., output_dim]`."""
-        return functional.linear(token_embeds, self.from_token.weight, self.from_context.bias)
+        bias = self.from_context.bias
+        if self.from_token is None:
+            return bias.expand(*token_embeds.shape[:-1], -1)
+        return functional.linear(token_embeds, self.from_token.weight, bias)
 
     def from_token_part(self, context: Tensor, token_part: Tensor) -> Tensor:
         """`[n, input_dim], [n, output_dim]` -> `[n, output_dim]`."""
-        return self._combine(context, torch.addmm(token_part, context, self.from_context.weight.T))
+        pre_activation = torch.addmm(token_part, context, self.from_context.weight.T)
+        normed: Tensor = self.norm(self.residual(context) + functional.gelu(pre_activation))
+        return normed
 
     def forward(self, context: Tensor, token_embeds: Tensor) -> Tensor:
         """`[n, input_dim], [n, token_dim]` -> `[n, output_dim]`."""
@@ -54,7 +58,9 @@ class ContextLayer(_TwoInputLayer):
 
 
 class TokenLayer(_TwoInputLayer):
-    """`t_i = LayerNorm(R(t_{i-1}) + GELU(Linear([c_i; t_{i-1}])))` (spec section 2).
+    """`t_i = LayerNorm(R(t_{i-1}) + g · GELU(Linear([c_i; t_{i-1}])))` (spec section 2).
+
+    g is 1, or with ``gated`` `sigmoid(Linear([c_i; t_{i-1}]))`.
 
     Args:
         context_dim: width of the context of the same layer.
@@ -62,32 +68,47 @@ class TokenLayer(_TwoInputLayer):
         output_dim: width of the outgoing token vector.
     """
 
-    def __init__(self, context_dim: int, input_dim: int, output_dim: int) -> None:
+    def __init__(self, context_dim: int, input_dim: int, output_dim: int, gated: bool = False) -> None:
         super().__init__(context_dim, input_dim, input_dim, output_dim)
+        self.gate = nn.Linear(context_dim + input_dim, output_dim) if gated else None
 
     def forward(self, context: Tensor, token: Tensor) -> Tensor:
         """`[n, context_dim], [n, input_dim]` -> `[n, output_dim]`."""
-        return self._combine(token, self.from_context(context) + self.from_token(token))
+        assert self.from_token is not None
+        added = functional.gelu(self.from_context(context) + self.from_token(token))
+        if self.gate is not None:
+            added = torch.sigmoid(self.gate(torch.cat([context, token], dim=-1))) * added
+        normed: Tensor = self.norm(self.residual(token) + added)
+        return normed
 
 
 class ContextBlock(nn.Module):
-    """L context layers; the token enters at every one of them.
+    """L context layers; the token enters at every one of them, or at the first alone.
 
     Args:
         context_dim: C.
         embed_dim: E.
         num_layers: L.
         num_input_tokens: T; the token input is `[E · T]` wide, oldest token first.
+        token_input: "every-layer" or "first-layer".
     """
 
-    def __init__(self, context_dim: int, embed_dim: int, num_layers: int = 1, num_input_tokens: int = 1) -> None:
+    def __init__(
+        self, context_dim: int, embed_dim: int, num_layers: int = 1, num_input_tokens: int = 1,
+        token_input: str = "every-layer",
+    ) -> None:  # fmt: skip
         super().__init__()
         self.context_dim = context_dim
         self.embed_dim = embed_dim
         self.num_layers = num_layers
         self.num_input_tokens = num_input_tokens
         self.layers = nn.ModuleList(
-            ContextLayer(context_dim, embed_dim * num_input_tokens, context_dim) for _ in range(num_layers)
+            ContextLayer(
+                context_dim,
+                embed_dim * num_input_tokens if number == 0 or token_input == "every-layer" else None,
+                context_dim,
+            )
+            for number in range(num_layers)
         )
 
     def token_parts(self, token_embeds: Tensor) -> list[Tensor]:
@@ -121,11 +142,12 @@ class TokenBlock(nn.Module):
         context_dim: C.
         embed_dim: E, the width of every token vector.
         num_layers: L.
+        gated: whether the layers have gates.
     """
 
-    def __init__(self, context_dim: int, embed_dim: int, num_layers: int = 1) -> None:
+    def __init__(self, context_dim: int, embed_dim: int, num_layers: int = 1, gated: bool = False) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(TokenLayer(context_dim, embed_dim, embed_dim) for _ in range(num_layers))
+        self.layers = nn.ModuleList(TokenLayer(context_dim, embed_dim, embed_dim, gated) for _ in range(num_layers))
 
     def forward_with_contexts(self, context_list: Sequence[Tensor], token_embeds: Tensor) -> Tensor:
         """`L × [n, C], [n, E]` -> `t_L` `[n, E]`. Raises ValueError unless there is one context per layer."""

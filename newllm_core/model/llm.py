@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from newllm_core.config import ModelConfig
+from newllm_core.head import with_output_bias, with_unit_columns
 from newllm_core.model.layers import ContextBlock, TokenBlock, initialise_normal
+from newllm_core.model.readout import Readout
 from newllm_core.runs import derived_generator
 
 
@@ -33,16 +35,23 @@ class NewLLM(nn.Module):
             )
         self.config = model_config
         shape = model_config
-        self.context_block = ContextBlock(shape.context_dim, shape.embed_dim, shape.num_layers, shape.num_input_tokens)
-        self.token_block = TokenBlock(shape.context_dim, shape.embed_dim, shape.num_layers)
-        for name, block in (("context", self.context_block), ("token", self.token_block)):
+        self.context_block = ContextBlock(
+            shape.context_dim, shape.embed_dim, shape.num_layers, shape.num_input_tokens, shape.token_input
+        )
+        self.token_block = TokenBlock(shape.context_dim, shape.embed_dim, shape.num_layers, shape.token_gate)
+        self.readout = Readout(shape.embed_dim, shape.adapter_rank, shape.logit_scale)
+        parts = {"context": self.context_block, "token": self.token_block, "readout": self.readout}
+        for name, block in parts.items():
             initialise_normal(block, shape.weight_std, shape.bias_std, derived_generator("weights", name, seed))
+        self.readout.start_adapter_at_zero()
         trained = not model_config.freeze_embedding
         self.embedding = nn.Parameter(embedding_matrix.detach().clone().float(), requires_grad=trained)
         if trained:
             # Contexts are computed once, before Phase 2 moves the embedding: the ContextBlock keeps reading this copy.
             self.register_buffer("frozen_embedding", self.embedding.detach().clone(), persistent=False)
         self.embed_norm = nn.LayerNorm(shape.embed_dim).requires_grad_(False)
+        # Of the output, `[V]`; Phase 2 sets it from the training text, which a loaded model has too.
+        self.output_bias: Tensor | None = None
         if not model_config.tie_weights:
             self.untied_head = nn.Parameter(self.embedding.detach().clone())
 
@@ -66,13 +75,24 @@ class NewLLM(nn.Module):
         normed: Tensor = self.embed_norm(functional.embedding(tokens, matrix))
         return normed
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`[n, E]` -> `[n, V]`."""
-        return hidden @ self.head_weight.T
+    def output_weight(self) -> Tensor:
+        """The head with its bias, where it has one: `[V, E]` or `[V, E + 2]` (``head.with_output_bias``)."""
+        return self.head_weight if self.output_bias is None else with_output_bias(self.head_weight, self.output_bias)
 
-    def hidden(self, contexts: Tensor, tokens: Tensor) -> Tensor:
-        """What the head reads. `contexts [n, L, C], tokens [n]` -> `[n, E]`."""
-        return self.token_block.forward_with_contexts(contexts.unbind(1), self.embed(tokens))
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What ``hidden`` gives -> `[n, V]`."""
+        return hidden @ self.output_weight().T
+
+    def hidden(self, contexts: Tensor, tokens: Tensor, dropout: float = 0.0) -> Tensor:
+        """What ``output_weight`` is multiplied by. `contexts [n, L, C], tokens [n]` -> `[n, E]` or `[n, E + 2]`.
+
+        ``dropout``, for training, is of contexts, token embeddings and the TokenBlock's output.
+        """
+        read = functional.dropout(contexts, dropout)
+        layers = read.unbind(1) if self.config.context_routing == "per-layer" else [read[:, -1]] * read.shape[1]
+        token = self.token_block.forward_with_contexts(layers, functional.dropout(self.embed(tokens), dropout))
+        hidden: Tensor = self.readout(functional.dropout(token, dropout))
+        return hidden if self.output_bias is None else with_unit_columns(hidden)
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters per part, their total, and how many of them Phase 1 and Phase 2 train."""
@@ -81,6 +101,7 @@ class NewLLM(nn.Module):
             "embed_norm": self.embed_norm.parameters(),
             "context_block": self.context_block.parameters(),
             "token_block": self.token_block.parameters(),
+            "readout": self.readout.parameters(),
             "head": [] if self.config.tie_weights else [self.untied_head],
         }
         counts = {name: sum(parameter.numel() for parameter in group) for name, group in parts.items()}
@@ -90,9 +111,10 @@ class NewLLM(nn.Module):
         return counts
 
     def phase2_parameters(self) -> list[nn.Parameter]:
-        """The TokenBlock, and embedding or head where they are not frozen."""
+        """TokenBlock and readout, and embedding or head where they are not frozen."""
         others = [self.embedding] if self.config.tie_weights else [self.embedding, self.untied_head]
-        return [*self.token_block.parameters(), *(p for p in others if p.requires_grad)]
+        blocks = [*self.token_block.parameters(), *self.readout.parameters()]
+        return [*blocks, *(p for p in others if p.requires_grad)]
 
     @torch.no_grad()
     def generate(

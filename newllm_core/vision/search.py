@@ -18,7 +18,7 @@ import optuna
 from optuna.trial import Trial, TrialState
 
 from newllm_core.config import ConfigError
-from newllm_core.phase1 import NotFiniteError
+from newllm_core.errors import NotFiniteError
 from newllm_core.progress import progress_bar
 from newllm_core.runs import derived_generator, write_json
 from newllm_core.vision.checkpoint import discard_checkpoint

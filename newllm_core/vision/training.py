@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from newllm_core.phase1 import NotFiniteError
+from newllm_core.errors import NotFiniteError
 from newllm_core.progress import progress_bar
 from newllm_core.runs import derived_generator
 from newllm_core.vision.augmentation import Augmentation

@@ -1,0 +1,33 @@
+"""What may stand between the TokenBlock and the frozen head: a low-rank adapter and a scale."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Readout(nn.Module):
+    """`h -> scale · (h + up(down(h)))`, the adapter (Hu et al. 2022, LoRA) and the scale each only where asked for.
+
+    An adapter of the hidden states is one of the head: `W (I + BA) h`. ``up`` starts at zero.
+
+    Args:
+        embed_dim: E.
+        adapter_rank: r; 0 for none.
+        logit_scale: where the learned scale starts, > 0; None for none.
+    """
+
+    def __init__(self, embed_dim: int, adapter_rank: int, logit_scale: float | None) -> None:
+        super().__init__()
+        self.down = nn.Linear(embed_dim, adapter_rank, bias=False) if adapter_rank else None
+        self.up = nn.Linear(adapter_rank, embed_dim, bias=False) if adapter_rank else None
+        self.log_scale = None if logit_scale is None else nn.Parameter(torch.tensor(logit_scale).log())
+
+    def start_adapter_at_zero(self) -> None:
+        """To be called after the weights are drawn."""
+        if self.up is not None:
+            nn.init.zeros_(self.up.weight)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`[n, E]` -> `[n, E]`."""
+        if self.down is not None and self.up is not None:
+            hidden = hidden + self.up(self.down(hidden))
+        return hidden if self.log_scale is None else hidden * self.log_scale.exp()
