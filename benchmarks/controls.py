@@ -14,7 +14,7 @@ import os
 
 from benchmarks.reference_experiments import REFERENCE, centre
 from newllm_core.contender_estimate import estimate_contenders
-from newllm_core.contender_list import CONTENDERS
+from newllm_core.contender_list import GROUPS
 from newllm_core.contender_table import perplexity_ratio, standings, standings_table
 from newllm_core.contenders import run_contenders
 from newllm_core.plots import save_figure
@@ -23,6 +23,7 @@ from newllm_core.runs import read_json, write_json, write_text
 from newllm_core.series import vary
 
 ROWS = REFERENCE / "contenders"
+ALL = [name for group in GROUPS.values() for name in group]
 SEEDS = [42, 43, 44]
 PAIRED = ("trained", "untrained")
 PAIRED_SEEDS = [42, 43, 44, 45, 46]  # issue 5: at least five pairs
@@ -48,7 +49,7 @@ def report() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--names", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--names", nargs="+", choices=list(ALL), default=list(ALL))
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 42 43 44, and 45 46 for trained and untrained")
     parser.add_argument("--samples", type=int, default=centre().data.num_samples, help="training conversations")
     parser.add_argument("--estimate", action="store_true")

@@ -4,14 +4,16 @@ At the notes' initialisation the exponent rises with the width, so that wider bl
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from scipy.optimize import brentq
+from torch import Tensor
 
+from newllm_core.config import ModelConfig
 from newllm_core.metrics import contraction_rate
-from newllm_core.model import ContextBlock
-from newllm_core.model.llm import StreamEmbeddings
+from newllm_core.model import ContextBlock, NewLLM, StreamEmbeddings
 
 _TOKENS = 1024  # the exponent is measured on
 _TOLERANCE = 1e-3  # of the logarithm of the scale
@@ -48,3 +50,25 @@ def scale_to_exponent(block: ContextBlock, embeds: StreamEmbeddings, wished: flo
     log_scale, result = brentq(lambda x: exponent(x) - wished, low, high, xtol=_TOLERANCE, full_output=True)
     found = exponent(log_scale)
     return ExponentScale(math.exp(log_scale), found, result.converged and abs(found - wished) < 5e-3)
+
+
+@dataclass(frozen=True)
+class WidthExponent:
+    """Exponents of one width at the start, nats a token: ``drawn`` as initialised, and after scaling to a wish."""
+
+    context_dim: int
+    drawn: float
+    scaled: ExponentScale
+
+
+def exponents_by_width(
+    config: ModelConfig, embedding_matrix: Tensor, tokens: Tensor, context_dims: Sequence[int], wished: float, seed: int
+) -> list[WidthExponent]:
+    """Of new models that differ in their width alone; ``tokens`` `[N]` of the training text, N >= 64."""
+    found = []
+    for context_dim in context_dims:
+        model = NewLLM(replace(config, context_dim=context_dim), embedding_matrix, seed)
+        embeds = StreamEmbeddings(model, tokens)
+        drawn = contraction_rate(model.context_block, embeds[0:_TOKENS])
+        found.append(WidthExponent(context_dim, drawn, scale_to_exponent(model.context_block, embeds, wished)))
+    return found

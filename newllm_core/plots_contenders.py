@@ -8,7 +8,8 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from newllm_core.contender_list import contender
 from newllm_core.contender_table import Standing
-from newllm_core.plots import MARK_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR
+from newllm_core.exponent import WidthExponent
+from newllm_core.plots import MARK_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, new_axes
 
 _COLOURS = {"model": TRAIN_COLOUR, "network": VALIDATION_COLOUR}  # counts: MARK_COLOUR
 _KINDS = {TRAIN_COLOUR: "context, and its controls", VALIDATION_COLOUR: "trained end to end", MARK_COLOUR: "counts"}
@@ -44,6 +45,30 @@ def plot_standings(found: Sequence[Standing]) -> Figure:
     axis.set_title(_source(found), fontsize=9)
     handles = [Line2D([], [], marker="o", color=colour, label=label) for colour, label in _KINDS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def plot_exponents(found: Sequence[WidthExponent], wished: float, source: str) -> Figure:
+    """Initial Lyapunov exponents against the width: as drawn, and with the recurrent weights scaled."""
+    figure, (axis,) = new_axes(1, width=6)
+    widths = [one.context_dim for one in found]
+    axis.plot(widths, [one.drawn for one in found], "o-", color=TRAIN_COLOUR, label="as drawn (notes)")
+    axis.plot(
+        [one.context_dim for one in found if one.scaled.success],
+        [one.scaled.exponent for one in found if one.scaled.success],
+        "s-", color=VALIDATION_COLOUR, label=f"recurrent weights scaled to {wished:+.2f}",
+    )  # fmt: skip
+    for one in found:
+        text = f"× {one.scaled.scale:.2f}" if one.scaled.success else "none"
+        axis.annotate(text, (one.context_dim, one.scaled.exponent), xytext=(0, -12), textcoords="offset points",
+                      ha="center", fontsize=8, color=VALIDATION_COLOUR)  # fmt: skip
+    axis.axhline(0, color="grey", lw=1)
+    axis.margins(y=0.2)
+    axis.set(
+        xlabel="context width C", ylabel="nats a token (below 0: forgets)", title="Lyapunov exponent before training"
+    )
+    axis.legend()
+    figure.suptitle(source, fontsize=9)
     return figure
 
 
