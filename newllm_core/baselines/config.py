@@ -30,6 +30,9 @@ class BaselineConfig:
     segment_tokens: int = _number(48, low=2)  # between two optimizer steps, and how far gradients reach back
     max_epochs: int = _number(30, low=1)
     patience: int = _number(3, low=1)  # epochs without a better validation loss
+    cache_weight: float = _number(0.0, low=0, high=0.99)  # of the continuous cache, as in Phase2Config
+    cache_scale: float = _number(10.0, above=0)
+    cache_tokens: int = _number(2000, low=1)
 
     def __post_init__(self) -> None:
         _validate(self)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.networks import build_network
+from newllm_core.continuous_cache import cached_nats
 from newllm_core.errors import NotFiniteError
 from newllm_core.head import Head, choose_head, with_output_bias, with_unit_columns
 from newllm_core.metrics import perplexity
@@ -114,7 +115,7 @@ class _Trainer:
         self.network.load_state_dict(best_weights)
         exact = Head(self.weight, "direct" if self.method == "direct" else "blocks")
         return BaselineResult(
-            epochs, best_epoch, self._validation_nats(exact), self._num_parameters(),
+            epochs, best_epoch, self._judged(exact), self._num_parameters(),
             time.perf_counter() - began, time.process_time() - cpu_began,
         )  # fmt: skip
 
@@ -176,10 +177,26 @@ class _Trainer:
     @torch.no_grad()
     def _validation_nats(self, head: Head) -> Tensor:
         """Nats of each validation target, `[M - 1]`, on the CPU, float64."""
-        self.network.eval()
-        windows = self._windows() if self.config.network == "gpt" else self._stateful_windows()
+        windows = self._read_validation()
         nats = [head.token_figures(self._for_head(hidden), targets).nats.double().cpu() for hidden, targets in windows]
         return torch.cat(nats)
+
+    @torch.no_grad()
+    def _judged(self, head: Head) -> Tensor:
+        """The same, with the continuous cache where there is one."""
+        nats, config = self._validation_nats(head), self.config
+        if not config.cache_weight:
+            return nats
+        states = torch.cat([hidden.cpu() for hidden, _ in self._read_validation()])
+        return cached_nats(
+            nats, states, self.validation_tokens.cpu(),
+            weight=config.cache_weight, scale=config.cache_scale, num_cached=config.cache_tokens,
+        )  # fmt: skip
+
+    def _read_validation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Hidden states and targets of the validation text, window by window."""
+        self.network.eval()
+        return self._windows() if self.config.network == "gpt" else self._stateful_windows()
 
     def _stateful_windows(self) -> Iterator[tuple[Tensor, Tensor]]:
         tokens, state = self.validation_tokens, None
