@@ -168,3 +168,34 @@ def test_a_wish_that_no_scale_meets_leaves_the_weights() -> None:
     torch.testing.assert_close(all_contexts(model, VALIDATION), before)
     with pytest.raises(ConfigError, match="initial_exponent: expected at most 0"):
         ModelConfig(initial_exponent=0.5)
+
+
+# --- linear readout and time scales ---------------------------------------------------------------------------------
+
+
+def test_the_linear_readout_starts_at_the_bias_and_reads_the_last_context_alone() -> None:
+    model = make_model(readout="linear", num_layers=2)
+    model.output_bias = fit_unigram(TRAIN, len(model.embedding)).log_probabilities.float()
+    contexts, tokens = torch.randn(4, 2, 6, generator=rng(1)), VALIDATION[:4]
+    torch.testing.assert_close(model.logits(model.hidden(contexts, tokens)), model.output_bias.expand(4, -1))
+    linear = model.token_block.from_context
+    torch.nn.init.normal_(linear.weight, generator=rng(2))
+    expected = contexts[:, 1] @ linear.weight.T @ model.head_weight.T + model.output_bias
+    torch.testing.assert_close(model.logits(model.hidden(contexts, tokens)), expected)
+    assert model.parameter_counts()["trained_in_phase2"] == 8 * (6 + 1)
+
+
+def test_the_linear_readout_learns() -> None:
+    epochs = trained(make_model(readout="linear"), max_epochs=4).epochs
+    assert epochs[-1].validation_loss < epochs[0].validation_loss
+
+
+def test_gains_of_one_are_the_plain_layer_and_exact_contexts_know_them() -> None:
+    gained, plain = make_model(time_scales=True), make_model()
+    embeds, zero = StreamEmbeddings(plain, TRAIN), torch.zeros(6)
+    rows = embeds[0 : len(TRAIN)]
+    found = exact_contexts(gained.context_block, embeds, zero, segment_length=16).contexts
+    torch.testing.assert_close(found, sequential_contexts(gained.context_block, rows, zero), atol=1e-4, rtol=0)
+    torch.nn.init.ones_(gained.context_block.layers[0].gain)
+    expected = sequential_contexts(plain.context_block, rows, zero)
+    torch.testing.assert_close(sequential_contexts(gained.context_block, rows, zero), expected)

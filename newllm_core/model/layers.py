@@ -28,7 +28,10 @@ class _TwoInputLayer(nn.Module):
 
 
 class ContextLayer(_TwoInputLayer):
-    """`c_i = LayerNorm(R(c_{i-1}) + GELU(Linear([c_{i-1}; e])))` (spec section 2).
+    """`c_i = LayerNorm(R(g ⊙ c_{i-1}) + GELU(Linear([c_{i-1}; e])))` (spec section 2).
+
+    g is 1, or with ``time_scales`` a learned gain of each component, 0.5 … 1.5 at first: components with a small one
+    forget sooner.
 
     Args:
         input_dim: width of the incoming context.
@@ -36,8 +39,9 @@ class ContextLayer(_TwoInputLayer):
         output_dim: width of the outgoing context.
     """
 
-    def __init__(self, input_dim: int, token_dim: int | None, output_dim: int) -> None:
+    def __init__(self, input_dim: int, token_dim: int | None, output_dim: int, time_scales: bool = False) -> None:
         super().__init__(input_dim, token_dim, input_dim, output_dim)
+        self.gain = nn.Parameter(torch.linspace(0.5, 1.5, input_dim)) if time_scales else None
 
     def token_part(self, token_embeds: Tensor) -> Tensor:
         """The half that does not need the context. `[..., token_dim]` -> `[..., output_dim]`."""
@@ -49,7 +53,8 @@ class ContextLayer(_TwoInputLayer):
     def from_token_part(self, context: Tensor, token_part: Tensor) -> Tensor:
         """`[n, input_dim], [n, output_dim]` -> `[n, output_dim]`."""
         pre_activation = torch.addmm(token_part, context, self.from_context.weight.T)
-        normed: Tensor = self.norm(self.residual(context) + functional.gelu(pre_activation))
+        kept = context if self.gain is None else context * self.gain
+        normed: Tensor = self.norm(self.residual(kept) + functional.gelu(pre_activation))
         return normed
 
     def forward(self, context: Tensor, token_embeds: Tensor) -> Tensor:
@@ -91,11 +96,12 @@ class ContextBlock(nn.Module):
         num_layers: L.
         num_input_tokens: T; the token input is `[E · T]` wide, oldest token first.
         token_input: "every-layer" or "first-layer".
+        time_scales: whether the layers have learned gains.
     """
 
     def __init__(
         self, context_dim: int, embed_dim: int, num_layers: int = 1, num_input_tokens: int = 1,
-        token_input: str = "every-layer",
+        token_input: str = "every-layer", time_scales: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.context_dim = context_dim
@@ -107,6 +113,7 @@ class ContextBlock(nn.Module):
                 context_dim,
                 embed_dim * num_input_tokens if number == 0 or token_input == "every-layer" else None,
                 context_dim,
+                time_scales,
             )
             for number in range(num_layers)
         )

@@ -9,7 +9,7 @@ from torch.nn import functional
 from newllm_core.config import ModelConfig
 from newllm_core.head import with_output_bias, with_unit_columns
 from newllm_core.model.layers import ContextBlock, TokenBlock, initialise_normal
-from newllm_core.model.readout import Readout
+from newllm_core.model.readout import LinearBlock, Readout
 from newllm_core.runs import derived_generator
 
 
@@ -36,14 +36,21 @@ class NewLLM(nn.Module):
         self.config = model_config
         shape = model_config
         self.context_block = ContextBlock(
-            shape.context_dim, shape.embed_dim, shape.num_layers, shape.num_input_tokens, shape.token_input
-        )
-        self.token_block = TokenBlock(shape.context_dim, shape.embed_dim, shape.num_layers, shape.token_gate)
+            shape.context_dim, shape.embed_dim, shape.num_layers, shape.num_input_tokens,
+            shape.token_input, shape.time_scales,
+        )  # fmt: skip
+        self.token_block: TokenBlock | LinearBlock
+        if shape.readout == "linear":
+            self.token_block = LinearBlock(shape.context_dim, shape.embed_dim)
+        else:
+            self.token_block = TokenBlock(shape.context_dim, shape.embed_dim, shape.num_layers, shape.token_gate)
         self.readout = Readout(shape.embed_dim, shape.adapter_rank, shape.logit_scale)
         parts = {"context": self.context_block, "token": self.token_block, "readout": self.readout}
         for name, block in parts.items():
             initialise_normal(block, shape.weight_std, shape.bias_std, derived_generator("weights", name, seed))
         self.readout.start_adapter_at_zero()
+        if isinstance(self.token_block, LinearBlock):
+            self.token_block.start_at_zero()
         trained = not model_config.freeze_embedding
         self.embedding = nn.Parameter(embedding_matrix.detach().clone().float(), requires_grad=trained)
         if trained:

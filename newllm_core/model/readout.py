@@ -1,7 +1,32 @@
-"""What may stand between the TokenBlock and the frozen head: a low-rank adapter and a scale."""
+"""What may stand between the blocks and the frozen head: a linear map of the context, a low-rank adapter, a scale."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+
+class LinearBlock(nn.Module):
+    """In place of the TokenBlock: `Linear(c_L)`, the token is not read. What contrastive contexts are trained for.
+
+    Args:
+        context_dim: C.
+        embed_dim: E.
+    """
+
+    def __init__(self, context_dim: int, embed_dim: int) -> None:
+        super().__init__()
+        self.from_context = nn.Linear(context_dim, embed_dim)
+
+    def start_at_zero(self) -> None:
+        """To be called after the weights are drawn: the first prediction is the output bias."""
+        nn.init.zeros_(self.from_context.weight)
+        nn.init.zeros_(self.from_context.bias)
+
+    def forward_with_contexts(self, context_list: Sequence[Tensor], token_embeds: Tensor) -> Tensor:
+        """`L × [n, C], [n, E]` -> `[n, E]`, as a TokenBlock."""
+        hidden: Tensor = self.from_context(context_list[-1])
+        return hidden
 
 
 class Readout(nn.Module):
