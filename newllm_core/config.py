@@ -136,7 +136,8 @@ class ModelConfig:
     token_input: str = _choice("every-layer", "first-layer")  # where the token enters the ContextBlock
     time_scales: bool = False  # a learned gain of each component of the context that is carried on
     context_routing: str = _choice("per-layer", "final")  # what a token layer reads: plan E, plan A
-    readout: str = _choice("token-block", "linear")  # what Phase 2 trains; linear: of the last context alone
+    # What Phase 2 trains: a TokenBlock, a linear map of the last context, or their sum.
+    readout: str = _choice("token-block", "linear", "sum")
     token_gate: bool = False  # a sigmoid gate on what a token layer adds
     adapter_rank: int = _number(0, low=0)  # of a low-rank adapter between TokenBlock and head; 0: none
     logit_scale: float | None = _number(None, above=0)  # where a learned scale of the logits starts; None: none

@@ -35,7 +35,7 @@ def scale_to_exponent(block: ContextBlock, embeds: StreamEmbeddings, wished: flo
 
     ``embeds`` are of the training text. A wish that no scale within 0.02 … 5 meets leaves the weights as they were.
     """
-    weights = [layer.from_context.weight for layer in block.layers]
+    weights = [layer.from_context.weight for layer in block.context_layers()]
     drawn = [weight.clone() for weight in weights]
     few = embeds[0:_TOKENS]
 

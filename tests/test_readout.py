@@ -185,6 +185,15 @@ def test_the_linear_readout_starts_at_the_bias_and_reads_the_last_context_alone(
     assert model.parameter_counts()["trained_in_phase2"] == 8 * (6 + 1)
 
 
+def test_the_sum_adds_a_tenth_of_the_token_block() -> None:
+    summed, plain = make_model(readout="sum"), make_model()
+    summed.token_block.token_block.load_state_dict(plain.token_block.state_dict())
+    contexts, tokens = torch.randn(4, 1, 6, generator=rng(1)), VALIDATION[:4]
+    torch.testing.assert_close(summed.hidden(contexts, tokens), 0.1 * plain.hidden(contexts, tokens))
+    own = plain.parameter_counts()["token_block"]
+    assert summed.parameter_counts()["trained_in_phase2"] == own + 8 * (6 + 1) + 1
+
+
 def test_the_linear_readout_learns() -> None:
     epochs = trained(make_model(readout="linear"), max_epochs=4).epochs
     assert epochs[-1].validation_loss < epochs[0].validation_loss

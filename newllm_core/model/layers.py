@@ -120,12 +120,12 @@ class ContextBlock(nn.Module):
 
     def token_parts(self, token_embeds: Tensor) -> list[Tensor]:
         """Each layer's token half. `[n, E·T]` -> L × `[n, C]`."""
-        return [layer.token_part(token_embeds) for layer in self._context_layers()]
+        return [layer.token_part(token_embeds) for layer in self.context_layers()]
 
     def forward_from_token_parts(self, context: Tensor, token_parts: Sequence[Tensor]) -> list[Tensor]:
         """All layers' contexts from precomputed token halves. `[n, C]`, L × `[n, C]` -> L × `[n, C]`."""
         outputs = []
-        for layer, part in zip(self._context_layers(), token_parts, strict=True):
+        for layer, part in zip(self.context_layers(), token_parts, strict=True):
             context = layer.from_token_part(context, part)
             outputs.append(context)
         return outputs
@@ -138,7 +138,8 @@ class ContextBlock(nn.Module):
         """The next context: the last layer's. `[n, C], [n, E·T]` -> `[n, C]`."""
         return self.forward_with_intermediates(context, token_embeds)[-1]
 
-    def _context_layers(self) -> list[ContextLayer]:
+    def context_layers(self) -> list[ContextLayer]:
+        """The layers, from the token input upwards."""
         return list(self.layers)  # type: ignore[arg-type]
 
 

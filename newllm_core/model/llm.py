@@ -39,11 +39,11 @@ class NewLLM(nn.Module):
             shape.context_dim, shape.embed_dim, shape.num_layers, shape.num_input_tokens,
             shape.token_input, shape.time_scales,
         )  # fmt: skip
-        self.token_block: TokenBlock | LinearBlock
-        if shape.readout == "linear":
-            self.token_block = LinearBlock(shape.context_dim, shape.embed_dim)
-        else:
-            self.token_block = TokenBlock(shape.context_dim, shape.embed_dim, shape.num_layers, shape.token_gate)
+        tokens = TokenBlock(shape.context_dim, shape.embed_dim, shape.num_layers, shape.token_gate)
+        self.token_block: TokenBlock | LinearBlock = tokens
+        if shape.readout != "token-block":
+            added = tokens if shape.readout == "sum" else None
+            self.token_block = LinearBlock(shape.context_dim, shape.embed_dim, added)
         self.readout = Readout(shape.embed_dim, shape.adapter_rank, shape.logit_scale)
         parts = {"context": self.context_block, "token": self.token_block, "readout": self.readout}
         for name, block in parts.items():

@@ -5,28 +5,37 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from newllm_core.model.layers import TokenBlock
+
+_TOKEN_SHARE = 0.1  # of the TokenBlock in the sum, at first
+
 
 class LinearBlock(nn.Module):
-    """In place of the TokenBlock: `Linear(c_L)`, the token is not read. What contrastive contexts are trained for.
+    """In place of the TokenBlock: `Linear(c_L)`, what contrastive contexts are trained for, or `Linear(c_L) + s · t_L`.
 
     Args:
         context_dim: C.
         embed_dim: E.
+        token_block: what is added, with a learned scale s; None for the linear map alone, which reads no token.
     """
 
-    def __init__(self, context_dim: int, embed_dim: int) -> None:
+    def __init__(self, context_dim: int, embed_dim: int, token_block: TokenBlock | None) -> None:
         super().__init__()
         self.from_context = nn.Linear(context_dim, embed_dim)
+        self.token_block = token_block
+        self.share = None if token_block is None else nn.Parameter(torch.tensor(_TOKEN_SHARE))
 
     def start_at_zero(self) -> None:
-        """To be called after the weights are drawn: the first prediction is the output bias."""
+        """To be called after the weights are drawn: the linear map says nothing at first."""
         nn.init.zeros_(self.from_context.weight)
         nn.init.zeros_(self.from_context.bias)
 
     def forward_with_contexts(self, context_list: Sequence[Tensor], token_embeds: Tensor) -> Tensor:
         """`L × [n, C], [n, E]` -> `[n, E]`, as a TokenBlock."""
         hidden: Tensor = self.from_context(context_list[-1])
-        return hidden
+        if self.token_block is None or self.share is None:
+            return hidden
+        return hidden + self.share * self.token_block.forward_with_contexts(context_list, token_embeds)
 
 
 class Readout(nn.Module):
