@@ -93,12 +93,15 @@ class NewLLM(nn.Module):
     def hidden(self, contexts: Tensor, tokens: Tensor, dropout: float = 0.0) -> Tensor:
         """What ``output_weight`` is multiplied by. `contexts [n, L, C], tokens [n]` -> `[n, E]` or `[n, E + 2]`.
 
-        ``dropout``, for training, is of contexts, token embeddings and the TokenBlock's output.
+        ``dropout``, for training, is of contexts and token embeddings, and of the TokenBlock's output where the head
+        reads that alone.
         """
         read = functional.dropout(contexts, dropout)
         layers = read.unbind(1) if self.config.context_routing == "per-layer" else [read[:, -1]] * read.shape[1]
         token = self.token_block.forward_with_contexts(layers, functional.dropout(self.embed(tokens), dropout))
-        hidden: Tensor = self.readout(functional.dropout(token, dropout))
+        if isinstance(self.token_block, TokenBlock):
+            token = functional.dropout(token, dropout)
+        hidden: Tensor = self.readout(token)
         return hidden if self.output_bias is None else with_unit_columns(hidden)
 
     def parameter_counts(self) -> dict[str, int]:
