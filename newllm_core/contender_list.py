@@ -41,7 +41,7 @@ CONTRASTIVE: Mapping[str, Any] = {
 }  # fmt: skip
 # The project's own model: chosen on conversations 980–999, which are neither trained on nor judged here.
 BEST: Mapping[str, Any] = {
-    **REGULARISED, **CONTRASTIVE, "readout": "sum", "max_epochs": 6,
+    **REGULARISED, **CONTRASTIVE, "readout": "sum", "dropout": 0.4, "max_epochs": 6,
     "cache_weight": 0.15, "cache_scale": 10.0,
 }  # fmt: skip
 _FIXED_POINT: Mapping[str, Any] = {
