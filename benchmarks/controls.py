@@ -2,6 +2,7 @@
 
     python -m benchmarks.controls --estimate                    # rows, finished rows, hours; runs nothing
     python -m benchmarks.controls                               # runs what is missing
+    python -m benchmarks.controls --report                      # table, sentences and pictures of what is there
     python -m benchmarks.controls --names gru lstm --seeds 42   # some of it
     python -m benchmarks.controls --samples 320                 # 230,000 tokens
 
@@ -11,11 +12,18 @@ all that are there. One thread, so that two lists can run side by side on two co
 
 import argparse
 import os
+from collections.abc import Mapping
 
 from benchmarks.reference_experiments import REFERENCE, centre
 from newllm_core.contender_estimate import estimate_contenders
 from newllm_core.contender_list import GROUPS
-from newllm_core.contender_table import perplexity_ratio, standings, standings_table
+from newllm_core.contender_table import (
+    Standing,
+    expectation_sentences,
+    perplexity_ratio,
+    standings,
+    standings_table,
+)
 from newllm_core.contenders import run_contenders
 from newllm_core.plots import save_figure
 from newllm_core.plots_contenders import plot_standings
@@ -27,24 +35,42 @@ ALL = [name for group in GROUPS.values() for name in group]
 SEEDS = [42, 43, 44]
 PAIRED = ("trained", "untrained")
 PAIRED_SEEDS = [42, 43, 44, 45, 46]  # issue 5: at least five pairs
+RATIOS = (
+    PAIRED, ("shuffled", "last-token"), ("untrained", "last-token"), ("regularised", "regularised-untrained"),
+    ("best", "notes"), ("best", "gru"), ("best", "gru-cache"),
+)  # fmt: skip
 
 
 def report() -> None:
-    """Table, `controls.json` and a picture per number of tokens, from every committed row."""
+    """Table, ratios, sentences, `controls.json` and pictures per number of tokens, from every committed row."""
     found = standings([read_json(path) for path in sorted(ROWS.glob("*.json"))])
     write_json(REFERENCE / "controls.json", {"rows": [one.record() for one in found]})
-    table = standings_table(found, "untrained").to_string()
-    lines = []
+    lines = [standings_table(found, "untrained").to_string(), ""]
     for tokens in sorted({one.tokens for one in found}):
         here = {one.name: one for one in found if one.tokens == tokens}
-        save_figure(plot_standings(list(here.values())), REFERENCE / f"controls_{tokens}.png")
-        if set(PAIRED) <= set(here):
-            ratio = perplexity_ratio(here["trained"], here["untrained"])
+        lines += ratio_lines(here)
+        for group, members in GROUPS.items():
+            name = f"controls_{tokens}.png" if group == "contenders" else f"controls_{tokens}_{group}.png"
+            wanted = members.keys() | {one.reference for one in members.values()}
+            shown = [one for one in here.values() if one.name in wanted]
+            if members.keys() & here.keys():
+                save_figure(plot_standings(shown), REFERENCE / name)
+    lines += ["", *expectation_sentences(found)]
+    write_text(REFERENCE / "controls.txt", "\n".join(lines) + "\n")
+    print(*lines, sep="\n", flush=True)
+
+
+def ratio_lines(here: Mapping[str, Standing]) -> list[str]:
+    """The ratios that the README quotes, of contenders with the same number of tokens."""
+    lines = []
+    for one, other in RATIOS:
+        if {one, other} <= here.keys():
+            ratio = perplexity_ratio(here[one], here[other])
             lines.append(
-                f"{tokens:,} tokens, {ratio.num_seeds} paired seeds: PPL trained / untrained {ratio.value:.3f} {ratio}"
+                f"{here[one].tokens:,} tokens, {ratio.num_seeds} paired seeds: PPL {one} / {other} "
+                f"{ratio.value:.3f} {ratio}"
             )
-    write_text(REFERENCE / "controls.txt", "\n".join([table, "", *lines]) + "\n")
-    print(table, *lines, sep="\n", flush=True)
+    return lines
 
 
 def main() -> None:
@@ -53,7 +79,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 42 43 44, and 45 46 for trained and untrained")
     parser.add_argument("--samples", type=int, default=centre().data.num_samples, help="training conversations")
     parser.add_argument("--estimate", action="store_true")
+    parser.add_argument("--report", action="store_true", help="of the committed rows; runs nothing")
     arguments = parser.parse_args()
+    if arguments.report:
+        report()
+        return
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     base = vary(centre(), "num_samples", arguments.samples)
     for name in arguments.names:

@@ -27,7 +27,7 @@ from newllm_core.config import (
 from newllm_core.losses import user_loss_fingerprint
 from newllm_core.measure import describe, measure_phase1, phase2_record, validation_spectrum
 from newllm_core.phase1 import Phase1Result, finish_phase1, train_phase1
-from newllm_core.phase2 import train_phase2
+from newllm_core.phase2 import set_output_bias, train_phase2
 from newllm_core.preparation import Prepared, prepare
 from newllm_core.runs import (
     DATA_DIR,
@@ -48,7 +48,9 @@ PHASE1_RECORD = "phase1.json"
 
 def phase1_folder_name(data: DataConfig, model: ModelConfig, phase1: Phase1Config, run: RunConfig) -> str:
     """A readable name that no other configuration of Phase 1 shares."""
-    trained = f"{phase1.diversity_algorithm}-w{phase1.dist_reg_weight:g}" if phase1.max_iterations else "untrained"
+    objective = "" if phase1.objective == "cvfp" else f"{phase1.objective}-"
+    loss = f"{objective}{phase1.diversity_algorithm}-w{phase1.dist_reg_weight:g}"
+    trained = loss if phase1.max_iterations else "untrained"
     return (
         f"{data.corpus}-{data.embeddings}-{data.num_samples}s-C{model.context_dim}-{trained}"
         f"-seed{run.seed}-{config_hash(data, model, phase1, run)}"
@@ -149,6 +151,7 @@ def load_model(record: Mapping[str, Any], run_dir: Path, phase1_dir: Path, data_
     prepared = prepare(settings.data, settings.model, settings.run, data_dir)
     prepared.model.context_block.load_state_dict(load_tensors(phase1_dir / CONTEXT_WEIGHTS))
     prepared.model.load_state_dict(load_tensors(run_dir / TOKEN_WEIGHTS), strict=False)
+    set_output_bias(prepared.model, prepared.train_tokens, settings.phase2)
     return prepared
 
 

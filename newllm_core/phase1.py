@@ -60,7 +60,7 @@ class Phase1History:
         untrained_rank: validation effective rank before training.
         iterations: one record each.
         best_iteration: the one whose weights were kept; 0 when nothing was trained.
-        stopped_early: whether the validation rank stopped improving before `max_iterations`.
+        stopped_early: whether the checks stopped improving before `max_iterations`.
         stale_contexts: `[n, C]`, the first contexts of the best iteration's pass, one step behind the kept weights;
             None when nothing was trained.
         seconds: of training, checks included; None when nothing was trained.

@@ -75,6 +75,9 @@ def plot_phase1(record: Mapping[str, Any]) -> Figure:
     algorithm = record["config"]["phase1"]["diversity_algorithm"]
     losses.plot(iterations, [row["cvfp"] for row in history], "o-", label="CVFP", color=TRAIN_COLOUR, ms=3)
     losses.plot(iterations, [row["diversity"] for row in history], "s-", label=algorithm, color=MARK_COLOUR, ms=3)
+    objective = record["config"]["phase1"]["objective"]
+    if objective != "cvfp":
+        _draw_prediction(losses, history, objective)
     losses.set(xlabel="iteration", ylabel="loss term, unweighted", title="Loss terms (lower is better)")
     losses.legend()
     total = phase1["convergence"]["train_total"]
@@ -89,6 +92,16 @@ def plot_phase1(record: Mapping[str, Any]) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(f"{source_line(record)} — dotted: iteration {best}, whose weights are kept", fontsize=9)
     return figure
+
+
+def _draw_prediction(axis: Axes, history: list[dict[str, Any]], objective: str) -> None:
+    numbers = [row["iteration"] for row in history]
+    axis.plot(numbers, [row["prediction"] for row in history], "^-", label=objective, color=TRAIN_COLOUR, ms=4)
+    checked = [row for row in history if row["validation_prediction"] is not None]
+    axis.plot(
+        [row["iteration"] for row in checked], [row["validation_prediction"] for row in checked], "D",
+        label=f"{objective}, validation", color=VALIDATION_COLOUR, ms=4,
+    )  # fmt: skip
 
 
 def _draw_rank(axis: Axes, phase1: Mapping[str, Any], iterations: list[int]) -> None:

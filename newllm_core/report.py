@@ -119,6 +119,7 @@ def iteration_table(phase1: Mapping[str, Any]) -> pd.DataFrame:
         {
             "iteration": row["iteration"],
             "CVFP": round(row["cvfp"], 5),
+            **_prediction_columns(row),
             "diversity": round(row["diversity"], 5),
             "gradient norm": round(row["gradient_norm"], 4),
             "converged %": round(100 * row["converged"] / total, 2),
@@ -128,6 +129,17 @@ def iteration_table(phase1: Mapping[str, Any]) -> pd.DataFrame:
         for row in phase1["history"]
     ]
     return pd.DataFrame(rows).set_index("iteration")
+
+
+def _prediction_columns(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """Of objectives that predict: the loss in training, and on validation text where it was checked."""
+    if row["prediction"] is None:
+        return {}
+    held_out = row["validation_prediction"]
+    return {
+        "prediction": round(row["prediction"], 4),
+        "prediction val": None if held_out is None else round(held_out, 4),
+    }
 
 
 def spectrum_table(phase1: Mapping[str, Any]) -> pd.DataFrame:

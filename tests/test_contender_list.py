@@ -5,11 +5,14 @@ import torch
 
 from newllm_core.baselines.config import BASELINES, baseline_config
 from newllm_core.baselines.networks import build_network
-from newllm_core.config import ConfigError, ModelConfig, Settings
+from newllm_core.batch import load_profile
+from newllm_core.config import ConfigError, ModelConfig, Settings, settings_from_parameters
 from newllm_core.contender_list import CONTENDERS, DECISIONS, GROUPS, OBJECTIVES, PARTS, contender
 from newllm_core.contenders import contender_settings
 from newllm_core.model import NewLLM
+from newllm_core.runs import PROJECT_ROOT
 
+PROFILES = PROJECT_ROOT / "notebooks" / "profiles"
 EVERYONE = [name for group in GROUPS.values() for name in group]
 MODELS = [name for name in EVERYONE if contender(name).kind == "model"]
 
@@ -36,6 +39,11 @@ def test_the_parts_differ_from_the_best_in_what_they_say_alone() -> None:
     without = contender_settings("best-no-cache", Settings())
     assert best.phase2.cache_weight > 0 == without.phase2.cache_weight
     assert (best.data, best.model, best.phase1) == (without.data, without.model, without.phase1)
+
+
+def test_the_profile_of_the_better_model_is_its_contender() -> None:
+    cpu, best = (settings_from_parameters(load_profile(PROFILES / f"{name}.yaml")) for name in ("cpu", "best"))
+    assert contender_settings("best", cpu) == best
 
 
 def test_neural_contenders_train_about_as_many_parameters() -> None:

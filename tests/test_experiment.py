@@ -27,7 +27,7 @@ from newllm_core.experiment import (
 from newllm_core.head import Head
 from newllm_core.measure import per_conversation_sums
 from newllm_core.phase1 import all_contexts
-from newllm_core.phase2 import evaluate
+from newllm_core.phase2 import evaluate, evaluation_head, with_cache
 from newllm_core.plots import plot_epochs, plot_forgetting, plot_phase1, plot_spectrum, plot_tokens, save_figure
 from newllm_core.preparation import prepare
 from newllm_core.report import data_table, epoch_table, iteration_table, report, spectrum_table
@@ -152,6 +152,34 @@ def test_loaded_model_reaches_the_recorded_perplexity(folder: Path, record: dict
     )
     assert again.mean_nats == record["phase2"]["best"]["validation_loss"]
     assert settings_of(record) == dataclasses.replace(SMALL)
+
+
+def test_the_better_model_is_recorded_drawn_and_loaded_like_any_other(folder: Path) -> None:
+    """Everything at once: contrastive contexts, the sum readout, bias, dropout, sampled softmax, cache."""
+    better = dataclasses.replace(
+        SMALL,
+        model=dataclasses.replace(SMALL.model, readout="sum", adapter_rank=2, time_scales=True, num_input_tokens=2),
+        phase1=dataclasses.replace(
+            SMALL.phase1, objective="contrastive", dist_reg_weight=0.1, check_interval=2, prediction_streams=4
+        ),
+        phase2=dataclasses.replace(
+            SMALL.phase2, unigram_bias=True, dropout=0.2, weight_decay=0.1, schedule="cosine", unseen_sample=100,
+            cache_weight=0.2,
+        ),
+    )  # fmt: skip
+    record = run_small(folder / "better", folder / "data", better)
+    assert "contrastive-MCDL-w0.1" in run_folder_name(better)
+    loaded = load_model(record, folder / "better", folder / "better" / "phase1", folder / "data")
+    contexts, tokens = all_contexts(loaded.model, loaded.validation_tokens), loaded.validation_tokens
+    plain = evaluate(loaded.model, contexts, tokens, evaluation_head(loaded.model, "blocks"))
+    again = with_cache(plain, loaded.model, contexts, tokens, better.phase2)
+    assert again.mean_nats == record["phase2"]["best"]["validation_loss"]
+    history = record["phase1"]["history"]
+    assert [row["validation_prediction"] is not None for row in history] == [False, True, False, True, True]
+    assert "prediction" in iteration_table(record["phase1"]).columns
+    labels = [text.get_text() for text in plot_phase1(record).axes[0].get_legend().get_texts()]
+    assert labels == ["CVFP", "MCDL", "contrastive", "contrastive, validation"]
+    assert figures_of(run_small(folder / "better again", folder / "data", better)) == figures_of(record)
 
 
 def test_an_untrained_block_is_recorded_with_nulls_not_zeros(folder: Path) -> None:
