@@ -182,3 +182,24 @@ def test_too_short_a_text_and_impossible_values_are_refused() -> None:
         baseline_config("gpt", width=33)
     with pytest.raises(ConfigError, match="Did you mean 'gru'"):
         baseline_config("gur")
+
+
+def test_the_continuous_cache_is_mixed_in_when_the_network_is_judged() -> None:
+    """On a text that repeats, and with the same weights: only the last judgement differs."""
+    tokens = torch.randint(VOCABULARY, (60,), generator=torch.Generator().manual_seed(1)).repeat(4)
+    plain, cached = (
+        train_baseline(small_model(), cycle(200), tokens, small_config("gru", cache_weight=weight), seed=1)
+        for weight in (0.0, 0.3)
+    )
+    assert [epoch.validation_loss for epoch in plain.epochs] == [epoch.validation_loss for epoch in cached.epochs]
+    assert cached.nats.mean() < plain.nats.mean() and cached.nats[0] == plain.nats[0]
+
+
+def test_a_sampled_vocabulary_that_keeps_all_changes_nothing() -> None:
+    whole, sampled = (
+        train_baseline(small_model(), cycle(200), cycle(60), small_config("gru", unseen_sample=unseen), seed=1)
+        for unseen in (None, VOCABULARY)
+    )
+    assert [e.validation_loss for e in whole.epochs] == pytest.approx(
+        [e.validation_loss for e in sampled.epochs], rel=1e-4
+    )

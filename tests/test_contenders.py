@@ -15,7 +15,7 @@ from newllm_core.config import ConfigError
 from newllm_core.configurations import ComparisonError
 from newllm_core.contender_estimate import estimate_contenders
 from newllm_core.contender_list import CONTENDERS
-from newllm_core.contender_table import perplexity_ratio, standings, standings_table
+from newllm_core.contender_table import expectation_sentences, perplexity_ratio, standings, standings_table
 from newllm_core.contenders import Row, changed_contexts, run_contender, run_contenders
 from newllm_core.phase1 import Phase1Result
 from newllm_core.plots_contenders import plot_standings
@@ -154,6 +154,15 @@ def test_counts_are_held_against_every_seed() -> None:
     gru, unigram = standings([row("gru", [20, 50], 1), row("gru", [22, 54], 2), row("unigram", [60, 110])])
     assert perplexity_ratio(gru, unigram).num_seeds == 2
     assert perplexity_ratio(unigram, gru).value == pytest.approx(1 / perplexity_ratio(gru, unigram).value)
+
+
+def test_sentences_say_what_was_expected_and_what_came() -> None:
+    found = standings([row("trained", [20, 50]), row("w-1.0", [20, 50]), row("odcm", [10, 30]), row("sigreg", [9, 80])])
+    sentences = {text.split(" ")[0]: text for text in expectation_sentences(found)}
+    assert set(sentences) == {"w-1.0", "odcm", "sigreg"}
+    assert "Expected: the same: the term's share is small. Came: PPL × 1.000" in sentences["w-1.0"]
+    assert "not distinguishable" in sentences["sigreg"] and "(one seed)" in sentences["odcm"]
+    assert expectation_sentences(standings([row("w-1.0", [20, 50])])) == []
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

@@ -8,12 +8,13 @@ from core_helpers import make_model, make_tokens, phase2_config, rng, state_of
 
 from newllm_core.config import ConfigError, ModelConfig
 from newllm_core.contexts import exact_contexts, sequential_contexts
-from newllm_core.exponent import scale_to_exponent
+from newllm_core.exponent import exponents_by_width, scale_to_exponent
 from newllm_core.metrics import contraction_rate
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.model.readout import Readout
 from newllm_core.phase1 import all_contexts, finish_phase1
 from newllm_core.phase2 import Phase2Result, train_phase2
+from newllm_core.plots_contenders import plot_exponents
 from newllm_core.unigram import fit_unigram
 
 TRAIN, VALIDATION = make_tokens(300, seed=1), make_tokens(120, seed=2)
@@ -158,6 +159,17 @@ def test_recurrent_weights_get_the_exponent_that_was_asked_for(context_dim: int,
     for name in before:
         scale = found.scale if name.endswith("from_context.weight") else 1.0
         torch.testing.assert_close(after[name], before[name] * scale)
+
+
+def test_exponents_by_width_are_of_new_models_and_can_be_drawn() -> None:
+    config, matrix = ModelConfig(embed_dim=200, context_dim=5), torch.randn(30, 200, generator=rng(3))
+    found = exponents_by_width(config, matrix, make_tokens(1500), [32, 64], -0.15, seed=1)
+    assert [one.context_dim for one in found] == [32, 64] and all(one.scaled.success for one in found)
+    model = NewLLM(ModelConfig(embed_dim=200, context_dim=64), matrix, seed=1)
+    drawn = contraction_rate(model.context_block, StreamEmbeddings(model, make_tokens(1500))[0:1024])
+    assert found[1].drawn == drawn
+    (axis,) = plot_exponents(found, -0.15, "made up").axes
+    assert [list(line.get_xdata()) for line in axis.get_lines()[:2]] == [[32, 64], [32, 64]]
 
 
 def test_a_wish_that_no_scale_meets_leaves_the_weights() -> None:
