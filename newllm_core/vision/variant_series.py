@@ -64,6 +64,10 @@ class VariantSeries:
         }
         self._images: dict[VisionDataConfig, ImageData] = {}
 
+    def run_dirs(self) -> list[Path]:
+        """Of all runs, finished or not, in the order of variants and seeds."""
+        return [self.folder / run_name(settings) for points in self.points.values() for settings in points]
+
     def estimate(self) -> VisionEstimate:
         """Times two small steps of each variant; its images are loaded, nothing is kept. Raises DataError."""
         runs = [settings for points in self.points.values() for settings in points]

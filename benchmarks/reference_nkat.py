@@ -1,0 +1,145 @@
+"""The committed figures of the vision line at the `nkat_cpu` profile: quick model, two CPU cores.
+
+    python -m benchmarks.reference_nkat --estimate              # runs, finished runs, hours; trains nothing
+    python -m benchmarks.reference_nkat                         # all parts, each goes on where it was stopped
+    python -m benchmarks.reference_nkat --only rescue           # CIFAR-10 with and without the rescue pack, three seeds
+    python -m benchmarks.reference_nkat --only search           # the study, with its workers
+    python -m benchmarks.reference_nkat --report                # tables and pictures of what is there
+
+Records go to results/reference/nkat/runs, tables and pictures to results/reference/nkat; weights stay beside records
+and are not committed. One thread a run, so that two parts can run side by side on two cores.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.reference_experiments import REFERENCE
+from newllm_core.batch import load_profile
+from newllm_core.config import settings_of_type
+from newllm_core.plots import save_figure
+from newllm_core.runs import PROJECT_ROOT, is_complete, read_json, write_json, write_text
+from newllm_core.vision import comparison, plots_comparison, plots_search, plots_vision, score_table
+from newllm_core.vision.data_config import AUGMENTATION_PACKS
+from newllm_core.vision.search import run_search
+from newllm_core.vision.search_config import SEARCH_SPACES, search_profile
+from newllm_core.vision.search_plan import SearchPlan
+from newllm_core.vision.settings import VisionSettings, for_data_set, vision_parameter_fields, with_parameters
+from newllm_core.vision.variant_series import VariantRuns, VariantSeries
+from newllm_core.vision.variants import Variant, term_variants
+
+NKAT = REFERENCE / "nkat"
+RUNS, SEARCH = NKAT / "runs", NKAT / "search"
+# Beside the profile's: what the targets of single runs take (accuracies of 45, 87 and 91 %).
+LONG_RUNS: Mapping[str, Mapping[str, Any]] = {
+    "cifar10-jpeg": {"epochs": 20},
+    "fashion-mnist": {"epochs": 8},
+    "mnist-5k": {"epochs": 60, "learning_rate": 0.002},
+}
+
+
+def profile() -> dict[str, Any]:
+    return load_profile(PROJECT_ROOT / "notebooks" / "profiles" / "nkat_cpu.yaml")
+
+
+def centre() -> VisionSettings:
+    known = vision_parameter_fields()
+    settings = settings_of_type(VisionSettings, {name: value for name, value in profile().items() if name in known})
+    return for_data_set(settings, settings.data)
+
+
+def rescue_variants() -> list[Variant]:
+    return [Variant("augmentation", name, AUGMENTATION_PACKS[name]) for name in ("baseline", "rescue")]
+
+
+def long_settings() -> dict[str, VisionSettings]:
+    """One run a data set, on all its training images."""
+    base = centre()
+    return {
+        name: with_parameters(for_data_set(base, dataclasses.replace(base.data, dataset=name)), changes)
+        for name, changes in LONG_RUNS.items()
+    }
+
+
+def series() -> dict[str, VariantSeries]:
+    seeds = profile()["term_seeds"]
+    single = {
+        f"long {name}": VariantSeries(settings, [Variant(name, name)], seeds[:1], read_test=True, folder=RUNS)
+        for name, settings in long_settings().items()
+    }
+    return {
+        "rescue": VariantSeries(centre(), rescue_variants(), seeds, read_test=True, folder=RUNS),
+        "term": VariantSeries(centre(), term_variants(()), seeds, read_test=True, folder=RUNS),
+        **single,
+    }
+
+
+def search_plan() -> SearchPlan:
+    values, base = profile(), centre()
+    few = [dataclasses.replace(base.data, dataset=name) for name in values["data_sets"]]
+    quick = search_profile("quick", num_trials=values["search_trials"], gate_threshold=values["gate_threshold"])
+    fitted = with_parameters(base, {"epochs": values["search_epochs"]})
+    return SearchPlan(fitted, few[0], tuple(few[1:]), quick, SEARCH_SPACES[values["search_space"]])
+
+
+def report() -> None:
+    """Tables and pictures of the parts whose runs are all there."""
+    for name, one in series().items():
+        if name.startswith("long") or not _all_there(one):
+            continue
+        _report_variants(name, one.run())
+    records = {
+        name: read_json(RUNS / _folder(one) / "run.json")
+        for name in LONG_RUNS
+        if _all_there(one := series()[f"long {name}"])
+    }
+    if records:
+        names = list(records)
+        table = score_table.score_table(records, names)
+        write_text(NKAT / "data_sets.txt", table.round(3).T.to_string() + "\n")
+        save_figure(plots_vision.plot_scores(records, names), NKAT / "scores.png")
+        print(table.round(3).T.to_string())
+    if (SEARCH / "search.json").is_file():
+        write_json(NKAT / "search.json", read_json(SEARCH / "search.json"))
+        for name, figure in plots_search.search_pictures(SEARCH).items():
+            save_figure(figure, NKAT / f"search_{name}.png")
+
+
+def _report_variants(name: str, runs: Sequence[VariantRuns]) -> None:
+    table = comparison.readable_table(comparison.comparison_table(runs, runs[0], "test")).to_string()
+    write_text(NKAT / f"{name}.txt", table + "\n")
+    save_figure(plots_comparison.plot_variants(runs, runs[0], "test"), NKAT / f"{name}.png")
+    print(table)
+
+
+def _all_there(one: VariantSeries) -> bool:
+    return all(is_complete(path) for path in one.run_dirs())
+
+
+def _folder(one: VariantSeries) -> str:
+    return one.run_dirs()[0].name
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = [*series(), "search"]
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts, metavar="PART", help=", ".join(parts))
+    parser.add_argument("--estimate", action="store_true")
+    parser.add_argument("--report", action="store_true", help="of what is there; trains nothing")
+    arguments = parser.parse_args()
+    for name in [] if arguments.report else arguments.only:
+        if name != "search":
+            print(f"{name}: {series()[name].estimate()}", flush=True)
+        if arguments.estimate:
+            continue
+        if name == "search":
+            run_search(search_plan(), SEARCH, workers=profile()["search_workers"])
+        else:
+            series()[name].run()
+    if not arguments.estimate:
+        report()
+
+
+if __name__ == "__main__":
+    main()
