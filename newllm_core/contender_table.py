@@ -111,9 +111,8 @@ def expectation_sentences(found: Sequence[Standing]) -> list[str]:
             continue
         ratio = perplexity_ratio(one, other)
         sentences.append(
-            f"{one.name} ({chosen.sentence}). Expected: {chosen.expected}. Came: PPL × {ratio.value:.3f} {ratio} of "
-            f"{other.name}'s {other.perplexity:.1f}"
-            f"{'' if ratio.distinguishable else ', not distinguishable'} ({_seeds_text(ratio.num_seeds)})."
+            f"{one.name} ({chosen.sentence}). Expected: {chosen.expected}. Came: {ratio.value:.3f} of the PPL of "
+            f"{other.name}, {_seeds_text(ratio.num_seeds)}: {ratio}."
         )
     return sentences
 

@@ -160,8 +160,8 @@ def test_sentences_say_what_was_expected_and_what_came() -> None:
     found = standings([row("trained", [20, 50]), row("w-1.0", [20, 50]), row("odcm", [10, 30]), row("sigreg", [9, 80])])
     sentences = {text.split(" ")[0]: text for text in expectation_sentences(found)}
     assert set(sentences) == {"w-1.0", "odcm", "sigreg"}
-    assert "Expected: the same: the term's share is small. Came: PPL × 1.000" in sentences["w-1.0"]
-    assert "not distinguishable" in sentences["sigreg"] and "(one seed)" in sentences["odcm"]
+    assert "Expected: the same: the term's share is small. Came: 1.000 of the PPL of trained" in sentences["w-1.0"]
+    assert "not distinguishable" in sentences["sigreg"] and "one seed" in sentences["odcm"]
     assert expectation_sentences(standings([row("w-1.0", [20, 50])])) == []
 
 
