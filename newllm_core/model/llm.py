@@ -110,8 +110,8 @@ class NewLLM(nn.Module):
             "embedding": [self.embedding],
             "embed_norm": self.embed_norm.parameters(),
             "context_block": self.context_block.parameters(),
-            "token_block": self.token_block.parameters(),
-            "readout": self.readout.parameters(),
+            # With what may stand between it and the head.
+            "token_block": [*self.token_block.parameters(), *self.readout.parameters()],
             "head": [] if self.config.tie_weights else [self.untied_head],
         }
         counts = {name: sum(parameter.numel() for parameter in group) for name, group in parts.items()}
