@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, t
 
+from benchmarks import reference_nkat
 from newllm_core.config import ConfigError, RunConfig
 from newllm_core.configurations import ComparisonError
 from newllm_core.data.errors import DataError
@@ -227,3 +228,18 @@ def test_the_score_table_has_targets_where_there_are_any() -> None:
     first, second, third = card_lines("tpe_scalar", score_cards(records, names)["tpe_scalar"])
     assert first == "Global tpe_scalar over colour, cifar10-jpeg: 0.545 of at most 0.756 (target 0.7)"
     assert second.startswith("consistency") and third.endswith("that ran: 1.000")
+
+
+# --- reference figures ----------------------------------------------------------------------------------------------
+
+
+def test_the_reference_runs_are_possible_and_none_is_another() -> None:
+    """What `python -m benchmarks.reference_nkat` will train: the profile's lists, before any image is read."""
+    lists = reference_nkat.series()
+    assert [len(one.run_dirs()) for one in lists.values()] == [6, 9, 1, 1, 1]
+    rescue, baseline = lists["rescue"].points["rescue"], lists["rescue"].points["baseline"]
+    assert all(one.augmentation != other.augmentation for one, other in zip(rescue, baseline, strict=True))
+    assert all(one.model == other.model and one.train == other.train for one, other in zip(rescue, baseline))
+    dirs = [path for name in ("rescue", "long mnist-5k", "long fashion-mnist") for path in lists[name].run_dirs()]
+    assert len(set(dirs)) == len(dirs)
+    reference_nkat.search_plan().check()
