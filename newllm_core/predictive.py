@@ -52,10 +52,15 @@ class PredictivePass:
     """Trains ``model.context_block`` one pass over the text at a time, with a step per segment.
 
     ``previous`` `[N, C]` holds each token's context of the last pass, so that the fixed-point figures of the notes'
-    objective can be reported for this one too.
+    objective can be reported for this one too. Raises ValueError for a text too short for the streams.
     """
 
     def __init__(self, model: NewLLM, train_tokens: Tensor, config: Phase1Config, seed: int) -> None:
+        if len(train_tokens) < 2 * config.prediction_streams:
+            raise ValueError(
+                f"Phase 1: expected at least two tokens for each of prediction_streams={config.prediction_streams}, "
+                f"given {len(train_tokens)} training tokens"
+            )
         self.model, self.block, self.tokens = model, model.context_block, train_tokens
         self.config, self.seed = config, seed
         self.diversity = diversity_loss(config.diversity_algorithm)

@@ -182,3 +182,11 @@ def test_a_loss_that_is_not_finite_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(losses.DIVERSITY_ALGORITHMS, "BROKEN", lambda contexts: contexts.mean() * math.nan)
     with pytest.raises(NotFiniteError, match="Phase 1, iteration 1: .*nan"):
         history_of(dist_reg_weight=0.5, diversity_algorithm="BROKEN")
+
+
+def test_a_text_too_short_for_its_streams_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least two tokens for each of prediction_streams=4, given 7"):
+        PredictivePass(make_model(), TRAIN[:7], phase1_config(**PREDICTIVE), seed=1)
+    assert (
+        PredictivePass(make_model(), TRAIN[:8], phase1_config(**PREDICTIVE), seed=1).iterate(1).prediction is not None
+    )
