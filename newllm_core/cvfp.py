@@ -29,7 +29,8 @@ _EXACT_GROUP = 8
 class PassFigures:
     """One iteration's figures: means over its batches, unweighted.
 
-    ``cvfp`` and ``converged`` compare with the iteration before; ``prediction`` is None where nothing is predicted.
+    ``cvfp`` and ``converged`` compare with the iteration before; ``prediction``, in the objective's own unit, is None
+    where nothing is predicted.
     """
 
     cvfp: float

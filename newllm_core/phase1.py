@@ -27,20 +27,10 @@ _STALE_TOKENS = 8192
 
 
 @dataclass(frozen=True)
-class IterationRecord:
-    """One iteration's figures; loss terms are means over its batches, unweighted.
-
-    ``prediction``, in the objective's own unit, is None where nothing is predicted; what is of the validation text is
-    None where it was not checked.
-    """
+class IterationRecord(PassFigures):
+    """One iteration's figures, with its ranks; what is of the validation text is None where it was not checked."""
 
     iteration: int
-    cvfp: float
-    diversity: float
-    prediction: float | None
-    total: float
-    gradient_norm: float
-    converged: int
     train_rank: StreamRank
     validation_rank: StreamRank | None
     validation_prediction: float | None

@@ -22,7 +22,7 @@ from newllm_core.phase1 import Phase1Result
 from newllm_core.progress import progress_bar
 from newllm_core.runs import derived_generator
 from newllm_core.unigram import fit_unigram
-from newllm_core.vocabulary_sample import VocabularySample, sample_vocabulary
+from newllm_core.vocabulary_sample import SampledHead, epochs_head
 
 logger = logging.getLogger("newllm")
 
@@ -185,8 +185,7 @@ class _Trainer:
         if config.unseen_sample is not None:
             _demand_frozen_head(model, "unseen_sample")
         self.method = choose_head(config.head, train_tokens.device)
-        self.head = Head(model.output_weight(), self.method)
-        self.sample: VocabularySample | None = None
+        self.head: Head | SampledHead = Head(model.output_weight(), self.method)
         self.parameters = model.phase2_parameters()
         self.optimizer = torch.optim.AdamW(self.parameters, config.learning_rate, weight_decay=config.weight_decay)
         steps = math.ceil((len(train_tokens) - 1) / config.effective_batch_size) * config.max_epochs
@@ -248,7 +247,10 @@ class _Trainer:
         bar = progress_bar(total=num_targets, desc=f"  epoch {epoch}", unit="token", unit_scale=True, leave=False)
         positions = self._positions(epoch, num_targets)
         if self.config.unseen_sample is not None:
-            self._sample_vocabulary(epoch, self.config.unseen_sample)
+            self.head = epochs_head(
+                self.model.head_weight.detach(), self.model.output_bias, self.method, self.train_tokens,
+                self.config.unseen_sample, self.seed, epoch,
+            )  # fmt: skip
         for batch in context_batches(self.phase1.train_contexts, self.train_tokens, positions):
             step_nats, step_correct = self._step(batch)
             nats += step_nats
@@ -262,12 +264,6 @@ class _Trainer:
                 "A smaller learning rate is the usual remedy."
             )
         return mean_nats, int(correct) / num_targets
-
-    def _sample_vocabulary(self, epoch: int, num_unseen: int) -> None:
-        """This epoch's softmax: over all seen tokens, and other unseen ones than the last epoch's."""
-        generator = derived_generator("unseen", self.seed, epoch)
-        self.sample = sample_vocabulary(self.train_tokens, len(self.model.embedding), num_unseen, generator)
-        self.head = Head(self.sample.weight(self.model.head_weight.detach(), self.model.output_bias), self.method)
 
     def _positions(self, epoch: int, num_targets: int) -> Iterator[Tensor]:
         """Positions of each effective batch, shuffled anew every epoch by seed and epoch alone."""
@@ -299,10 +295,8 @@ class _Trainer:
         return torch.stack(nats).sum(), torch.stack(correct).sum()
 
     def _accumulate(self, part: Batch, effective: int) -> tuple[Tensor, Tensor]:
-        hidden, targets = self.model.hidden(part.contexts, part.tokens, self.config.dropout), part.targets
-        if self.sample is not None:
-            hidden, targets = self.sample.hidden(hidden, self.model.head_weight.shape[1]), self.sample.places[targets]
-        loss = self.head.loss(hidden, targets)
+        hidden = self.model.hidden(part.contexts, part.tokens, self.config.dropout)
+        loss = self.head.loss(hidden, part.targets)
         (loss.mean_nats * (len(part) / effective)).backward()  # type: ignore[no-untyped-call]
         return loss.mean_nats.detach().double() * len(part), loss.num_correct
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from newllm_core.head import with_output_bias, with_unit_columns
+from newllm_core.head import Head, HeadLoss, with_output_bias, with_unit_columns
+from newllm_core.runs import derived_generator
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,27 @@ class VocabularySample:
     def hidden(self, hidden: Tensor, embed_dim: int) -> Tensor:
         """Hidden states `[n, E]` or `[n, E + 2]` for that head."""
         return with_unit_columns(hidden) if hidden.shape[1] == embed_dim else hidden
+
+
+class SampledHead:
+    """In training's place of a `head.Head`: takes the same hidden states and targets of the whole vocabulary."""
+
+    def __init__(self, sample: VocabularySample, head_weight: Tensor, bias: Tensor | None, method: str) -> None:
+        self._sample, self._embed_dim = sample, head_weight.shape[1]
+        self._head = Head(sample.weight(head_weight, bias), method)
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> HeadLoss:
+        """As `Head.loss`; every target has to be a kept token."""
+        return self._head.loss(self._sample.hidden(hidden, self._embed_dim), self._sample.places[targets])
+
+
+def epochs_head(
+    head_weight: Tensor, bias: Tensor | None, method: str, train_tokens: Tensor, num_unseen: int, seed: int, epoch: int
+) -> SampledHead:
+    """An epoch's softmax: over all seen tokens, and other unseen ones than the last epoch's."""
+    generator = derived_generator("unseen", seed, epoch)
+    sample = sample_vocabulary(train_tokens, len(head_weight), num_unseen, generator)
+    return SampledHead(sample, head_weight, bias, method)
 
 
 def sample_vocabulary(

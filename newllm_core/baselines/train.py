@@ -21,7 +21,7 @@ from newllm_core.progress import progress_bar
 from newllm_core.runs import derived_generator
 from newllm_core.segments import ring_segments
 from newllm_core.unigram import fit_unigram
-from newllm_core.vocabulary_sample import VocabularySample, sample_vocabulary
+from newllm_core.vocabulary_sample import SampledHead, epochs_head
 
 _EVALUATION_TOKENS = 1024  # of the validation stream at once, for networks that carry a state
 
@@ -137,15 +137,12 @@ class _Trainer:
     def _train_epoch(self, epoch: int) -> float:
         """One pass over the streams; mean nats a token."""
         self.network.train()
-        head, sample = self._training_head(epoch)
+        head = self._training_head(epoch)
         nats = torch.zeros((), dtype=torch.float64, device=self.train_tokens.device)
         count, state = 0, None
         for tokens, targets in self._segments(epoch):
             hidden, state = self.network(self.model.embed(tokens), state)
-            rows, ids = self._for_head(hidden), targets.reshape(-1)
-            if sample is not None:
-                rows, ids = sample.hidden(rows, self.model.config.embed_dim), sample.places[ids]
-            loss = head.loss(rows, ids).mean_nats
+            loss = head.loss(self._for_head(hidden), targets.reshape(-1)).mean_nats
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
@@ -162,13 +159,13 @@ class _Trainer:
         for positions in segments:
             yield self.train_tokens[positions], self.train_tokens[(positions + 1) % len(self.train_tokens)]
 
-    def _training_head(self, epoch: int) -> tuple[Head, VocabularySample | None]:
+    def _training_head(self, epoch: int) -> Head | SampledHead:
         if self.config.unseen_sample is None:
-            return self.head, None
-        generator = derived_generator("unseen", self.seed, epoch)
-        vocab_size = len(self.model.embedding)
-        sample = sample_vocabulary(self.train_tokens, vocab_size, self.config.unseen_sample, generator)
-        return Head(sample.weight(self.model.head_weight.detach(), self.bias), self.method), sample
+            return self.head
+        return epochs_head(
+            self.model.head_weight.detach(), self.bias, self.method, self.train_tokens,
+            self.config.unseen_sample, self.seed, epoch,
+        )  # fmt: skip
 
     def _for_head(self, hidden: Tensor) -> Tensor:
         flat = hidden.reshape(-1, hidden.shape[-1])
