@@ -19,6 +19,7 @@ from newllm_core.contender_estimate import estimate_contenders
 from newllm_core.contender_list import GROUPS
 from newllm_core.contender_table import (
     Standing,
+    contexts_table,
     expectation_sentences,
     perplexity_ratio,
     standings,
@@ -45,7 +46,7 @@ def report() -> None:
     """Table, ratios, sentences, `controls.json` and pictures per number of tokens, from every committed row."""
     found = standings([read_json(path) for path in sorted(ROWS.glob("*.json"))])
     write_json(REFERENCE / "controls.json", {"rows": [one.record() for one in found]})
-    lines = [standings_table(found, "untrained").to_string(), ""]
+    lines = [standings_table(found, "untrained").to_string(), "", contexts_table(found).to_string(), ""]
     for tokens in sorted({one.tokens for one in found}):
         here = {one.name: one for one in found if one.tokens == tokens}
         lines += ratio_lines(here)

@@ -142,5 +142,32 @@ def standings_table(found: Sequence[Standing], reference: str) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("contender")
 
 
+def contexts_table(found: Sequence[Standing]) -> pd.DataFrame:
+    """A row a contender that reads its own contexts: their figures on the validation text, means over seeds, and PPL.
+
+    Effective rank in % of C, exponential of the entropy; contraction rate in nats a token; horizon in tokens, – where
+    some seed's block does not forget its start.
+    """
+    rows = []
+    for one in found:
+        chosen = contender(one.name)
+        if chosen.kind != "model" or chosen.contexts != "own":
+            continue
+        details = [row["details"] for row in one.rows]
+        horizons = [each["forgetting_horizon"] for each in details if each["forgetting_horizon"] is not None]
+        rows.append(
+            {
+                "contender": one.name,
+                "training tokens": one.tokens,
+                "ER %": f"{100 * np.mean([each['validation_rank']['share'] for each in details]):.1f}",
+                "contraction, nats a token": f"{np.mean([each['contraction_rate'] for each in details]):+.3f}",
+                "horizon, tokens": f"{np.mean(horizons):.0f}" if len(horizons) == len(details) else "–",
+                "PPL": f"{one.perplexity:.1f} {_whole(one.interval)}",
+                "seeds": len(one.seeds),
+            }
+        )
+    return pd.DataFrame(rows).set_index("contender")
+
+
 def _whole(interval: Interval | None) -> str:
     return "" if interval is None else f"[{interval[0]:,.0f}, {interval[1]:,.0f}]"

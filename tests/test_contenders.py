@@ -15,7 +15,13 @@ from newllm_core.config import ConfigError
 from newllm_core.configurations import ComparisonError
 from newllm_core.contender_estimate import estimate_contenders
 from newllm_core.contender_list import CONTENDERS
-from newllm_core.contender_table import expectation_sentences, perplexity_ratio, standings, standings_table
+from newllm_core.contender_table import (
+    contexts_table,
+    expectation_sentences,
+    perplexity_ratio,
+    standings,
+    standings_table,
+)
 from newllm_core.contenders import Row, changed_contexts, run_contender, run_contenders
 from newllm_core.phase1 import Phase1Result
 from newllm_core.plots_contenders import plot_standings
@@ -188,6 +194,13 @@ def test_table_and_picture_name_every_contender(rows: list[Row]) -> None:
     assert [label.get_text().split("\n")[0] for label in axis.get_yticklabels()] == [one.name for one in found]
     with pytest.raises(ValueError, match="one number of tokens"):
         plot_standings(standings([row("gru", [20, 50]), row("gru", [20, 50], tokens=50)]))
+
+
+def test_figures_of_contexts_are_of_those_who_read_them(rows: list[Row]) -> None:
+    table = contexts_table(standings(rows))
+    assert "untrained" in table.index and not {"gru", "last-token", "shuffled", "unigram"} & set(table.index)
+    ranks = [100 * row["details"]["validation_rank"]["share"] for row in rows if row["name"] == "untrained"]
+    assert float(table.loc["untrained", "ER %"]) == pytest.approx(sum(ranks) / len(ranks), abs=0.051)
 
 
 def test_a_made_up_row_has_the_fields_of_a_real_one(rows: list[Row]) -> None:

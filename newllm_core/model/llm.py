@@ -87,8 +87,10 @@ class NewLLM(nn.Module):
         return self.head_weight if self.output_bias is None else with_output_bias(self.head_weight, self.output_bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """What ``hidden`` gives -> `[n, V]`."""
-        return hidden @ self.output_weight().T
+        """What ``hidden`` gives -> `[n, V]`; the bias is added here, since joining it to the head copies the head."""
+        without_unit_columns = hidden[:, : self.config.embed_dim]
+        scores = without_unit_columns @ self.head_weight.T
+        return scores if self.output_bias is None else scores + self.output_bias
 
     def hidden(self, contexts: Tensor, tokens: Tensor, dropout: float = 0.0) -> Tensor:
         """What ``output_weight`` is multiplied by. `contexts [n, L, C], tokens [n]` -> `[n, E]` or `[n, E + 2]`.
