@@ -42,8 +42,6 @@ LONG_RUNS: Mapping[str, Mapping[str, Any]] = {
 }
 # Nine runs at a third of the profile's time, since all three kinds see the same images.
 TERM_IMAGES = 16_000
-# On the profile's few images as many steps as on all of them: where a model learns its images by heart.
-REPEATED: Mapping[str, Any] = {"epochs": 18}
 
 
 def profile() -> dict[str, Any]:
@@ -70,17 +68,14 @@ def long_settings() -> dict[str, VisionSettings]:
 
 
 def all_series() -> dict[str, VariantSeries]:
-    values = profile()
-    seeds, few = values["term_seeds"], values["few_images"]
+    seeds = profile()["term_seeds"]
     single = {
         f"long {name}": VariantSeries(settings, [Variant(name, name)], seeds[:1], read_test=True, folder=RUNS)
         for name, settings in long_settings().items()
     }
-    again = with_parameters(centre(), REPEATED | {"num_train_images": few})
     fewer = with_parameters(centre(), {"num_train_images": TERM_IMAGES})
     return {
         "rescue": VariantSeries(centre(), rescue_variants(), seeds, read_test=True, folder=RUNS),
-        "rescue few images": VariantSeries(again, rescue_variants(), seeds, read_test=True, folder=RUNS),
         "term": VariantSeries(fewer, term_variants(()), seeds, read_test=True, folder=RUNS),
         **single,
     }
@@ -100,7 +95,7 @@ def report(series: Mapping[str, VariantSeries]) -> None:
     whole = {name: one for name, one in series.items() if all(is_complete(path) for path in one.run_dirs())}
     for name, one in whole.items():
         if not name.startswith("long"):
-            _report_variants(name.replace(" ", "_"), one.run())
+            _report_variants(name, one.run())
     _report_data_sets({name: whole[f"long {name}"].run_dirs()[0] for name in LONG_RUNS if f"long {name}" in whole})
     if (SEARCH / "search.json").is_file():
         write_json(NKAT / "search.json", read_json(SEARCH / "search.json"))
