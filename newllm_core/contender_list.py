@@ -41,7 +41,8 @@ CONTRASTIVE: Mapping[str, Any] = {
 }  # fmt: skip
 # The project's own model: chosen on conversations 980–999, which are neither trained on nor judged here.
 BEST: Mapping[str, Any] = {
-    **REGULARISED, **CONTRASTIVE, "readout": "sum", "dropout": 0.4, "max_epochs": 6,
+    **REGULARISED, **CONTRASTIVE, "weight_std": 0.04, "max_iterations": 16, "readout": "sum", "dropout": 0.4,
+    "max_epochs": 6,
     "cache_weight": 0.15, "cache_scale": 10.0,
 }  # fmt: skip
 _FIXED_POINT: Mapping[str, Any] = {
@@ -162,6 +163,12 @@ PARTS: dict[str, Contender] = {
     "best-time-scales": _without("with learned gains (time-scales)", "a little better", time_scales=True),
     "best-adapter": _without("with an adapter of rank 64", "the same", adapter_rank=64),
     "best-gate": _without("with a gated TokenBlock", "worse", readout="token-block", token_gate=True),
+    "best-wide-start": _without(
+        "with the notes' initial weights (std 0.1) and 24 passes",
+        "a little worse, in more time",
+        weight_std=0.1,
+        max_iterations=24,
+    ),
     "best-two-tokens": _without("T = 2 input tokens", "a little better", num_input_tokens=2),
 }
 
