@@ -22,12 +22,13 @@ from newllm_core.contender_table import (
     contexts_table,
     expectation_sentences,
     perplexity_ratio,
+    seeds_text,
     standings,
     standings_table,
 )
 from newllm_core.contenders import run_contenders
 from newllm_core.plots import save_figure
-from newllm_core.plots_contenders import plot_standings
+from newllm_core.plots_contenders import plot_ratios, plot_standings
 from newllm_core.runs import read_json, write_json, write_text
 from newllm_core.series import vary
 
@@ -51,11 +52,12 @@ def report() -> None:
         here = {one.name: one for one in found if one.tokens == tokens}
         lines += ratio_lines(here)
         for group, members in GROUPS.items():
-            name = f"controls_{tokens}.png" if group == "contenders" else f"controls_{tokens}_{group}.png"
             wanted = members.keys() | {one.reference for one in members.values()}
             shown = [one for one in here.values() if one.name in wanted]
-            if members.keys() & here.keys():
-                save_figure(plot_standings(shown), REFERENCE / name)
+            if group == "contenders":
+                save_figure(plot_standings(shown), REFERENCE / f"controls_{tokens}.png")
+            elif any(members[one.name].reference in here for one in shown if one.name in members):
+                save_figure(plot_ratios(shown), REFERENCE / f"controls_{tokens}_{group}.png")
     lines += ["", *expectation_sentences(found)]
     write_text(REFERENCE / "controls.txt", "\n".join(lines) + "\n")
     print(*lines, sep="\n", flush=True)
@@ -68,7 +70,7 @@ def ratio_lines(here: Mapping[str, Standing]) -> list[str]:
         if {one, other} <= here.keys():
             ratio = perplexity_ratio(here[one], here[other])
             lines.append(
-                f"{here[one].tokens:,} tokens, {ratio.num_seeds} paired seeds: PPL {one} / {other} "
+                f"{here[one].tokens:,} tokens, {seeds_text(ratio.num_seeds)}: PPL {one} / {other} "
                 f"{ratio.value:.3f} {ratio}"
             )
     return lines

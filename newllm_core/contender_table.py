@@ -112,12 +112,13 @@ def expectation_sentences(found: Sequence[Standing]) -> list[str]:
         ratio = perplexity_ratio(one, other)
         sentences.append(
             f"{one.name} ({chosen.sentence}). Expected: {chosen.expected}. Came: {ratio.value:.3f} of the PPL of "
-            f"{other.name}, {_seeds_text(ratio.num_seeds)}: {ratio}."
+            f"{other.name}, {seeds_text(ratio.num_seeds)}: {ratio}."
         )
     return sentences
 
 
-def _seeds_text(num_seeds: int) -> str:
+def seeds_text(num_seeds: int) -> str:
+    """How many seeds a ratio is over."""
     return "one seed" if num_seeds == 1 else f"{num_seeds} paired seeds"
 
 

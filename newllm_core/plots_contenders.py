@@ -1,13 +1,14 @@
-"""The picture of the contenders: perplexity with intervals, from rows only."""
+"""The pictures of the contenders: perplexity, and ratios of it, with intervals; from rows only."""
 
 from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from newllm_core.contender_list import contender
-from newllm_core.contender_table import Standing
+from newllm_core.contender_table import Standing, perplexity_ratio, seeds_text
 from newllm_core.exponent import WidthExponent
 from newllm_core.plots import MARK_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, new_axes
 
@@ -20,8 +21,7 @@ def plot_standings(found: Sequence[Standing]) -> Figure:
 
     Raises ValueError for none, and for several numbers of tokens.
     """
-    if len({one.tokens for one in found}) != 1:
-        raise ValueError(f"plot_standings: expected one number of tokens, given {sorted({o.tokens for o in found})}")
+    _by_name(found)
     figure = Figure(figsize=(8.4, 1.7 + 0.36 * len(found)), layout="constrained")
     axis = figure.add_subplot()
     for place, one in enumerate(found):
@@ -34,18 +34,60 @@ def plot_standings(found: Sequence[Standing]) -> Figure:
         axis.annotate(f"{one.perplexity:.0f}", (one.perplexity, place), xytext=(0, 7), textcoords="offset points",
                       ha="center", fontsize=8)  # fmt: skip
     labels = [f"{one.name}\n{one.trainable_parameters:,} parameters, {one.cpu_seconds / 60:.1f} min" for one in found]
-    axis.set_yticks(range(len(found)), labels, fontsize=7)
-    axis.set_ylim(len(found) - 0.5, -0.7)
-    axis.set_xscale("log")
+    _named_places(axis, labels)
     axis.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 3, 5, 7)))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.grid(axis="x", color="0.9")
     axis.set(xlabel="validation perplexity (lower is better), 95 % over seeds and conversations; a stroke: a run")
-    axis.set_title(_source(found), fontsize=9)
+    axis.set_title(f"{_source(found)}\ntrained parameters and CPU minutes under each name", fontsize=9)
     handles = [Line2D([], [], marker="o", color=colour, label=label) for colour, label in _KINDS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
     return figure
+
+
+def plot_ratios(found: Sequence[Standing]) -> Figure:
+    """Perplexity over that of what each contender is held against, paired, best on top, log axis, 95 % intervals.
+
+    Hollow where the interval holds 1. Who has no reference among ``found`` is left out. Raises ValueError when that is
+    everyone, and for several numbers of tokens.
+    """
+    there = _by_name(found)
+    pairs = [(one, there.get(contender(one.name).reference or "")) for one in found]
+    ratios = [(one, other, perplexity_ratio(one, other)) for one, other in pairs if other is not None]
+    if not ratios:
+        raise ValueError("plot_ratios: expected a contender whose reference is there too, given none")
+    ratios.sort(key=lambda each: each[2].value)
+    figure = Figure(figsize=(8.4, 1.7 + 0.36 * len(ratios)), layout="constrained")
+    axis = figure.add_subplot()
+    for place, (_, _, ratio) in enumerate(ratios):
+        assert ratio.interval is not None  # of two conversations or more
+        holds_one = ratio.interval[0] <= 1 <= ratio.interval[1]
+        axis.plot(ratio.interval, [place] * 2, color=TRAIN_COLOUR, lw=1.8)
+        axis.plot([ratio.value], [place], "o", ms=7, color=TRAIN_COLOUR, mfc="white" if holds_one else TRAIN_COLOUR)
+        axis.annotate(f"{ratio.value:.3f}", (ratio.value, place), xytext=(0, 7), textcoords="offset points",
+                      ha="center", fontsize=8)  # fmt: skip
+    axis.axvline(1, color="grey", lw=1)
+    labels = [f"{one.name} / {other.name}\n{seeds_text(ratio.num_seeds)}" for one, other, ratio in ratios]
+    _named_places(axis, labels)
+    axis.xaxis.set_major_locator(LogLocator(10, subs=(0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:.1f}"))
+    axis.set(xlabel="ratio of validation perplexities (below 1: better), 95 %, paired; hollow: not distinguishable")
+    axis.set_title(_source(found), fontsize=9)
+    return figure
+
+
+def _by_name(found: Sequence[Standing]) -> dict[str, Standing]:
+    tokens = sorted({one.tokens for one in found})
+    if len(tokens) != 1:
+        raise ValueError(f"expected contenders with one number of training tokens, given {tokens}")
+    return {one.name: one for one in found}
+
+
+def _named_places(axis: Axes, labels: Sequence[str]) -> None:
+    axis.set_yticks(range(len(labels)), labels, fontsize=7)
+    axis.set_ylim(len(labels) - 0.5, -0.7)
+    axis.set_xscale("log")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.grid(axis="x", color="0.9")
 
 
 def plot_exponents(found: Sequence[WidthExponent], wished: float, source: str) -> Figure:
@@ -77,6 +119,5 @@ def _source(found: Sequence[Standing]) -> str:
     seeds = sorted({seed for one in found for seed in one.seeds})
     return (
         f"{row['corpus']}, {row['embeddings']}, {found[0].tokens:,} training tokens, "
-        f"{row['tokens']['validation']:,} validation tokens, seeds {', '.join(map(str, seeds))}; trained parameters "
-        "and CPU minutes beside each name"
+        f"{row['tokens']['validation']:,} validation tokens, seeds {', '.join(map(str, seeds))}"
     )

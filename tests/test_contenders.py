@@ -24,7 +24,7 @@ from newllm_core.contender_table import (
 )
 from newllm_core.contenders import Row, changed_contexts, run_contender, run_contenders
 from newllm_core.phase1 import Phase1Result
-from newllm_core.plots_contenders import plot_standings
+from newllm_core.plots_contenders import plot_ratios, plot_standings
 from newllm_core.runs import RunError, read_json, write_json
 
 # Two validation conversations, for an interval.
@@ -192,8 +192,19 @@ def test_table_and_picture_name_every_contender(rows: list[Row]) -> None:
     assert table.loc["untrained", "× untrained"] == "–"
     (axis,) = plot_standings(found).axes
     assert [label.get_text().split("\n")[0] for label in axis.get_yticklabels()] == [one.name for one in found]
-    with pytest.raises(ValueError, match="one number of tokens"):
+    with pytest.raises(ValueError, match="one number of training tokens"):
         plot_standings(standings([row("gru", [20, 50]), row("gru", [20, 50], tokens=50)]))
+
+
+def test_picture_of_ratios_shows_those_with_a_reference_and_marks_what_is_not_distinguishable() -> None:
+    near, far = row("w-1.0", [20.2, 49.9]), row("w-0.5", [22, 54])
+    (axis,) = plot_ratios(standings([row("trained", [20, 50]), near, far, row("gru", [10, 20])])).axes
+    assert [label.get_text().split(" / ")[0] for label in axis.get_yticklabels()] == ["w-1.0", "w-0.5"]
+    marks = [line for line in axis.lines if line.get_marker() == "o"]
+    assert [mark.get_markerfacecolor() == "white" for mark in marks] == [True, False]
+    assert marks[1].get_xdata()[0] == pytest.approx(math.exp(0.2))
+    with pytest.raises(ValueError, match="whose reference is there too"):
+        plot_ratios(standings([row("gru", [20, 50])]))
 
 
 def test_figures_of_contexts_are_of_those_who_read_them(rows: list[Row]) -> None:
