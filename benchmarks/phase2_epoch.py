@@ -55,7 +55,7 @@ def project_trainer(
     config = dataclasses.replace(Phase2Config(), head=method, effective_batch_size=batch)
     evaluated = settings.evaluation_tokens + 1
     result = Phase1Result(contexts, contexts[:evaluated], None)
-    return phase2._Trainer(model, result, tokens, tokens[:evaluated], config, settings.seed)
+    return phase2._Trainer(model, result, tokens, tokens[:evaluated], config, settings.seed, None)
 
 
 def plain_trainer(

@@ -21,7 +21,6 @@ from newllm_core.baselines.train import train_baseline
 from newllm_core.config import Settings, config_hash
 from newllm_core.contender_list import Contender, contender
 from newllm_core.data import token_byte_lengths
-from newllm_core.experiment import refuse_other_config
 from newllm_core.measure import describe, per_conversation_sums
 from newllm_core.metrics import NATS_PER_BIT, contraction_rate, forgetting_horizon, perplexity, stream_rank
 from newllm_core.model import StreamEmbeddings
@@ -29,7 +28,7 @@ from newllm_core.phase1 import Phase1Result, train_phase1
 from newllm_core.phase2 import train_phase2
 from newllm_core.preparation import Prepared, prepare
 from newllm_core.progress import progress_bar
-from newllm_core.runs import DATA_DIR, RESULTS_DIR, derived_generator, read_json, write_json
+from newllm_core.runs import DATA_DIR, RESULTS_DIR, derived_generator, read_json, refuse_other_config, write_json
 from newllm_core.series import vary
 from newllm_core.unigram import fit_unigram
 

@@ -1,7 +1,8 @@
 """One experiment: data → Phase 1 → Phase 2 → record.
 
-Each phase leaves its result in a folder of its own and is not run again while that is there, so an interrupted
-experiment goes on where it stopped, and experiments that differ in Phase 2 alone share Phase 1.
+Each phase leaves its result in a folder of its own and is not run again while that is there, and Phase 2 a checkpoint
+after every epoch, so an interrupted experiment goes on where it stopped. Experiments that differ in Phase 2 alone share
+Phase 1.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from newllm_core.checkpoint import CheckpointPlace, discard_checkpoint
 from newllm_core.config import (
     DataConfig,
     ModelConfig,
@@ -32,10 +34,10 @@ from newllm_core.preparation import Prepared, prepare
 from newllm_core.runs import (
     DATA_DIR,
     RECORD_NAME,
-    RunError,
     is_complete,
     load_tensors,
     read_json,
+    refuse_other_config,
     save_tensors,
     write_json,
 )
@@ -44,6 +46,7 @@ logger = logging.getLogger("newllm")
 
 CONTEXT_WEIGHTS, TOKEN_WEIGHTS = "context_block.safetensors", "token_block.safetensors"
 PHASE1_RECORD = "phase1.json"
+PHASE2_CHECKPOINT = "phase2_checkpoint"
 
 
 def phase1_folder_name(data: DataConfig, model: ModelConfig, phase1: Phase1Config, run: RunConfig) -> str:
@@ -109,7 +112,8 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Data → Phase 1 → Phase 2 → the record that `run.json` holds (design, section 5).
 
-    A complete folder is read, not run again; a partial one goes on after the last finished phase.
+    A complete folder is read, not run again; a partial one goes on after Phase 1, and in Phase 2 after its
+    last finished epoch.
 
     Args:
         run_dir: of this run; gets `run.json` and the TokenBlock's weights.
@@ -128,7 +132,10 @@ def run_experiment(
     start, began = datetime.now(UTC), time.perf_counter()
     prepared = prepare(data, model, run, data_dir)
     contexts, phase1_record = run_phase1(prepared, phase1, phase1_dir or run_dir / "phase1")
-    result = train_phase2(prepared.model, contexts, prepared.train_tokens, prepared.validation_tokens, phase2, run.seed)
+    checkpoints = CheckpointPlace(run_dir / PHASE2_CHECKPOINT, configs)
+    result = train_phase2(
+        prepared.model, contexts, prepared.train_tokens, prepared.validation_tokens, phase2, run.seed, checkpoints
+    )
     record = {
         **describe(prepared),
         "config": configs,
@@ -142,6 +149,7 @@ def run_experiment(
         del trained["embedding"]
     save_tensors(run_dir / TOKEN_WEIGHTS, {name: value for name, value in trained.items() if "embed_norm" not in name})
     write_json(run_dir / RECORD_NAME, record)
+    discard_checkpoint(checkpoints.folder)
     return record
 
 
@@ -176,15 +184,3 @@ def configs_record(
         parts["phase2"] = asdict(phase2)
     stored: dict[str, Any] = json.loads(json.dumps(parts))
     return stored
-
-
-def refuse_other_config(record: Mapping[str, Any], configs: Mapping[str, Any], folder: Path) -> None:
-    """Raises RunError when a record was made with another configuration than ``configs``."""
-    for section, values in configs.items():
-        for name, value in values.items():
-            stored = record["config"].get(section, {}).get(name)
-            if stored != value:
-                raise RunError(
-                    f"{folder} holds a run with {section}.{name} = {stored!r}, asked for {value!r}; "
-                    "use another folder, or delete this one"
-                )

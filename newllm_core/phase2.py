@@ -10,10 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from newllm_core.checkpoint import (
+    Checkpoint,
+    CheckpointPlace,
+    generator_states,
+    load_checkpoint,
+    restore_generators,
+    save_checkpoint,
+)
 from newllm_core.config import ConfigError, Phase2Config
 from newllm_core.context_store import Batch, context_batches
-from newllm_core.continuous_cache import cached_nats
 from newllm_core.errors import NotFiniteError
+from newllm_core.evaluation import Evaluation, evaluate, evaluation_head
 from newllm_core.gpu_memory import device_batch_size, find_executable
 from newllm_core.head import Head, choose_head
 from newllm_core.metrics import perplexity
@@ -25,9 +33,6 @@ from newllm_core.unigram import fit_unigram
 from newllm_core.vocabulary_sample import SampledHead, epochs_head
 
 logger = logging.getLogger("newllm")
-
-# Tokens per evaluation batch.
-_EVALUATION_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -45,22 +50,6 @@ class EpochRecord:
     validation_loss: float
     validation_perplexity: float
     validation_accuracy: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Per-token figures of a stream: nats `[n]` and whether the arg-max was right `[n]`, for its n = N - 1 targets."""
-
-    nats: Tensor
-    correct: Tensor
-
-    @property
-    def mean_nats(self) -> float:
-        return float(self.nats.double().mean())
-
-    @property
-    def accuracy(self) -> float:
-        return float(self.correct.double().mean())
 
 
 @dataclass(frozen=True)
@@ -105,36 +94,6 @@ class Phase2Result:
         }
 
 
-@torch.no_grad()
-def evaluate(model: NewLLM, contexts: Tensor, tokens: Tensor, head: Head) -> Evaluation:
-    """Context i predicts token i + 1. `contexts [N, L, C], tokens [N]`, N >= 2 -> figures of N - 1 targets."""
-    nats, correct = [], []
-    for batch in context_batches(contexts, tokens, torch.arange(len(tokens) - 1).split(_EVALUATION_BATCH)):
-        figures = head.token_figures(model.hidden(batch.contexts, batch.tokens), batch.targets)
-        nats.append(figures.nats)
-        correct.append(figures.correct)
-    return Evaluation(torch.cat(nats).cpu(), torch.cat(correct).cpu())
-
-
-@torch.no_grad()
-def with_cache(
-    evaluation: Evaluation, model: NewLLM, contexts: Tensor, tokens: Tensor, config: Phase2Config
-) -> Evaluation:
-    """The losses with the continuous cache mixed in, whose states are the hidden states; accuracy stays the model's."""
-    positions = torch.arange(len(tokens) - 1).split(_EVALUATION_BATCH)
-    states = [model.hidden(batch.contexts, batch.tokens) for batch in context_batches(contexts, tokens, positions)]
-    nats = cached_nats(
-        evaluation.nats, torch.cat(states).cpu(), tokens.cpu(),
-        weight=config.cache_weight, scale=config.cache_scale, num_cached=config.cache_tokens,
-    )  # fmt: skip
-    return Evaluation(nats, evaluation.correct)
-
-
-def evaluation_head(model: NewLLM, head_method: str) -> Head:
-    """Exact products for the figures that are compared across runs, whatever training rounds."""
-    return Head(model.output_weight().detach(), "direct" if head_method == "direct" else "blocks")
-
-
 def set_output_bias(model: NewLLM, train_tokens: Tensor, config: Phase2Config) -> None:
     """Give the head the unigram of ``train_tokens`` as its bias, where the config asks for it.
 
@@ -161,25 +120,31 @@ def train_phase2(
     validation_tokens: Tensor,
     config: Phase2Config,
     seed: int,
+    checkpoints: CheckpointPlace | None = None,
 ) -> Phase2Result:
     """Train ``model.token_block`` (and embedding or head where they are not frozen) in place.
 
     Args:
         phase1: contexts of the frozen ContextBlock.
         train_tokens: `[N]`, validation_tokens: `[M]`, on the model's device; at least two tokens each.
-        seed: of the shuffling.
+        seed: of the shuffling and of dropout.
+        checkpoints: one is written after every epoch and gone on from, with the same result to the last bit; None:
+            none. The caller deletes the last one.
 
-    Raises NotFiniteError when a loss is not finite.
+    Raises NotFiniteError when a loss is not finite, RunError for a checkpoint that is not this run's.
     """
-    return _Trainer(model, phase1, train_tokens, validation_tokens, config, seed).train()
+    trainer = _Trainer(model, phase1, train_tokens, validation_tokens, config, seed, checkpoints)
+    trainer.resume()
+    return trainer.train()
 
 
 class _Trainer:
     def __init__(
         self, model: NewLLM, phase1: Phase1Result, train_tokens: Tensor, validation_tokens: Tensor,
-        config: Phase2Config, seed: int,
+        config: Phase2Config, seed: int, checkpoints: CheckpointPlace | None,
     ) -> None:  # fmt: skip
         self.model, self.phase1, self.config, self.seed = model, phase1, config, seed
+        self.checkpoints = checkpoints
         self.train_tokens, self.validation_tokens = train_tokens, validation_tokens
         set_output_bias(model, train_tokens, config)
         if config.unseen_sample is not None:
@@ -196,44 +161,83 @@ class _Trainer:
             train_tokens.device, config.effective_batch_size, self.method, model.config, len(model.embedding)
         )
         self.device_batch_size = min(config.device_batch_size or fits, config.effective_batch_size)
+        self.epochs: list[EpochRecord] = []
+        self.best_epoch, self.best_weights = 0, dict[str, Tensor]()
+        self.began = time.perf_counter()
+        if config.dropout:
+            torch.manual_seed(derived_generator("phase 2 dropout", seed).initial_seed())
 
     def train(self) -> Phase2Result:
-        began = time.perf_counter()
-        epochs: list[EpochRecord] = []
-        best_loss, best_epoch, best_weights = math.inf, 0, {}
-        if self.config.dropout:
-            torch.manual_seed(derived_generator("phase 2 dropout", self.seed).initial_seed())
-        progress = progress_bar(range(1, self.config.max_epochs + 1), desc="Phase 2", unit="epoch")
-        for epoch in progress:
-            train_loss, train_accuracy = self._train_epoch(epoch)
-            validation = self._evaluate(epoch, Head(self.model.output_weight().detach(), self.method))
-            epochs.append(_epoch_record(epoch, train_loss, train_accuracy, validation))
-            if validation.mean_nats < best_loss:
-                best_loss, best_epoch = validation.mean_nats, epoch
-                best_weights = {name: value.detach().clone() for name, value in self._trained_state().items()}
-            progress.set_postfix(
-                {"PPL val": f"{epochs[-1].validation_perplexity:.1f}", "best": f"{perplexity(best_loss):.1f}",
-                 "accuracy val": f"{validation.accuracy:.1%}"}
-            )  # fmt: skip
-            if epoch - best_epoch >= self.config.patience:
-                break
-        progress.close()
-        self.model.load_state_dict(best_weights, strict=False)
-        exact = self._evaluate(best_epoch, evaluation_head(self.model, self.method))
+        done, total = len(self.epochs), self.config.max_epochs
+        with progress_bar(total=total, initial=done, desc="Phase 2", unit="epoch") as bar:
+            for epoch in range(done + 1, total + 1):
+                if len(self.epochs) - self.best_epoch >= self.config.patience:
+                    break
+                self._epoch(epoch)
+                bar.update()
+                last, best = self.epochs[-1], self.epochs[self.best_epoch - 1]
+                bar.set_postfix(
+                    {"PPL val": f"{last.validation_perplexity:.1f}", "best": f"{best.validation_perplexity:.1f}",
+                     "accuracy val": f"{last.validation_accuracy:.1%}"}
+                )  # fmt: skip
+        self.model.load_state_dict(self.best_weights, strict=False)
+        exact = self._evaluate(self.best_epoch, evaluation_head(self.model, self.method))
         return Phase2Result(
-            epochs, best_epoch, exact, len(epochs) < self.config.max_epochs,
-            self.method, self.device_batch_size, time.perf_counter() - began,
+            self.epochs, self.best_epoch, exact, len(self.epochs) < total,
+            self.method, self.device_batch_size, time.perf_counter() - self.began,
         )  # fmt: skip
+
+    def _epoch(self, epoch: int) -> None:
+        train_loss, train_accuracy = self._train_epoch(epoch)
+        validation = self._evaluate(epoch, Head(self.model.output_weight().detach(), self.method))
+        best = self.epochs[self.best_epoch - 1].validation_loss if self.epochs else math.inf
+        self.epochs.append(_epoch_record(epoch, train_loss, train_accuracy, validation))
+        if validation.mean_nats < best:
+            self.best_epoch = epoch
+            self.best_weights = {name: value.detach().clone() for name, value in self._trained_state().items()}
+        if self.checkpoints is not None:
+            save_checkpoint(self.checkpoints.folder, self._checkpoint(self.checkpoints))
+
+    def _checkpoint(self, place: CheckpointPlace) -> Checkpoint:
+        tensors = {f"model.{name}": value.detach() for name, value in self._trained_state().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best_weights.items()}
+        states = {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "best_epoch": self.best_epoch,
+            "device_batch_size": self.device_batch_size,
+            "seconds": time.perf_counter() - self.began,
+            **generator_states(self.train_tokens.device),
+        }
+        return Checkpoint(place.configs, [asdict(epoch) for epoch in self.epochs], tensors, states)
+
+    def resume(self) -> None:
+        """Take up the checkpoint, if there is one."""
+        device = self.train_tokens.device
+        place = self.checkpoints
+        found = None if place is None else load_checkpoint(place.folder, place.configs, device)
+        if found is None:
+            return
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
+        for full_name, value in found.tensors.items():
+            part, name = full_name.split(".", 1)
+            parts[part][name] = value
+        self.model.load_state_dict(parts["model"], strict=False)
+        self.best_epoch, self.best_weights = found.states["best_epoch"], parts["best"]
+        self.epochs = [EpochRecord(**epoch) for epoch in found.epochs]
+        self.optimizer.load_state_dict(found.states["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(found.states["schedule"])
+        self.device_batch_size = found.states["device_batch_size"]
+        self.began -= found.states["seconds"]
+        restore_generators(found.states, device)
 
     def _trained_state(self) -> dict[str, Tensor]:
         trained = {id(parameter) for parameter in self.parameters}
         return {name: value for name, value in self.model.named_parameters() if id(value) in trained}
 
     def _evaluate(self, epoch: int, head: Head) -> Evaluation:
-        stream = self.phase1.validation_contexts, self.validation_tokens
-        validation = evaluate(self.model, *stream, head)
-        if self.config.cache_weight:
-            validation = with_cache(validation, self.model, *stream, self.config)
+        validation = evaluate(self.model, self.phase1.validation_contexts, self.validation_tokens, head, self.config)
         if not math.isfinite(validation.mean_nats):
             raise NotFiniteError(f"Phase 2, epoch {epoch}: validation loss is {validation.mean_nats}")
         return validation
@@ -260,8 +264,8 @@ class _Trainer:
         mean_nats = float(nats) / num_targets
         if not math.isfinite(mean_nats):
             raise NotFiniteError(
-                f"Phase 2, epoch {epoch}: training loss is {mean_nats}. Training stops here; nothing was saved. "
-                "A smaller learning rate is the usual remedy."
+                f"Phase 2, epoch {epoch}: training loss is {mean_nats}. Training stops here; a smaller learning "
+                "rate is the usual remedy."
             )
         return mean_nats, int(correct) / num_targets
 

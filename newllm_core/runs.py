@@ -159,3 +159,15 @@ def figures_of(record: Any) -> Any:
     if isinstance(record, Mapping):
         return {key: figures_of(value) for key, value in record.items() if key not in CIRCUMSTANCES}
     return [figures_of(value) for value in record] if isinstance(record, list) else record
+
+
+def refuse_other_config(record: Mapping[str, Any], configs: Mapping[str, Any], folder: Path) -> None:
+    """Raises RunError when a record was made with another configuration than ``configs``."""
+    for section, values in configs.items():
+        for name, value in values.items():
+            stored = record["config"].get(section, {}).get(name)
+            if stored != value:
+                raise RunError(
+                    f"{folder} holds a run with {section}.{name} = {stored!r}, asked for {value!r}; "
+                    "use another folder, or delete this one"
+                )

@@ -20,7 +20,6 @@ from newllm_core.experiment import (
     configs_record,
     phase1_folder_name,
     phase1_only_record,
-    refuse_other_config,
     run_experiment,
     run_folder_name,
     run_phase1,
@@ -28,7 +27,15 @@ from newllm_core.experiment import (
 from newllm_core.losses import diversity_loss
 from newllm_core.preparation import prepare
 from newllm_core.progress import progress_bar
-from newllm_core.runs import DATA_DIR, RECORD_NAME, RESULTS_DIR, read_json, resolve_device, write_json
+from newllm_core.runs import (
+    DATA_DIR,
+    RECORD_NAME,
+    RESULTS_DIR,
+    read_json,
+    refuse_other_config,
+    resolve_device,
+    write_json,
+)
 
 logger = logging.getLogger("newllm")
 

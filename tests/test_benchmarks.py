@@ -13,7 +13,7 @@ from benchmarks.machine import MB, forget_peak, in_fresh_process, peak_mb, resid
 from benchmarks.plain_notes import PlainLayer, PlainNotes, PlainPhase1, PlainPhase2, effective_rank, train_phase1
 from benchmarks.scaling_with_tokens import exponent
 from benchmarks.timing import calls_that_last, compared, interleaved
-from newllm_core import metrics, phase1, phase2
+from newllm_core import evaluation, metrics, phase1, phase2
 from newllm_core.config import ModelConfig, Phase1Config, Phase2Config
 from newllm_core.context_store import context_batches
 from newllm_core.contexts import sequential_contexts
@@ -47,7 +47,7 @@ def project_phase1(model: NewLLM, tokens: Tensor, config: Phase1Config) -> CvfpP
 
 
 def project_phase2(model: NewLLM, tokens: Tensor, contexts: Tensor, config: Phase2Config) -> phase2._Trainer:
-    return phase2._Trainer(model, phase1.Phase1Result(contexts, contexts, None), tokens, tokens, config, SEED)
+    return phase2._Trainer(model, phase1.Phase1Result(contexts, contexts, None), tokens, tokens, config, SEED, None)
 
 
 def gradient(parameter: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def test_plain_evaluation_is_the_projects() -> None:
     model, tokens = tiny_model(), tiny_tokens(100)
     contexts = phase1.all_contexts(model, tokens)
     plain = PlainPhase2(PlainNotes(model), contexts, tokens, Phase2Config(effective_batch_size=32))
-    expected = phase2.evaluate(model, contexts, tokens, Head(model.head_weight, "direct"))
+    expected = evaluation.evaluate(model, contexts, tokens, Head(model.head_weight, "direct"))
     figures = plain.evaluate(contexts, tokens)
     assert figures.mean_nats == pytest.approx(expected.mean_nats, rel=1e-5)
     assert figures.accuracy == pytest.approx(expected.accuracy)

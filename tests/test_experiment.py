@@ -10,11 +10,15 @@ import pytest
 import torch
 
 from newllm_core import experiment as experiment_module
+from newllm_core import phase2 as phase2_module
+from newllm_core.checkpoint import Checkpoint, save_checkpoint
 from newllm_core.config import DataConfig, ModelConfig, Phase1Config, Phase2Config, RunConfig, Settings
 from newllm_core.data import load_token_streams, load_tokenizer, token_byte_lengths
 from newllm_core.estimate import estimate
+from newllm_core.evaluation import evaluate, evaluation_head
 from newllm_core.experiment import (
     CONTEXT_WEIGHTS,
+    PHASE2_CHECKPOINT,
     TOKEN_WEIGHTS,
     load_model,
     phase1_folder_name,
@@ -27,7 +31,6 @@ from newllm_core.experiment import (
 from newllm_core.head import Head
 from newllm_core.measure import per_conversation_sums
 from newllm_core.phase1 import all_contexts
-from newllm_core.phase2 import evaluate, evaluation_head, with_cache
 from newllm_core.plots import plot_epochs, plot_forgetting, plot_phase1, plot_spectrum, plot_tokens, save_figure
 from newllm_core.preparation import prepare
 from newllm_core.report import data_table, epoch_table, iteration_table, report, spectrum_table
@@ -42,6 +45,18 @@ SMALL = Settings(
     phase2=Phase2Config(max_epochs=2, effective_batch_size=256, head="blocks"),
     run=RunConfig(num_threads=1, device="cpu"),
 )
+# Everything at once: contrastive contexts, the sum readout, bias, dropout, sampled softmax, cache.
+BETTER = dataclasses.replace(
+    SMALL,
+    model=dataclasses.replace(SMALL.model, readout="sum", adapter_rank=2, time_scales=True, num_input_tokens=2),
+    phase1=dataclasses.replace(
+        SMALL.phase1, objective="contrastive", dist_reg_weight=0.1, check_interval=2, prediction_streams=4
+    ),
+    phase2=dataclasses.replace(
+        SMALL.phase2, unigram_bias=True, dropout=0.2, weight_decay=0.1, schedule="cosine", unseen_sample=100,
+        cache_weight=0.2,
+    ),
+)  # fmt: skip
 
 
 def run_small(run_dir: Path, data_dir: Path, settings: Settings = SMALL, **options: Any) -> dict[str, Any]:
@@ -101,6 +116,28 @@ def test_a_run_interrupted_between_phases_goes_on_and_equals_an_uninterrupted_on
     assert figures_of(resumed) == figures_of(record)
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("settings", [SMALL, BETTER], ids=["small", "better"])
+def test_a_run_interrupted_within_phase_2_goes_on_after_its_last_epoch_bit_for_bit(
+    settings: Settings, epoch: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_small(tmp_path / "whole", folder / "data", settings)
+    assert not (tmp_path / "whole" / PHASE2_CHECKPOINT).exists()
+
+    def save_and_stop(place: Path, checkpoint: Checkpoint) -> None:
+        save_checkpoint(place, checkpoint)
+        if len(checkpoint.epochs) == epoch:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(phase2_module, "save_checkpoint", save_and_stop)
+        run_small(tmp_path / "resumed", folder / "data", settings)
+    resumed = run_small(tmp_path / "resumed", folder / "data", settings)
+    assert figures_of(resumed) == figures_of(whole)
+    weights = [(tmp_path / name / TOKEN_WEIGHTS).read_bytes() for name in ("whole", "resumed")]
+    assert weights[0] == weights[1]
+
+
 def test_a_complete_run_is_read_and_not_repeated(
     folder: Path, record: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,31 +192,18 @@ def test_loaded_model_reaches_the_recorded_perplexity(folder: Path, record: dict
 
 
 def test_the_better_model_is_recorded_drawn_and_loaded_like_any_other(folder: Path) -> None:
-    """Everything at once: contrastive contexts, the sum readout, bias, dropout, sampled softmax, cache."""
-    better = dataclasses.replace(
-        SMALL,
-        model=dataclasses.replace(SMALL.model, readout="sum", adapter_rank=2, time_scales=True, num_input_tokens=2),
-        phase1=dataclasses.replace(
-            SMALL.phase1, objective="contrastive", dist_reg_weight=0.1, check_interval=2, prediction_streams=4
-        ),
-        phase2=dataclasses.replace(
-            SMALL.phase2, unigram_bias=True, dropout=0.2, weight_decay=0.1, schedule="cosine", unseen_sample=100,
-            cache_weight=0.2,
-        ),
-    )  # fmt: skip
-    record = run_small(folder / "better", folder / "data", better)
-    assert "contrastive-MCDL-w0.1" in run_folder_name(better)
+    record = run_small(folder / "better", folder / "data", BETTER)
+    assert "contrastive-MCDL-w0.1" in run_folder_name(BETTER)
     loaded = load_model(record, folder / "better", folder / "better" / "phase1", folder / "data")
     contexts, tokens = all_contexts(loaded.model, loaded.validation_tokens), loaded.validation_tokens
-    plain = evaluate(loaded.model, contexts, tokens, evaluation_head(loaded.model, "blocks"))
-    again = with_cache(plain, loaded.model, contexts, tokens, better.phase2)
+    again = evaluate(loaded.model, contexts, tokens, evaluation_head(loaded.model, "blocks"), BETTER.phase2)
     assert again.mean_nats == record["phase2"]["best"]["validation_loss"]
     history = record["phase1"]["history"]
     assert [row["validation_prediction"] is not None for row in history] == [False, True, False, True, True]
     assert "prediction" in iteration_table(record["phase1"]).columns
     labels = [text.get_text() for text in plot_phase1(record).axes[0].get_legend().get_texts()]
     assert labels == ["CVFP", "MCDL", "contrastive", "contrastive, validation"]
-    assert figures_of(run_small(folder / "better again", folder / "data", better)) == figures_of(record)
+    assert figures_of(run_small(folder / "better again", folder / "data", BETTER)) == figures_of(record)
 
 
 def test_an_untrained_block_is_recorded_with_nulls_not_zeros(folder: Path) -> None:

@@ -10,14 +10,15 @@ from core_helpers import make_model, make_tokens, phase2_config, state_of
 from torch import Tensor
 from torch.nn import functional
 
-from newllm_core import phase2
+from newllm_core import evaluation, phase2
 from newllm_core.config import Phase2Config
 from newllm_core.context_store import Batch
 from newllm_core.errors import NotFiniteError
+from newllm_core.evaluation import evaluate, evaluation_head
 from newllm_core.head import Head
 from newllm_core.model import NewLLM
 from newllm_core.phase1 import Phase1Result, finish_phase1
-from newllm_core.phase2 import Phase2Result, evaluate, evaluation_head, train_phase2
+from newllm_core.phase2 import Phase2Result, train_phase2
 from newllm_core.runs import derived_generator
 
 NUM_TOKENS = 301
@@ -205,7 +206,7 @@ def test_all_epochs_run_where_validation_improves() -> None:
 
 @pytest.mark.parametrize("head", ["direct", "blocks", "blocks-bf16"])
 def test_evaluation_is_the_direct_computation(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(phase2, "_EVALUATION_BATCH", 50)
+    monkeypatch.setattr(evaluation, "_BATCH", 50)
     model = make_model(num_layers=2)
     contexts = contexts_of(model).validation_contexts
     found = evaluate(model, contexts, VALIDATION, evaluation_head(model, head))

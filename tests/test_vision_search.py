@@ -15,11 +15,11 @@ from matplotlib import pyplot
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
+from newllm_core.checkpoint import PROGRESS_NAME, Checkpoint
 from newllm_core.config import ConfigError, RunConfig
 from newllm_core.data.errors import DataError
 from newllm_core.runs import RECORD_NAME, RunError, read_json
 from newllm_core.vision import training
-from newllm_core.vision.checkpoint import PROGRESS_NAME, Checkpoint
 from newllm_core.vision.config import VisionModelConfig, VisionTrainConfig, model_preset
 from newllm_core.vision.data_config import VisionDataConfig, augmentation_pack
 from newllm_core.vision.experiment import CHECKPOINT_DIR, WEIGHTS_NAME, score_cards

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from scipy.stats import binomtest
 
-from newllm_core.experiment import refuse_other_config
+from newllm_core.checkpoint import discard_checkpoint
 from newllm_core.runs import (
     RECORD_NAME,
     RESULTS_DIR,
@@ -26,12 +26,12 @@ from newllm_core.runs import (
     library_versions,
     load_tensors,
     read_json,
+    refuse_other_config,
     resolve_device,
     save_tensors,
     seed_everything,
     write_json,
 )
-from newllm_core.vision.checkpoint import discard_checkpoint
 from newllm_core.vision.config import SMOKE_GATE_ACCURACY, SMOKE_GATE_EPOCHS
 from newllm_core.vision.data import ImageData, Normalisation, OneTestReading, load_image_data, read_test_images
 from newllm_core.vision.data_config import VisionDataConfig

@@ -17,11 +17,11 @@ from typing import Any
 import optuna
 from optuna.trial import Trial, TrialState
 
+from newllm_core.checkpoint import discard_checkpoint
 from newllm_core.config import ConfigError
 from newllm_core.errors import NotFiniteError
 from newllm_core.progress import progress_bar
 from newllm_core.runs import derived_generator, write_json
-from newllm_core.vision.checkpoint import discard_checkpoint
 from newllm_core.vision.data import ImageData, load_image_data
 from newllm_core.vision.data_config import VisionDataConfig
 from newllm_core.vision.experiment import CHECKPOINT_DIR, WEIGHTS_NAME, Record, run_vision, score_cards

@@ -16,8 +16,7 @@ from optuna.distributions import (
 )
 
 from newllm_core.config import ConfigError
-from newllm_core.experiment import refuse_other_config
-from newllm_core.runs import RunError, read_json, write_json
+from newllm_core.runs import RunError, read_json, refuse_other_config, write_json
 from newllm_core.vision.data_config import VisionDataConfig
 from newllm_core.vision.search_config import SEARCH_SPACES, SearchConfig
 from newllm_core.vision.settings import VisionSettings, configuration_record, for_data_set, with_parameters

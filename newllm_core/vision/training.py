@@ -16,11 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from newllm_core.checkpoint import (
+    Checkpoint,
+    generator_states,
+    load_checkpoint,
+    restore_generators,
+    save_checkpoint,
+)
 from newllm_core.errors import NotFiniteError
 from newllm_core.progress import progress_bar
 from newllm_core.runs import derived_generator
 from newllm_core.vision.augmentation import Augmentation
-from newllm_core.vision.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from newllm_core.vision.data import ImageData, LabelledImages, Normalisation, normalised
 from newllm_core.vision.ema import exponential_average
 from newllm_core.vision.model import NkatModel
@@ -259,9 +265,8 @@ class _Trainer:
         states = {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "generator": torch.get_rng_state(),
-            "cuda_generator": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "best_epoch": self.best_epoch,
+            **generator_states(self.device),
         }
         return Checkpoint(self._configs(), [asdict(figures) for figures in self.epochs], tensors, states)
 
@@ -281,6 +286,4 @@ class _Trainer:
         self.best_epoch, self.best_weights = found.states["best_epoch"], parts["best"]
         self.optimizer.load_state_dict(found.states["optimizer"])
         self.schedule.load_state_dict(found.states["schedule"])
-        torch.set_rng_state(found.states["generator"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(found.states["cuda_generator"], self.device)
+        restore_generators(found.states, self.device)

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from newllm_core.experiment import refuse_other_config
 from newllm_core.runs import (
     RunError,
     checksum_path,
     has_valid_checksum,
     load_tensors,
     read_json,
+    refuse_other_config,
     save_tensors,
     sha256_file,
     write_atomically,
@@ -29,6 +29,14 @@ from newllm_core.runs import (
 )
 
 PROGRESS_NAME = "progress.json"
+
+
+@dataclass(frozen=True)
+class CheckpointPlace:
+    """Where a training keeps its checkpoints, and the configuration they belong to, by section."""
+
+    folder: Path
+    configs: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,19 @@ def load_checkpoint(folder: Path, configs: Mapping[str, Any], device: torch.devi
         # Generator states must stay on the CPU; load_state_dict moves the optimizer's own.
         torch.load(states, weights_only=True, map_location="cpu"),
     )
+
+
+def generator_states(device: torch.device) -> dict[str, Any]:
+    """Of the random generators that dropout draws from on ``device``; for a checkpoint's ``states``."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"generator": torch.get_rng_state(), "cuda_generator": cuda}
+
+
+def restore_generators(states: Mapping[str, Any], device: torch.device) -> None:
+    """Put the generators where ``generator_states`` found them."""
+    torch.set_rng_state(states["generator"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda_generator"], device)
 
 
 def discard_checkpoint(folder: Path) -> None:
