@@ -6,7 +6,7 @@ checkpoint or the one before.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,10 +78,11 @@ def load_checkpoint(folder: Path, configs: Mapping[str, Any], device: torch.devi
         return None
     progress = read_json(folder / PROGRESS_NAME)
     refuse_other_config(progress, configs, folder)
-    tensors = load_tensors(folder / f"{progress['files']}.safetensors")
-    states = folder / f"{progress['files']}.pt"
-    if not has_valid_checksum(states):
-        raise RunError(f"{states}: the file is missing or does not match its checksum; delete {folder} to start anew")
+    weights, states = (folder / f"{progress['files']}.{ending}" for ending in ("safetensors", "pt"))
+    for path in (weights, states):
+        if not has_valid_checksum(path):
+            raise RunError(f"{path}: the file is missing or does not match its checksum; delete {folder} to start anew")
+    tensors = load_tensors(weights)
     return Checkpoint(
         progress["config"],
         progress["epochs"],
@@ -89,6 +90,20 @@ def load_checkpoint(folder: Path, configs: Mapping[str, Any], device: torch.devi
         # Generator states must stay on the CPU; load_state_dict moves the optimizer's own.
         torch.load(states, weights_only=True, map_location="cpu"),
     )
+
+
+def joined(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Several sets of weights as one: ``{"best": {"w": …}}`` becomes ``{"best.w": …}``."""
+    return {f"{part}.{name}": value for part, weights in parts.items() for name, value in weights.items()}
+
+
+def parted(tensors: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """What ``joined`` was given; each of ``parts`` is there, if empty."""
+    found: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
+    for full_name, value in tensors.items():
+        part, name = full_name.split(".", 1)
+        found[part][name] = value
+    return found
 
 
 def generator_states(device: torch.device) -> dict[str, Any]:

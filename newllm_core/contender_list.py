@@ -13,7 +13,8 @@ class Contender:
     """``sentence`` says what it is. ``changes``: of the settings, by their notebook names.
 
     ``contexts`` of a "model": its own, "none" (zeros, so that the last token alone is read), or "shuffled" (each token
-    gets the context of another). Other kinds are "unigram", "kneser-ney" and "network", a name in BASELINES.
+    gets the context of another). Other kinds are "unigram", "kneser-ney",
+    "network", a name in BASELINES, and "pretrained".
     ``reference`` is what it is held against, and ``expected`` what was thought of that before it was run.
     """
 
@@ -172,11 +173,17 @@ PARTS: dict[str, Contender] = {
     "best-two-tokens": _without("T = 2 input tokens", "a little better", num_input_tokens=2),
 }
 
+# What was trained on other text; needs a network.
+CEILINGS: dict[str, Contender] = {
+    "gpt2": Contender("GPT-2 itself, 124 million parameters trained on some ten billion other tokens", "pretrained"),
+}
+
 GROUPS: Mapping[str, Mapping[str, Contender]] = {
     "contenders": CONTENDERS,
     "objectives": OBJECTIVES,
     "parts": PARTS,
     "decisions": DECISIONS,
+    "ceilings": CEILINGS,
 }
 
 

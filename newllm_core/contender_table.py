@@ -11,7 +11,7 @@ import pandas as pd
 from newllm_core.configuration_figures import clustered_mean, exp_interval, over_seeds
 from newllm_core.configurations import ComparisonError
 from newllm_core.contender_list import contender
-from newllm_core.contenders import Row
+from newllm_core.contenders import SEEDLESS, Row
 from newllm_core.diversity import PairedDifference
 from newllm_core.scaling import Floats, Interval
 
@@ -88,7 +88,7 @@ def perplexity_ratio(one: Standing, other: Standing) -> PairedDifference:
     What has no seed is held against every run of the other. Raises ComparisonError without a common seed.
     """
     mine, theirs = ({row["seed"]: row for row in side.rows} for side in (one, other))
-    seedless = [len(side.rows) == 1 and contender(side.name).kind in ("unigram", "kneser-ney") for side in (one, other)]
+    seedless = [len(side.rows) == 1 and contender(side.name).kind in SEEDLESS for side in (one, other)]
     seeds = list(theirs if seedless[0] else mine if seedless[1] else [seed for seed in mine if seed in theirs])
     if not seeds:
         raise ComparisonError(f"expected a seed that both have, given {one.seeds} and {other.seeds}")
@@ -151,8 +151,7 @@ def contexts_table(found: Sequence[Standing]) -> pd.DataFrame:
     """
     rows = []
     for one in found:
-        chosen = contender(one.name)
-        if chosen.kind != "model" or chosen.contexts != "own":
+        if not _reads_its_contexts(one.name):
             continue
         details = [row["details"] for row in one.rows]
         horizons = [each["forgetting_horizon"] for each in details if each["forgetting_horizon"] is not None]
@@ -167,7 +166,12 @@ def contexts_table(found: Sequence[Standing]) -> pd.DataFrame:
                 "seeds": len(one.seeds),
             }
         )
-    return pd.DataFrame(rows).set_index("contender")
+    columns = ["contender", "training tokens", "ER %", "contraction, nats a token", "horizon, tokens", "PPL", "seeds"]
+    return pd.DataFrame(rows, columns=columns).set_index("contender")
+
+
+def _reads_its_contexts(name: str) -> bool:
+    return contender(name).kind == "model" and contender(name).contexts == "own"
 
 
 def _whole(interval: Interval | None) -> str:

@@ -110,7 +110,8 @@ def run_experiment(
     data_dir: Path = DATA_DIR,
     phase1_dir: Path | None = None,
 ) -> dict[str, Any]:
-    """Data → Phase 1 → Phase 2 → the record that `run.json` holds (design, section 5).
+    """Data → Phase 1 → Phase 2 → the record that `run.json` holds (design, section 5); its `seconds` are those of the
+    session that finished it.
 
     A complete folder is read, not run again; a partial one goes on after Phase 1, and in Phase 2 after its
     last finished epoch.
@@ -127,6 +128,7 @@ def run_experiment(
     if is_complete(run_dir):
         record: dict[str, Any] = read_json(run_dir / RECORD_NAME)
         refuse_other_config(record, configs, run_dir)
+        discard_checkpoint(run_dir / PHASE2_CHECKPOINT)  # of an interruption just before it was discarded
         logger.info("complete already: %s", run_dir / RECORD_NAME)
         return record
     start, began = datetime.now(UTC), time.perf_counter()

@@ -14,7 +14,9 @@ from newllm_core.checkpoint import (
     Checkpoint,
     CheckpointPlace,
     generator_states,
+    joined,
     load_checkpoint,
+    parted,
     restore_generators,
     save_checkpoint,
 )
@@ -28,7 +30,7 @@ from newllm_core.metrics import perplexity
 from newllm_core.model import NewLLM
 from newllm_core.phase1 import Phase1Result
 from newllm_core.progress import progress_bar
-from newllm_core.runs import derived_generator
+from newllm_core.runs import derived_generator, sha256_tensors
 from newllm_core.unigram import fit_unigram
 from newllm_core.vocabulary_sample import SampledHead, epochs_head
 
@@ -188,6 +190,7 @@ class _Trainer:
         )  # fmt: skip
 
     def _epoch(self, epoch: int) -> None:
+        """Train, judge, keep the weights if no epoch before was as good, and write the checkpoint."""
         train_loss, train_accuracy = self._train_epoch(epoch)
         validation = self._evaluate(epoch, Head(self.model.output_weight().detach(), self.method))
         best = self.epochs[self.best_epoch - 1].validation_loss if self.epochs else math.inf
@@ -199,8 +202,7 @@ class _Trainer:
             save_checkpoint(self.checkpoints.folder, self._checkpoint(self.checkpoints))
 
     def _checkpoint(self, place: CheckpointPlace) -> Checkpoint:
-        tensors = {f"model.{name}": value.detach() for name, value in self._trained_state().items()}
-        tensors |= {f"best.{name}": value for name, value in self.best_weights.items()}
+        model = {name: value.detach() for name, value in self._trained_state().items()}
         states = {
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
@@ -209,19 +211,27 @@ class _Trainer:
             "seconds": time.perf_counter() - self.began,
             **generator_states(self.train_tokens.device),
         }
-        return Checkpoint(place.configs, [asdict(epoch) for epoch in self.epochs], tensors, states)
+        tensors = joined({"model": model, "best": self.best_weights})
+        return Checkpoint(self._configs(place), [asdict(epoch) for epoch in self.epochs], tensors, states)
+
+    def _configs(self, place: CheckpointPlace) -> dict[str, Any]:
+        """With all else that the next step depends on: the same configuration can meet other data or another device."""
+        read = {
+            "device": self.train_tokens.device.type,
+            "head": self.method,
+            "context_block": sha256_tensors(*self.model.context_block.state_dict().values()),
+            "tokens": sha256_tensors(self.train_tokens, self.validation_tokens),
+        }
+        return {**place.configs, "read": read}
 
     def resume(self) -> None:
         """Take up the checkpoint, if there is one."""
         device = self.train_tokens.device
         place = self.checkpoints
-        found = None if place is None else load_checkpoint(place.folder, place.configs, device)
+        found = None if place is None else load_checkpoint(place.folder, self._configs(place), device)
         if found is None:
             return
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
-        for full_name, value in found.tensors.items():
-            part, name = full_name.split(".", 1)
-            parts[part][name] = value
+        parts = parted(found.tensors, ("model", "best"))
         self.model.load_state_dict(parts["model"], strict=False)
         self.best_epoch, self.best_weights = found.states["best_epoch"], parts["best"]
         self.epochs = [EpochRecord(**epoch) for epoch in found.epochs]

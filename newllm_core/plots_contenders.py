@@ -5,15 +5,19 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from newllm_core.contender_list import contender
 from newllm_core.contender_table import Standing, perplexity_ratio, seeds_text
+from newllm_core.diversity import PairedDifference
 from newllm_core.exponent import WidthExponent
 from newllm_core.plots import MARK_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, new_axes
 
-_COLOURS = {"model": TRAIN_COLOUR, "network": VALIDATION_COLOUR}  # counts: MARK_COLOUR
-_KINDS = {TRAIN_COLOUR: "context, and its controls", VALIDATION_COLOUR: "trained end to end", MARK_COLOUR: "counts"}
+_COLOURS = {"model": TRAIN_COLOUR, "network": VALIDATION_COLOUR, "pretrained": "black"}  # counts: MARK_COLOUR
+_KINDS = {
+    TRAIN_COLOUR: "context, and its controls", VALIDATION_COLOUR: "trained end to end", MARK_COLOUR: "counts",
+    "black": "trained on other text",
+}  # fmt: skip
 
 
 def plot_standings(found: Sequence[Standing]) -> Figure:
@@ -24,6 +28,7 @@ def plot_standings(found: Sequence[Standing]) -> Figure:
     _by_name(found)
     figure = Figure(figsize=(8.4, 1.7 + 0.36 * len(found)), layout="constrained")
     axis = figure.add_subplot()
+    colours = {_COLOURS.get(contender(one.name).kind, MARK_COLOUR) for one in found}
     for place, one in enumerate(found):
         colour = _COLOURS.get(contender(one.name).kind, MARK_COLOUR)
         if one.interval is not None:
@@ -38,9 +43,10 @@ def plot_standings(found: Sequence[Standing]) -> Figure:
     axis.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 3, 5, 7)))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axis.set(xlabel="validation perplexity (lower is better), 95 % over seeds and conversations; a stroke: a run")
-    axis.set_title(f"{_source(found)}\ntrained parameters and CPU minutes under each name", fontsize=9)
-    handles = [Line2D([], [], marker="o", color=colour, label=label) for colour, label in _KINDS.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
+    seeds = ", ".join(map(str, sorted({seed for one in found for seed in one.seeds})))
+    axis.set_title(f"{_source(found)}, seeds {seeds}\ntrained parameters, CPU minutes under each name", fontsize=9)
+    handles = [Line2D([], [], marker="o", color=colour, label=_KINDS[colour]) for colour in _KINDS if colour in colours]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
     return figure
 
 
@@ -52,27 +58,32 @@ def plot_ratios(found: Sequence[Standing]) -> Figure:
     """
     there = _by_name(found)
     pairs = [(one, there.get(contender(one.name).reference or "")) for one in found]
-    ratios = [(one, other, perplexity_ratio(one, other)) for one, other in pairs if other is not None]
+    ratios = [(one.name, other.name, perplexity_ratio(one, other)) for one, other in pairs if other is not None]
     if not ratios:
         raise ValueError("plot_ratios: expected a contender whose reference is there too, given none")
     ratios.sort(key=lambda each: each[2].value)
     figure = Figure(figsize=(8.4, 1.7 + 0.36 * len(ratios)), layout="constrained")
     axis = figure.add_subplot()
     for place, (_, _, ratio) in enumerate(ratios):
-        assert ratio.interval is not None  # of two conversations or more
-        holds_one = ratio.interval[0] <= 1 <= ratio.interval[1]
-        axis.plot(ratio.interval, [place] * 2, color=TRAIN_COLOUR, lw=1.8)
-        axis.plot([ratio.value], [place], "o", ms=7, color=TRAIN_COLOUR, mfc="white" if holds_one else TRAIN_COLOUR)
-        axis.annotate(f"{ratio.value:.3f}", (ratio.value, place), xytext=(0, 7), textcoords="offset points",
-                      ha="center", fontsize=8)  # fmt: skip
+        _draw_ratio(axis, place, ratio)
     axis.axvline(1, color="grey", lw=1)
-    labels = [f"{one.name} / {other.name}\n{seeds_text(ratio.num_seeds)}" for one, other, ratio in ratios]
+    labels = [f"{name} / {other}\n{seeds_text(ratio.num_seeds)}" for name, other, ratio in ratios]
     _named_places(axis, labels)
-    axis.xaxis.set_major_locator(LogLocator(10, subs=(0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3)))
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:.1f}"))
+    axis.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set(xlabel="ratio of validation perplexities (below 1: better), 95 %, paired; hollow: not distinguishable")
     axis.set_title(_source(found), fontsize=9)
     return figure
+
+
+def _draw_ratio(axis: Axes, place: int, ratio: PairedDifference) -> None:
+    face = TRAIN_COLOUR
+    if ratio.interval is not None:
+        axis.plot(ratio.interval, [place] * 2, color=TRAIN_COLOUR, lw=1.8)
+        face = "white" if ratio.interval[0] <= 1 <= ratio.interval[1] else TRAIN_COLOUR
+    axis.plot([ratio.value], [place], "o", ms=7, color=TRAIN_COLOUR, mfc=face)
+    axis.annotate(f"{ratio.value:.3f}", (ratio.value, place), xytext=(0, 7), textcoords="offset points",
+                  ha="center", fontsize=8)  # fmt: skip
 
 
 def _by_name(found: Sequence[Standing]) -> dict[str, Standing]:
@@ -116,8 +127,7 @@ def plot_exponents(found: Sequence[WidthExponent], wished: float, source: str) -
 
 def _source(found: Sequence[Standing]) -> str:
     row = found[0].rows[0]
-    seeds = sorted({seed for one in found for seed in one.seeds})
     return (
         f"{row['corpus']}, {row['embeddings']}, {found[0].tokens:,} training tokens, "
-        f"{row['tokens']['validation']:,} validation tokens, seeds {', '.join(map(str, seeds))}"
+        f"{row['tokens']['validation']:,} validation tokens"
     )

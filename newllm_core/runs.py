@@ -76,6 +76,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def sha256_tensors(*tensors: torch.Tensor) -> str:
+    """Of their bytes, one after the other."""
+    return sha256_bytes(b"".join(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in tensors))
+
+
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors as safetensors, and their SHA-256 beside them as ``<name>.sha256``."""
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}

@@ -1,6 +1,7 @@
 """Baselines: counts against their definitions, networks against their own segments, training against a planted text."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,13 +10,17 @@ from hypothesis import strategies as st
 from nltk.lm.models import KneserNeyInterpolated
 from nltk.util import everygrams
 from torch import Tensor
+from torch.nn import functional
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from newllm_core.baselines import train as train_module
 from newllm_core.baselines.config import BASELINES, BaselineConfig, baseline_config
+from newllm_core.baselines.gpt2 import gpt2_nats
 from newllm_core.baselines.networks import build_network
 from newllm_core.baselines.ngrams import _fit, fit_kneser_ney
 from newllm_core.baselines.train import _Trainer, train_baseline
 from newllm_core.config import ConfigError, ModelConfig
+from newllm_core.data import DataError
 from newllm_core.errors import NotFiniteError
 from newllm_core.head import Head, with_output_bias, with_unit_columns
 from newllm_core.model import NewLLM
@@ -38,6 +43,31 @@ def cycle(length: int) -> Tensor:
 def small_config(network: str, **changes: object) -> BaselineConfig:
     values = {"width": 16, "num_layers": 1, "dropout": 0.0, "num_streams": 4, "segment_tokens": 8, "max_epochs": 3}
     return BaselineConfig(network=network, **{**values, **changes})  # type: ignore[arg-type]
+
+
+# --- GPT-2 ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [2, 7, 16, 17, 40])
+def test_gpt2_predicts_each_target_from_half_a_window_or_more(length: int, tmp_path: Path) -> None:
+    """The real model needs a network: a small one in the same files, against one call for each target."""
+    config = GPT2Config(vocab_size=VOCABULARY, n_positions=16, n_embd=8, n_layer=2, n_head=2)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config).eval()
+    model.save_pretrained(tmp_path)
+    tokens = cycle(length)
+    expected = []
+    for target in range(1, length):
+        block = (target - 1) // 8 * 8
+        with torch.no_grad():
+            logits = model(tokens[None, max(0, block - 8) : target]).logits[0, -1]
+        expected.append(functional.cross_entropy(logits[None], tokens[target][None]))
+    torch.testing.assert_close(gpt2_nats(tokens, str(tmp_path)).float(), torch.stack(expected))
+
+
+def test_gpt2_that_cannot_be_reached_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="gpt2 needs a network"):
+        gpt2_nats(cycle(5), str(tmp_path / "nothing"))
 
 
 # --- counts ---------------------------------------------------------------------------------------------------------

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from test_series import SMALL as ONE_CONVERSATION
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from newllm_core import contenders as contenders_module
 from newllm_core.baselines.config import BASELINES
+from newllm_core.baselines.gpt2 import gpt2_nats
 from newllm_core.config import ConfigError
 from newllm_core.configurations import ComparisonError
 from newllm_core.contender_estimate import estimate_contenders
@@ -94,6 +96,16 @@ def test_a_row_is_read_again_and_another_configuration_refused(tmp_path: Path, m
     write_json(path, stored)
     with pytest.raises(RunError, match="num_samples"):
         run_contender("unigram", SMALL, folder, {}, data_dir)
+
+
+def test_gpt2_is_a_row_without_a_seed_and_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real model needs a network: a small one in the same files."""
+    config = GPT2Config(vocab_size=50_257, n_positions=32, n_embd=8, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    monkeypatch.setattr(contenders_module, "gpt2_nats", lambda tokens: gpt2_nats(tokens, str(tmp_path / "gpt2")))
+    rows = run_contenders(["gpt2"], SMALL, [1, 2], tmp_path / "rows", data_dir=tmp_path / "data")
+    assert len(rows) == 1 and rows[0]["trainable_parameters"] == 0
+    assert rows[0]["validation_perplexity"] == pytest.approx(50_257, rel=0.2)
 
 
 def test_unknown_names_and_impossible_values_stop_before_anything_runs(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from newllm_core.phase1 import all_contexts
 from newllm_core.plots import plot_epochs, plot_forgetting, plot_phase1, plot_spectrum, plot_tokens, save_figure
 from newllm_core.preparation import prepare
 from newllm_core.report import data_table, epoch_table, iteration_table, report, spectrum_table
-from newllm_core.runs import RunError, figures_of, read_json
+from newllm_core.runs import RunError, figures_of, read_json, write_json
 
 SMALL = Settings(
     data=DataConfig(num_samples=2, validation_range=(10, 12), embeddings="random"),
@@ -57,6 +57,14 @@ BETTER = dataclasses.replace(
         cache_weight=0.2,
     ),
 )  # fmt: skip
+
+TRAINED_HEAD = dataclasses.replace(
+    SMALL, model=dataclasses.replace(SMALL.model, tie_weights=False, freeze_embedding=False)
+)
+# Steps so large that an epoch after the best one makes it worse.
+WORSE = dataclasses.replace(
+    SMALL, phase2=dataclasses.replace(SMALL.phase2, learning_rate=0.1, max_epochs=9, patience=2)
+)
 
 
 def run_small(run_dir: Path, data_dir: Path, settings: Settings = SMALL, **options: Any) -> dict[str, Any]:
@@ -116,26 +124,47 @@ def test_a_run_interrupted_between_phases_goes_on_and_equals_an_uninterrupted_on
     assert figures_of(resumed) == figures_of(record)
 
 
-@pytest.mark.parametrize("epoch", [1, 2])
-@pytest.mark.parametrize("settings", [SMALL, BETTER], ids=["small", "better"])
-def test_a_run_interrupted_within_phase_2_goes_on_after_its_last_epoch_bit_for_bit(
-    settings: Settings, epoch: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = run_small(tmp_path / "whole", folder / "data", settings)
-    assert not (tmp_path / "whole" / PHASE2_CHECKPOINT).exists()
-
+def interrupt_phase2(settings: Settings, run_dir: Path, data_dir: Path, epoch: int) -> None:
     def save_and_stop(place: Path, checkpoint: Checkpoint) -> None:
         save_checkpoint(place, checkpoint)
         if len(checkpoint.epochs) == epoch:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(phase2_module, "save_checkpoint", save_and_stop)
-        run_small(tmp_path / "resumed", folder / "data", settings)
-    resumed = run_small(tmp_path / "resumed", folder / "data", settings)
-    assert figures_of(resumed) == figures_of(whole)
-    weights = [(tmp_path / name / TOKEN_WEIGHTS).read_bytes() for name in ("whole", "resumed")]
-    assert weights[0] == weights[1]
+        run_small(run_dir, data_dir, settings)
+
+
+@pytest.mark.parametrize("settings", [BETTER, TRAINED_HEAD, WORSE], ids=["better", "head", "worse"])
+def test_a_run_interrupted_within_phase_2_goes_on_after_its_last_epoch_bit_for_bit(
+    settings: Settings, folder: Path, tmp_path: Path
+) -> None:
+    whole = run_small(tmp_path / "whole", folder / "data", settings)
+    assert not (tmp_path / "whole" / PHASE2_CHECKPOINT).exists()
+    num_epochs = len(whole["phase2"]["epochs"])
+    for epoch in {1, num_epochs}:  # after the last one nothing is left to train
+        run_dir = tmp_path / str(epoch)
+        interrupt_phase2(settings, run_dir, folder / "data", epoch)
+        assert figures_of(run_small(run_dir, folder / "data", settings)) == figures_of(whole)
+        assert (run_dir / TOKEN_WEIGHTS).read_bytes() == (tmp_path / "whole" / TOKEN_WEIGHTS).read_bytes()
+    if settings is WORSE:
+        assert whole["phase2"]["stopped_early"] and whole["phase2"]["best"]["epoch"] < num_epochs
+
+
+def test_a_checkpoint_of_other_circumstances_or_with_a_damaged_file_is_refused(folder: Path, tmp_path: Path) -> None:
+    interrupt_phase2(SMALL, tmp_path, folder / "data", epoch=1)
+    place = tmp_path / PHASE2_CHECKPOINT
+    progress = read_json(place / "progress.json")
+    for name, value in {"device": "cuda", "tokens": "others'"}.items():
+        changed = {**progress["config"], "read": {**progress["config"]["read"], name: value}}
+        write_json(place / "progress.json", {**progress, "config": changed})
+        with pytest.raises(RunError, match=f"read.{name}"):
+            run_small(tmp_path, folder / "data")
+    write_json(place / "progress.json", progress)
+    (weights,) = place.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-4] + b"1234")
+    with pytest.raises(RunError, match="delete .*phase2_checkpoint to start anew"):
+        run_small(tmp_path, folder / "data")
 
 
 def test_a_complete_run_is_read_and_not_repeated(

@@ -86,6 +86,7 @@ def run_vision(
     """
     configs = configuration_record(settings)
     if is_complete(run_dir):
+        discard_checkpoint(run_dir / CHECKPOINT_DIR)  # of an interruption just before it was discarded
         record: Record = read_json(run_dir / RECORD_NAME)
         refuse_other_config(record, configs, run_dir)
         for row in record["training"]["epochs"]:

@@ -19,7 +19,9 @@ from torch.nn import functional
 from newllm_core.checkpoint import (
     Checkpoint,
     generator_states,
+    joined,
     load_checkpoint,
+    parted,
     restore_generators,
     save_checkpoint,
 )
@@ -258,10 +260,8 @@ class _Trainer:
         return configuration_record(self.settings) | {"read": circumstances}
 
     def _checkpoint(self) -> Checkpoint:
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        if self.average is not None:
-            tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        tensors |= {f"best.{name}": value for name, value in self.best_weights.items()}
+        average = {} if self.average is None else self.average.state_dict()
+        tensors = joined({"model": self.model.state_dict(), "average": average, "best": self.best_weights})
         states = {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -276,10 +276,7 @@ class _Trainer:
         if found is None:
             return
         self.epochs = [EpochFigures(**figures) for figures in found.epochs]
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "best": {}}
-        for full_name, value in found.tensors.items():
-            part, name = full_name.split(".", 1)
-            parts[part][name] = value
+        parts = parted(found.tensors, ("model", "average", "best"))
         self.model.load_state_dict(parts["model"])
         if self.average is not None:
             self.average.load_state_dict(parts["average"])

@@ -82,7 +82,8 @@ class VariantSeries:
     def run(self) -> list[VariantRuns]:
         """Train what is not finished. Raises DataError before the first run where a data set is missing."""
         for points in self.points.values():
-            locate_source(points[0].data)
+            if not all(is_complete(self.folder / run_name(settings)) for settings in points):
+                locate_source(points[0].data)
         bar = progress_bar(total=sum(map(len, self.points.values())), desc="variants", unit="run")
         found: list[VariantRuns] = []
         for variant in self.variants:
