@@ -56,7 +56,7 @@ def run_search(plan: SearchPlan, folder: Path, *, workers: int = 1, show_progres
         workers: processes. Which trial sees which others' results then depends on timing; with one, a study is
             repeatable.
 
-    Raises ConfigError for an impossible plan, RunError when the folder holds another one, SearchError when a search is
+    Raises ConfigError for an impossible plan, DataError for images that are not there, RunError when the folder holds another one, SearchError when a search is
     running there or a worker failed; finished trials stay.
     """
     if workers < 1:
@@ -66,6 +66,7 @@ def run_search(plan: SearchPlan, folder: Path, *, workers: int = 1, show_progres
         keep_plan(plan, folder)
         study = create_study(plan, folder)
         requeue_interrupted(study, plan)
+        _refuse_missing_images(plan, study)
         share_with_workers()
         try:
             if workers == 1:
@@ -76,6 +77,14 @@ def run_search(plan: SearchPlan, folder: Path, *, workers: int = 1, show_progres
             summary = search_summary(plan, study)
             write_json(folder / SUMMARY_NAME, summary)
     return summary
+
+
+def _refuse_missing_images(plan: SearchPlan, study: optuna.Study) -> None:
+    """Raises DataError now where a worker would meet it in the middle of a trial; a finished search needs no images."""
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    if len(finished) < plan.search.num_trials:
+        for data in plan.data_sets:
+            load_image_data(data)
 
 
 def _run_workers(plan: SearchPlan, folder: Path, workers: int, show_progress: bool) -> None:
