@@ -19,7 +19,7 @@ from newllm_core.checkpoint import PROGRESS_NAME, Checkpoint
 from newllm_core.config import ConfigError, RunConfig
 from newllm_core.data.errors import DataError
 from newllm_core.runs import RECORD_NAME, RunError, read_json
-from newllm_core.vision import training
+from newllm_core.vision import search, training
 from newllm_core.vision.config import VisionModelConfig, VisionTrainConfig, model_preset
 from newllm_core.vision.data_config import VisionDataConfig, augmentation_pack
 from newllm_core.vision.experiment import CHECKPOINT_DIR, WEIGHTS_NAME, score_cards
@@ -245,7 +245,17 @@ def test_training_that_diverges_is_pruned_and_violates_the_gate(tmp_path: Path) 
         test_winner(plan, tmp_path)
 
 
-def test_error_in_a_trial_ends_the_search_and_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{"path": "absent"}, {"num_train_images": 10**6}])
+def test_images_that_are_not_there_are_said_before_the_first_trial(changes: dict[str, Any], tmp_path: Path) -> None:
+    other = dataclasses.replace(idx_folder(tmp_path / "idx"), **changes)
+    with pytest.raises(DataError):
+        run_search(small_plan(other), tmp_path / "study", show_progress=False)
+    assert not load_study(tmp_path / "study").get_trials()
+
+
+def test_error_in_a_trial_ends_the_search_and_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that are lost while it runs."""
+    monkeypatch.setattr(search, "_refuse_missing_images", lambda plan, study: None)
     missing = VisionDataConfig(dataset="mnist-idx", path=str(tmp_path / "absent"), image_size=16)
     plan = small_plan(missing, num_trials=1, gate_threshold=0.0)
     with pytest.raises(DataError, match="there is nothing at"):

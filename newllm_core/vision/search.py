@@ -56,8 +56,8 @@ def run_search(plan: SearchPlan, folder: Path, *, workers: int = 1, show_progres
         workers: processes. Which trial sees which others' results then depends on timing; with one, a study is
             repeatable.
 
-    Raises ConfigError for an impossible plan, DataError for images that are not there, RunError when the folder holds another one, SearchError when a search is
-    running there or a worker failed; finished trials stay.
+    Raises ConfigError for an impossible plan, DataError for images that are not there, RunError when the folder holds
+    another plan, SearchError when a search is running there or a worker failed; finished trials stay.
     """
     if workers < 1:
         raise ConfigError(f"run_search: expected at least 1 worker, given {workers}")
