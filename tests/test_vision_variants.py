@@ -235,7 +235,7 @@ def test_the_score_table_has_targets_where_there_are_any() -> None:
 
 def test_the_reference_runs_are_possible_and_none_is_another() -> None:
     """What `python -m benchmarks.reference_nkat` will train: the profile's lists, before any image is read."""
-    lists = reference_nkat.series()
+    lists = reference_nkat.all_series()
     assert [len(one.run_dirs()) for one in lists.values()] == [6, 9, 1, 1, 1]
     rescue, baseline = lists["rescue"].points["rescue"], lists["rescue"].points["baseline"]
     assert all(one.augmentation != other.augmentation for one, other in zip(rescue, baseline, strict=True))
