@@ -36,7 +36,7 @@ RUNS, SEARCH = NKAT / "runs", NKAT / "search"
 # Beside the profile's: what the targets of single runs take (accuracies of 45, 87 and 91 %).
 LONG_RUNS: Mapping[str, Mapping[str, Any]] = {
     "cifar10-jpeg": {"epochs": 8},
-    # Patches of four pixels alone stay near 77 % after three epochs; garments fill the picture, so that a crop cuts them.
+    # Patches of four pixels alone stay near 77 % after three epochs; a crop cuts garments, which fill the picture.
     "fashion-mnist": {"epochs": 5, "stem": "tiny", "patch": 2, "crop_padding": 0},
     "mnist-5k": {"epochs": 60},
 }
