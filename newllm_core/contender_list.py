@@ -49,6 +49,10 @@ BEST: Mapping[str, Any] = {
 _FIXED_POINT: Mapping[str, Any] = {
     "objective": "cvfp", "dist_reg_weight": 0.9, "context_noise": 0.1, "max_iterations": 60, "check_interval": 5,
 }  # fmt: skip
+_NETWORK_TITLES: Mapping[str, str] = {
+    "gru": "GRU", "gru-cache": "GRU with the same continuous cache", "lstm": "LSTM", "mingru": "minGRU of two layers",
+    "gpt": "small GPT of four layers",
+}  # fmt: skip
 
 
 CONTENDERS: dict[str, Contender] = {
@@ -66,10 +70,7 @@ CONTENDERS: dict[str, Contender] = {
     "shuffled": Contender("every token reads the context of another token", changes=_SAMPLED, contexts="shuffled"),
     "unigram": Contender("token frequencies", "unigram"),
     "kneser-ney-5": Contender("interpolated Kneser-Ney, five tokens", "kneser-ney"),
-    **{
-        name: Contender(f"{name.upper().replace('-', ', ', 1)}, trained end to end", "network", network=name)
-        for name in BASELINES
-    },
+    **{name: Contender(f"{_NETWORK_TITLES[name]}, trained end to end", "network", network=name) for name in BASELINES},
     "best": Contender(
         "contrastive contexts, linear + TokenBlock readout with unigram bias, continuous cache", changes=BEST
     ),
