@@ -36,8 +36,8 @@ RUNS, SEARCH = NKAT / "runs", NKAT / "search"
 # Beside the profile's: what the targets of single runs take (accuracies of 45, 87 and 91 %).
 LONG_RUNS: Mapping[str, Mapping[str, Any]] = {
     "cifar10-jpeg": {"epochs": 8},
-    # Patches of four pixels alone stay near 77 % after three epochs, and with dropout five epochs end at 86 %; a crop cuts
-    # garments, which fill the picture.
+    # Patches of four pixels alone stay near 77 % after three epochs, and five epochs with dropout end at 86 %; a crop
+    # cuts garments, which fill the picture.
     "fashion-mnist": {
         "epochs": 6, "stem": "tiny", "patch": 2, "crop_padding": 0,
         "attention_dropout": 0.0, "embedding_dropout": 0.0, "head_dropout": 0.0,
