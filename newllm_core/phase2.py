@@ -146,7 +146,6 @@ class _Trainer:
         config: Phase2Config, seed: int, checkpoints: CheckpointPlace | None,
     ) -> None:  # fmt: skip
         self.model, self.phase1, self.config, self.seed = model, phase1, config, seed
-        self.checkpoints = checkpoints
         self.train_tokens, self.validation_tokens = train_tokens, validation_tokens
         set_output_bias(model, train_tokens, config)
         if config.unseen_sample is not None:
@@ -163,6 +162,7 @@ class _Trainer:
             train_tokens.device, config.effective_batch_size, self.method, model.config, len(model.embedding)
         )
         self.device_batch_size = min(config.device_batch_size or fits, config.effective_batch_size)
+        self.checkpoints = None if checkpoints is None else self._with_circumstances(checkpoints)
         self.epochs: list[EpochRecord] = []
         self.best_epoch, self.best_weights = 0, dict[str, Tensor]()
         self.began = time.perf_counter()
@@ -212,9 +212,9 @@ class _Trainer:
             **generator_states(self.train_tokens.device),
         }
         tensors = joined({"model": model, "best": self.best_weights})
-        return Checkpoint(self._configs(place), [asdict(epoch) for epoch in self.epochs], tensors, states)
+        return Checkpoint(place.configs, [asdict(epoch) for epoch in self.epochs], tensors, states)
 
-    def _configs(self, place: CheckpointPlace) -> dict[str, Any]:
+    def _with_circumstances(self, place: CheckpointPlace) -> CheckpointPlace:
         """With all else that the next step depends on: the same configuration can meet other data or another device."""
         read = {
             "device": self.train_tokens.device.type,
@@ -222,13 +222,13 @@ class _Trainer:
             "context_block": sha256_tensors(*self.model.context_block.state_dict().values()),
             "tokens": sha256_tensors(self.train_tokens, self.validation_tokens),
         }
-        return {**place.configs, "read": read}
+        return CheckpointPlace(place.folder, {**place.configs, "read": read})
 
     def resume(self) -> None:
         """Take up the checkpoint, if there is one."""
         device = self.train_tokens.device
         place = self.checkpoints
-        found = None if place is None else load_checkpoint(place.folder, self._configs(place), device)
+        found = None if place is None else load_checkpoint(place.folder, place.configs, device)
         if found is None:
             return
         parts = parted(found.tensors, ("model", "best"))
