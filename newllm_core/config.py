@@ -145,6 +145,18 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _validate(self)
 
+    def phase1_part(self) -> "ModelConfig":
+        """What only Phase 2 reads at its defaults: equal parts, equal ContextBlocks."""
+        unread: dict[str, Any] = {
+            spec.name: spec.default for spec in dataclasses.fields(self) if spec.name in _READ_IN_PHASE2_ALONE
+        }
+        return dataclasses.replace(self, **unread)
+
+
+_READ_IN_PHASE2_ALONE = (
+    "tie_weights", "freeze_embedding", "context_routing", "readout", "token_gate", "adapter_rank", "logit_scale",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Phase1Config:

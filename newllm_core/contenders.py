@@ -1,7 +1,7 @@
 """What the context is worth: the model, controls and baselines on identical text, one row a run.
 
 All see the same tokens, frozen embeddings, tied head and validation text, and are judged token by token. A finished row
-is read, not run again.
+is read, not run again, and a Phase 1 that several rows have in common is trained once.
 """
 
 import json
@@ -21,11 +21,11 @@ from newllm_core.baselines.ngrams import fit_kneser_ney
 from newllm_core.baselines.train import train_baseline
 from newllm_core.config import Settings, config_hash
 from newllm_core.contender_list import Contender, contender
+from newllm_core.contender_phase1 import kept_phase1
 from newllm_core.data import token_byte_lengths
 from newllm_core.measure import describe, per_conversation_sums
-from newllm_core.metrics import NATS_PER_BIT, contraction_rate, forgetting_horizon, perplexity, stream_rank
-from newllm_core.model import StreamEmbeddings
-from newllm_core.phase1 import Phase1Result, train_phase1
+from newllm_core.metrics import NATS_PER_BIT, perplexity
+from newllm_core.phase1 import Phase1Result
 from newllm_core.phase2 import train_phase2
 from newllm_core.preparation import Prepared, prepare
 from newllm_core.progress import progress_bar
@@ -34,18 +34,22 @@ from newllm_core.series import vary
 from newllm_core.unigram import fit_unigram
 
 CONTENDERS_DIR = RESULTS_DIR / "contenders"
+PHASE1_FOLDER = "phase1"  # beside the rows: weights that rows have in common
 SEEDLESS = ("unigram", "kneser-ney", "pretrained")  # kinds whose figures no seed touches
 Row = dict[str, Any]
-_FORGETTING_TOKENS = 4096  # that exponent and horizon are measured on
 
 
 @dataclass(frozen=True)
 class _Fitted:
-    """``nats`` `[M - 1]` of the validation targets; parameters trained in both phases."""
+    """``nats`` `[M - 1]` of the validation targets; parameters trained in both phases.
+
+    ``earlier_cpu_seconds``: of a Phase 1 that an earlier row had trained.
+    """
 
     nats: Tensor
     trainable_parameters: int
     details: dict[str, Any]
+    earlier_cpu_seconds: float = 0.0
 
 
 def run_contenders(
@@ -109,8 +113,9 @@ def run_contender(
     start = datetime.now(UTC).isoformat(timespec="seconds")
     prepared = prepare(settings.data, settings.model, settings.run, data_dir)
     began, cpu_began = time.perf_counter(), time.process_time()
-    fitted = _fit(contender(name), prepared, settings, sections.get("network"))
-    seconds = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu_began}
+    fitted = _fit(contender(name), prepared, settings, sections.get("network"), folder / PHASE1_FOLDER)
+    cpu_seconds = time.process_time() - cpu_began + fitted.earlier_cpu_seconds
+    seconds = {"seconds": time.perf_counter() - began, "cpu_seconds": cpu_seconds}
     row = {"name": name, "start": start, **_row(prepared, fitted), **seconds, "config": configs}
     write_json(path, row)
     return row
@@ -127,7 +132,9 @@ def _sections(name: str, settings: Settings, network_changes: Mapping[str, Any])
     return {"data": settings.data}
 
 
-def _fit(chosen: Contender, prepared: Prepared, settings: Settings, network: BaselineConfig | None) -> _Fitted:
+def _fit(
+    chosen: Contender, prepared: Prepared, settings: Settings, network: BaselineConfig | None, phase1_dir: Path
+) -> _Fitted:
     vocab_size = len(prepared.embeddings.matrix)
     train, validation = prepared.train_tokens, prepared.validation_tokens
     if chosen.kind == "unigram":
@@ -142,39 +149,22 @@ def _fit(chosen: Contender, prepared: Prepared, settings: Settings, network: Bas
     if network is not None:
         result = train_baseline(prepared.model, train, validation, network, settings.run.seed)
         return _Fitted(result.nats, result.trainable_parameters, result.record())
-    return _fit_model(chosen, prepared, settings)
+    return _fit_model(chosen, prepared, settings, phase1_dir)
 
 
-def _fit_model(chosen: Contender, prepared: Prepared, settings: Settings) -> _Fitted:
+def _fit_model(chosen: Contender, prepared: Prepared, settings: Settings, phase1_dir: Path) -> _Fitted:
     model, seed = prepared.model, settings.run.seed
-    phase1 = train_phase1(model, prepared.train_tokens, prepared.validation_tokens, settings.phase1, seed)
-    history = phase1.history
-    assert history is not None  # it has just been trained
-    block_figures = _block_figures(prepared, phase1, settings)
-    read = changed_contexts(phase1, chosen.contexts, seed)
+    phase1 = kept_phase1(prepared, settings.phase1, phase1_dir)
+    read = changed_contexts(phase1.contexts, chosen.contexts, seed)
     phase2 = train_phase2(model, read, prepared.train_tokens, prepared.validation_tokens, settings.phase2, seed)
     counts = model.parameter_counts()
     trained = counts["trained_in_phase2"] + (counts["trained_in_phase1"] if settings.phase1.max_iterations else 0)
     details = {
-        **block_figures,
-        "iterations_kept": history.best_iteration,
-        "phase1_seconds": history.seconds,
+        **phase1.figures,
         "best_epoch": phase2.best_epoch,
         "epochs": [epoch.validation_perplexity for epoch in phase2.epochs],
     }
-    return _Fitted(phase2.validation.nats.double(), trained, details)
-
-
-def _block_figures(prepared: Prepared, phase1: Phase1Result, settings: Settings) -> dict[str, Any]:
-    """Of the validation text: effective rank, and how the block forgets."""
-    rank = stream_rank(phase1.validation_contexts[:, -1], settings.phase1.effective_rank_tokens)
-    few = StreamEmbeddings(prepared.model, prepared.validation_tokens)[0:_FORGETTING_TOKENS]
-    block = prepared.model.context_block
-    return {
-        "validation_rank": rank.record(),
-        "contraction_rate": contraction_rate(block, few),
-        "forgetting_horizon": forgetting_horizon(block, few).horizon,
-    }
+    return _Fitted(phase2.validation.nats.double(), trained, details, phase1.earlier_cpu_seconds)
 
 
 def changed_contexts(phase1: Phase1Result, contexts: str, seed: int) -> Phase1Result:

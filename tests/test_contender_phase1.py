@@ -1,0 +1,73 @@
+"""A Phase 1 that rows have in common: trained once, and no figure of a row knows the difference."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_contenders import SMALL
+
+from newllm_core import contender_phase1
+from newllm_core.config import ModelConfig
+from newllm_core.contenders import PHASE1_FOLDER, Row, run_contender
+from newllm_core.experiment import CONTEXT_WEIGHTS
+from newllm_core.model import NewLLM
+from newllm_core.runs import RunError
+
+READ_IN_PHASE2: dict[str, Any] = {
+    "tie_weights": False, "freeze_embedding": False, "context_routing": "final", "readout": "sum", "token_gate": True,
+    "adapter_rank": 2, "logit_scale": 1.0,
+}  # fmt: skip
+READ_IN_PHASE1: dict[str, Any] = {
+    "context_dim": 5, "num_layers": 2, "num_input_tokens": 2, "weight_std": 0.2, "bias_std": 0.1,
+    "initial_exponent": -0.2, "token_input": "first-layer", "time_scales": True, "embed_dim": 6,
+}  # fmt: skip
+
+
+def figures(row: Row) -> Row:
+    """Without what a clock says."""
+    details = {name: value for name, value in row["details"].items() if name != "phase1_seconds"}
+    return {**row, "details": details} | dict.fromkeys(("start", "seconds", "cpu_seconds", "commit"))
+
+
+def test_every_field_of_the_model_is_read_in_one_phase() -> None:
+    """A new field must say where it belongs, or two different Phase 1 would be taken for one."""
+    assert {spec.name for spec in dataclasses.fields(ModelConfig)} == {*READ_IN_PHASE1, *READ_IN_PHASE2}
+    plain = ModelConfig()
+    assert all(
+        dataclasses.replace(plain, **{name: READ_IN_PHASE1[name]}).phase1_part() != plain for name in READ_IN_PHASE1
+    )
+
+
+@pytest.mark.parametrize("name", READ_IN_PHASE2)
+def test_what_phase_2_reads_leaves_the_context_block_as_it_is(name: str) -> None:
+    plain = ModelConfig(context_dim=4, embed_dim=6)
+    changed = dataclasses.replace(plain, **{name: READ_IN_PHASE2[name]})
+    assert changed.phase1_part() == plain
+    matrix = torch.randn(9, 6)
+    one, other = (NewLLM(config, matrix).context_block.state_dict() for config in (plain, changed))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_rows_that_differ_in_phase_2_alone_share_phase_1_and_have_the_figures_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_dir = tmp_path / "data"
+    alone = run_contender("shuffled", SMALL, tmp_path / "alone", {}, data_dir)
+    first = run_contender("trained", SMALL, tmp_path / "rows", {}, data_dir)
+    monkeypatch.setattr(contender_phase1, "train_phase1", None)  # would fail if it were trained again
+    shared = run_contender("shuffled", SMALL, tmp_path / "rows", {}, data_dir)
+    assert figures(shared) == figures(alone)
+    assert shared["details"]["phase1_seconds"] == first["details"]["phase1_seconds"]
+    assert shared["cpu_seconds"] > shared["details"]["phase1_seconds"]  # one thread: both phases are counted
+
+
+def test_altered_weights_are_refused(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    run_contender("untrained", SMALL, tmp_path / "rows", {}, data_dir)
+    (weights,) = (tmp_path / "rows" / PHASE1_FOLDER).glob(f"*/{CONTEXT_WEIGHTS}")
+    shutil.copy(weights.with_name("phase1.json"), weights)
+    with pytest.raises(RunError, match="checksum"):
+        run_contender("last-token", SMALL, tmp_path / "rows", {}, data_dir)
