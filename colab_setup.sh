@@ -13,7 +13,7 @@ usage: bash colab_setup.sh VERB
 
   setup          check the machine, install what is missing (a second time: a few seconds)
   check          check only, change nothing
-  test [...]     set up, then run the tests; the rest is handed to pytest
+  test [...]     set up, then run the tests on up to four cores; the rest is handed to pytest
   run            set up, then run every notebook with its defaults into results/notebooks/
 
 On Colab everything goes into the runtime's own Python and its torch stays. Elsewhere it goes into .venv.
@@ -174,7 +174,8 @@ case "$verb" in
     check) check ;;
     test)
         set_up
-        exec "$python" -m pytest "$@"
+        # A test uses one thread: one process a core, and no more than memory has room for.
+        exec "$python" -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile "$@"
         ;;
     run)
         set_up
