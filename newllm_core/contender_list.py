@@ -133,6 +133,10 @@ def _objective(sentence: str, expected: str, reference: str = "regularised", **c
 OBJECTIVES: dict[str, Contender] = {
     "regularised": _objective("CVFP + MCDL, regularised readout", "half the perplexity", "trained"),
     "regularised-untrained": _objective("an untrained block", "a little worse", max_iterations=0),
+    "regularised-exponent": _objective(
+        "CVFP + MCDL from an initial exponent of -0.15", "less gained than with the notes' readout",
+        initial_exponent=-0.15,
+    ),
     "regularised-odcm": _objective("CVFP + ODCM", "the same", diversity_algorithm="ODCM"),
     "contrastive": _objective("contrastive prediction", "a quarter lower", **CONTRASTIVE),
     "contrastive-odcm": _objective(
@@ -170,6 +174,9 @@ PARTS: dict[str, Contender] = {
         "a little worse, in more time",
         weight_std=0.1,
         max_iterations=24,
+    ),
+    "best-exponent": _without(
+        "from an initial exponent of -0.15", "the same: a block that predicts sets its own", initial_exponent=-0.15
     ),
     "best-two-tokens": _without("T = 2 input tokens", "a little better", num_input_tokens=2),
 }
