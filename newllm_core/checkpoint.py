@@ -23,6 +23,7 @@ from newllm_core.runs import (
     refuse_other_config,
     save_tensors,
     sha256_file,
+    sha256_tensors,
     write_atomically,
     write_json,
     write_text,
@@ -39,12 +40,20 @@ class CheckpointPlace:
     configs: Mapping[str, Any]
 
 
+def with_circumstances(
+    place: CheckpointPlace, device: torch.device, tensors: Mapping[str, Sequence[Tensor]], **others: str
+) -> CheckpointPlace:
+    """With all else that the next step depends on: the same configuration can meet other data or another device."""
+    hashes = {name: sha256_tensors(*read) for name, read in tensors.items()}
+    return CheckpointPlace(place.folder, {**place.configs, "read": {"device": device.type, **others, **hashes}})
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """
     Attributes:
         configs: configuration and data it belongs to, by section.
-        epochs: the figures of every finished epoch.
+        epochs: the figures of every finished epoch or iteration.
         tensors: weights, by full name.
         states: nested dicts and lists of numbers and tensors.
     """

@@ -5,8 +5,9 @@ i - 1 had before: in the previous iteration (`context_source = previous_iteratio
 now (`exact`). That makes an iteration one large batch instead of a loop.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,6 +114,15 @@ class CvfpPass:
 
     def held_out_prediction(self, contexts: Tensor, tokens: Tensor) -> None:
         """Nothing is predicted: the effective rank says which iteration to keep."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and states that the next iteration depends on, beside the block's weights."""
+        return {"previous": self.previous}, {"optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, tensors: Mapping[str, Tensor], states: Mapping[str, Any]) -> None:
+        """Go on from what ``state`` gave."""
+        self.previous.copy_(tensors["previous"])
+        self.optimizer.load_state_dict(states["optimizer"])
 
     def _inputs(self, iteration: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Per batch: its rows, the contexts entering them, and a view of the previous iteration's contexts there.

@@ -1,8 +1,8 @@
 """One experiment: data → Phase 1 → Phase 2 → record.
 
-Each phase leaves its result in a folder of its own and is not run again while that is there, and Phase 2 a checkpoint
-after every epoch, so an interrupted experiment goes on where it stopped. Experiments that differ in Phase 2 alone share
-Phase 1.
+Each phase leaves its result in a folder of its own and is not run again while that is there. Phase 1 leaves a
+checkpoint every five minutes and Phase 2 after every epoch, so an interrupted experiment goes on where it stopped.
+Experiments that differ in Phase 2 alone share Phase 1.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ logger = logging.getLogger("newllm")
 
 CONTEXT_WEIGHTS, TOKEN_WEIGHTS = "context_block.safetensors", "token_block.safetensors"
 PHASE1_RECORD = "phase1.json"
-PHASE2_CHECKPOINT = "phase2_checkpoint"
+PHASE1_CHECKPOINT, PHASE2_CHECKPOINT = "phase1_checkpoint", "phase2_checkpoint"
 
 
 def phase1_folder_name(data: DataConfig, model: ModelConfig, phase1: Phase1Config, run: RunConfig) -> str:
@@ -74,22 +74,27 @@ def run_phase1(prepared: Prepared, config: Phase1Config, phase1_dir: Path) -> tu
     """
     configs = configs_record(prepared.data, prepared.model.config, config, prepared.run)
     block = prepared.model.context_block
+    checkpoints = CheckpointPlace(phase1_dir / PHASE1_CHECKPOINT, configs)
     if (phase1_dir / PHASE1_RECORD).is_file():
         record = read_json(phase1_dir / PHASE1_RECORD)
         refuse_other_config(record, configs, phase1_dir)
+        discard_checkpoint(checkpoints.folder)  # of an interruption just before it was discarded
         block.load_state_dict(load_tensors(phase1_dir / CONTEXT_WEIGHTS))
         logger.info("Phase 1: found in %s", phase1_dir)
         # Contexts are recomputed, which takes seconds, rather than kept, which takes gigabytes.
         return finish_phase1(prepared.model, prepared.train_tokens, prepared.validation_tokens, None), record
     began = time.perf_counter()
     before = validation_spectrum(prepared, config)
-    result = train_phase1(prepared.model, prepared.train_tokens, prepared.validation_tokens, config, prepared.run.seed)
+    result = train_phase1(
+        prepared.model, prepared.train_tokens, prepared.validation_tokens, config, prepared.run.seed, checkpoints
+    )
     assert result.history is not None
     record = {"config": configs, **measure_phase1(prepared, config, result, result.history)}
     record["spectrum"]["validation_before"] = before
     record["seconds"] = time.perf_counter() - began
     save_tensors(phase1_dir / CONTEXT_WEIGHTS, block.state_dict())
     write_json(phase1_dir / PHASE1_RECORD, record)
+    discard_checkpoint(checkpoints.folder)
     return result, record
 
 
@@ -113,8 +118,7 @@ def run_experiment(
     """Data → Phase 1 → Phase 2 → the record that `run.json` holds (design, section 5); its `seconds` are those of the
     session that finished it.
 
-    A complete folder is read, not run again; a partial one goes on after Phase 1, and in Phase 2 after its
-    last finished epoch.
+    A complete folder is read, not run again; a partial one goes on after the last checkpoint of either phase.
 
     Args:
         run_dir: of this run; gets `run.json` and the TokenBlock's weights.

@@ -7,12 +7,24 @@ minimised is the objective's: `cvfp.py` (the notes') or `predictive.py`.
 import copy
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from newllm_core.checkpoint import (
+    Checkpoint,
+    CheckpointPlace,
+    generator_states,
+    joined,
+    load_checkpoint,
+    parted,
+    restore_generators,
+    save_checkpoint,
+    with_circumstances,
+)
 from newllm_core.config import Phase1Config
 from newllm_core.context_store import allocate_contexts
 from newllm_core.contexts import exact_contexts
@@ -24,6 +36,9 @@ from newllm_core.progress import progress_bar
 
 # Tokens of the best pass that are kept to be held against exact contexts.
 _STALE_TOKENS = 8192
+# A checkpoint holds the contexts of all tokens (2 GB of a million): one after every iteration would cost more than it
+# saves.
+_CHECKPOINT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -95,63 +110,116 @@ def finish_phase1(
 
 
 def train_phase1(
-    model: NewLLM, train_tokens: Tensor, validation_tokens: Tensor, config: Phase1Config, seed: int
+    model: NewLLM,
+    train_tokens: Tensor,
+    validation_tokens: Tensor,
+    config: Phase1Config,
+    seed: int,
+    checkpoints: CheckpointPlace | None = None,
 ) -> Phase1Result:
     """Train ``model.context_block`` in place, leave the weights of the best validation check in it.
 
     Args:
         train_tokens: `[N]`, validation_tokens: `[M]`, both on the model's device.
         seed: of the context noise.
+        checkpoints: one is written every five minutes and gone on from, with the same result to the last bit; None:
+            none. The caller deletes the last one.
 
-    Raises NotFiniteError when a loss term is not finite, ValueError for an unknown diversity algorithm.
+    Raises NotFiniteError when a loss term is not finite, ValueError for an unknown diversity algorithm, RunError for a
+    checkpoint that is not this run's.
     """
-    history = _Trainer(model, train_tokens, validation_tokens, config, seed).train()
+    history = _Trainer(model, train_tokens, validation_tokens, config, seed, checkpoints).train()
     return finish_phase1(model, train_tokens, validation_tokens, history)
 
 
 class _Trainer:
     def __init__(
-        self, model: NewLLM, train_tokens: Tensor, validation_tokens: Tensor, config: Phase1Config, seed: int
-    ) -> None:
+        self, model: NewLLM, train_tokens: Tensor, validation_tokens: Tensor, config: Phase1Config, seed: int,
+        checkpoints: CheckpointPlace | None,
+    ) -> None:  # fmt: skip
         self.model, self.train_tokens, self.config, self.seed = model, train_tokens, config, seed
         # One more than is measured: the last token of a stream is left out of the effective rank.
         self.check_tokens = validation_tokens[: config.effective_rank_tokens + 1]
         self.zero = torch.zeros(model.context_block.context_dim, device=train_tokens.device)
+        read = {
+            "initial_block": list(model.context_block.state_dict().values()),
+            "tokens": [train_tokens, validation_tokens],
+        }
+        self.checkpoints = checkpoints and with_circumstances(checkpoints, train_tokens.device, read)
+        self.records: list[IterationRecord] = []
+        self.best_score, self.best_iteration, self.checks_without_gain = -math.inf, 0, 0
+        self.best_weights, self.stale = dict[str, Tensor](), self.zero.new_empty(0, len(self.zero))
+        self.began = self.saved = time.perf_counter()
 
     def train(self) -> Phase1History:
-        began = time.perf_counter()
         untrained = stream_rank(self._check_contexts(iteration=0), self.config.effective_rank_tokens)
         if self.config.max_iterations == 0:
             return Phase1History(untrained)
         kind = CvfpPass if self.config.objective == "cvfp" else PredictivePass
         objective = kind(self.model, self.train_tokens, self.config, self.seed)
-        records: list[IterationRecord] = []
-        best_score, best_iteration, best_weights, checks_without_gain = -math.inf, 0, {}, 0
-        stale = objective.previous[:0]
-        progress = progress_bar(range(1, self.config.max_iterations + 1), desc="Phase 1", unit="iteration")
-        for iteration in progress:
-            figures = objective.iterate(iteration)
-            train_rank = stream_rank(objective.previous, self.config.effective_rank_tokens)
-            rank, prediction = None, None
-            if iteration % self.config.check_interval == 0 or iteration == self.config.max_iterations:
-                rank, prediction = self._check(objective, iteration)
-                # Without labels: how well unseen text is predicted, or else how many directions it takes up.
-                score = rank.share if prediction is None else -prediction
-                checks_without_gain += 1
-                if score > best_score:
-                    best_score, best_iteration, checks_without_gain = score, iteration, 0
-                    best_weights = copy.deepcopy(self.model.context_block.state_dict())
-                    stale = objective.previous[:_STALE_TOKENS].clone()
-            records.append(_iteration_record(iteration, figures, train_rank, rank, prediction))
-            self._show(progress, records[-1], best_score)
-            if checks_without_gain >= self.config.patience and iteration >= self.config.min_iterations:
-                break
-        progress.close()
-        self.model.context_block.load_state_dict(best_weights)
-        stopped_early = len(records) < self.config.max_iterations
-        return Phase1History(untrained, records, best_iteration, stopped_early, stale, time.perf_counter() - began)
+        self._resume(objective)
+        done, last = len(self.records), self.config.max_iterations
+        with progress_bar(total=last, initial=done, desc="Phase 1", unit="iteration") as progress:
+            for iteration in range(done + 1, last + 1):
+                self._iterate(objective, iteration)
+                progress.update()
+                self._show(progress)
+                if self.checks_without_gain >= self.config.patience and iteration >= self.config.min_iterations:
+                    break
+                if self.checkpoints and time.perf_counter() - self.saved >= _CHECKPOINT_SECONDS:
+                    save_checkpoint(self.checkpoints.folder, self._checkpoint(self.checkpoints, objective))
+                    self.saved = time.perf_counter()
+        self.model.context_block.load_state_dict(self.best_weights)
+        stopped_early = len(self.records) < last
+        seconds = time.perf_counter() - self.began
+        return Phase1History(untrained, self.records, self.best_iteration, stopped_early, self.stale, seconds)
 
-    def _show(self, progress: Any, record: IterationRecord, best_score: float) -> None:
+    def _iterate(self, objective: CvfpPass | PredictivePass, iteration: int) -> None:
+        """One pass, and where it is due the check, whose weights are kept if no check before was as good."""
+        figures = objective.iterate(iteration)
+        train_rank = stream_rank(objective.previous, self.config.effective_rank_tokens)
+        rank, prediction = None, None
+        if iteration % self.config.check_interval == 0 or iteration == self.config.max_iterations:
+            rank, prediction = self._check(objective, iteration)
+            # Without labels: how well unseen text is predicted, or else how many directions it takes up.
+            score = rank.share if prediction is None else -prediction
+            self.checks_without_gain += 1
+            if score > self.best_score:
+                self.best_score, self.best_iteration, self.checks_without_gain = score, iteration, 0
+                self.best_weights = copy.deepcopy(self.model.context_block.state_dict())
+                self.stale = objective.previous[:_STALE_TOKENS].clone()
+        self.records.append(_iteration_record(iteration, figures, train_rank, rank, prediction))
+
+    def _checkpoint(self, place: CheckpointPlace, objective: CvfpPass | PredictivePass) -> Checkpoint:
+        tensors, states = objective.state()
+        parts = {
+            "block": self.model.context_block.state_dict(), "best": self.best_weights, "objective": tensors,
+            "stale": {"contexts": self.stale},
+        }  # fmt: skip
+        states |= {
+            "best": [self.best_score, self.best_iteration, self.checks_without_gain],
+            "seconds": time.perf_counter() - self.began,
+            **generator_states(self.zero.device),
+        }
+        return Checkpoint(place.configs, [asdict(record) for record in self.records], joined(parts), states)
+
+    def _resume(self, objective: CvfpPass | PredictivePass) -> None:
+        """Take up the checkpoint, if there is one."""
+        place = self.checkpoints
+        found = None if place is None else load_checkpoint(place.folder, place.configs, self.zero.device)
+        if found is None:
+            return
+        parts = parted(found.tensors, ("block", "best", "objective", "stale"))
+        self.model.context_block.load_state_dict(parts["block"])
+        objective.load_state(parts["objective"], found.states)
+        self.best_score, self.best_iteration, self.checks_without_gain = found.states["best"]
+        self.best_weights, self.stale = parts["best"], parts["stale"]["contexts"]
+        self.records = [_stored_record(figures) for figures in found.epochs]
+        self.began -= found.states["seconds"]
+        restore_generators(found.states, self.zero.device)
+
+    def _show(self, progress: Any) -> None:
+        record = self.records[-1]
         shown = {
             "cvfp": f"{record.cvfp:.4f}",
             self.config.diversity_algorithm: f"{record.diversity:.4f}",
@@ -160,8 +228,8 @@ class _Trainer:
         }
         if record.prediction is not None:
             shown["prediction"] = f"{record.prediction:.4f}"
-        if best_score > -math.inf:
-            shown["best check"] = f"{abs(best_score):.4f}"
+        if self.best_iteration:
+            shown["best check"] = f"{abs(self.best_score):.4f}"
         progress.set_postfix(shown)
 
     def _check(self, objective: CvfpPass | PredictivePass, iteration: int) -> tuple[StreamRank, float | None]:
@@ -183,3 +251,9 @@ def _iteration_record(
         iteration=iteration, train_rank=train_rank, validation_rank=rank, validation_prediction=prediction,
         **asdict(figures),
     )  # fmt: skip
+
+
+def _stored_record(figures: Mapping[str, Any]) -> IterationRecord:
+    """What `asdict` made of one."""
+    ranks = {name: figures[name] and StreamRank(**figures[name]) for name in ("train_rank", "validation_rank")}
+    return IterationRecord(**{**figures, **ranks})

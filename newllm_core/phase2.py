@@ -19,6 +19,7 @@ from newllm_core.checkpoint import (
     parted,
     restore_generators,
     save_checkpoint,
+    with_circumstances,
 )
 from newllm_core.config import ConfigError, Phase2Config
 from newllm_core.context_store import Batch, context_batches
@@ -30,7 +31,7 @@ from newllm_core.metrics import perplexity
 from newllm_core.model import NewLLM
 from newllm_core.phase1 import Phase1Result
 from newllm_core.progress import progress_bar
-from newllm_core.runs import derived_generator, sha256_tensors
+from newllm_core.runs import derived_generator
 from newllm_core.unigram import fit_unigram
 from newllm_core.vocabulary_sample import SampledHead, epochs_head
 
@@ -162,7 +163,11 @@ class _Trainer:
             train_tokens.device, config.effective_batch_size, self.method, model.config, len(model.embedding)
         )
         self.device_batch_size = min(config.device_batch_size or fits, config.effective_batch_size)
-        self.checkpoints = None if checkpoints is None else self._with_circumstances(checkpoints)
+        read = {
+            "context_block": list(model.context_block.state_dict().values()),
+            "tokens": [train_tokens, validation_tokens],
+        }
+        self.checkpoints = checkpoints and with_circumstances(checkpoints, train_tokens.device, read, head=self.method)
         self.epochs: list[EpochRecord] = []
         self.best_epoch, self.best_weights = 0, dict[str, Tensor]()
         self.began = time.perf_counter()
@@ -213,16 +218,6 @@ class _Trainer:
         }
         tensors = joined({"model": model, "best": self.best_weights})
         return Checkpoint(place.configs, [asdict(epoch) for epoch in self.epochs], tensors, states)
-
-    def _with_circumstances(self, place: CheckpointPlace) -> CheckpointPlace:
-        """With all else that the next step depends on: the same configuration can meet other data or another device."""
-        read = {
-            "device": self.train_tokens.device.type,
-            "head": self.method,
-            "context_block": sha256_tensors(*self.model.context_block.state_dict().values()),
-            "tokens": sha256_tensors(self.train_tokens, self.validation_tokens),
-        }
-        return CheckpointPlace(place.folder, {**place.configs, "read": read})
 
     def resume(self) -> None:
         """Take up the checkpoint, if there is one."""

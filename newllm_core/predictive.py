@@ -11,6 +11,8 @@ just what a readout with a unigram bias has to add.
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +98,18 @@ class PredictivePass:
         means = {name: float(value) / self.steps for name, value in sums.items()}
         refuse_not_finite(f"Phase 1, iteration {iteration}", means)
         return PassFigures(converged=converged, **means)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and states that the next iteration depends on, beside the block's weights."""
+        tensors = {"previous": self.previous, **self.predictor.state_dict()}
+        return tensors, {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+
+    def load_state(self, tensors: Mapping[str, Tensor], states: Mapping[str, Any]) -> None:
+        """Go on from what ``state`` gave."""
+        self.previous.copy_(tensors["previous"])
+        self.predictor.load_state_dict({name: tensors[name] for name in self.predictor.state_dict()})
+        self.optimizer.load_state_dict(states["optimizer"])
+        self.schedule.load_state_dict(states["schedule"])
 
     def _step(self, positions: Tensor, context: Tensor, generator: torch.Generator, sums: dict[str, Tensor]) -> Tensor:
         """One segment `[B, T]` entered by ``context`` `[B, C]`; returns what enters the next."""
