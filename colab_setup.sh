@@ -161,8 +161,10 @@ list_results() {
 run_notebooks() {
     set -- notebooks/[0-9]*.ipynb
     [ -e "$1" ] || fail "notebooks: there are none in notebooks/" "git checkout -- notebooks"
-    local status=0
-    "$python" -m newllm_core.batch "$@" --out results/notebooks || status=$?
+    local status=0 workers=1
+    # Two at a time where there are two cores; on Colab they would share one GPU's memory.
+    on_colab || workers=$("$python" -c 'import os; print(min(2, os.cpu_count() or 1))')
+    "$python" -m newllm_core.batch "$@" --out results/notebooks --workers "$workers" || status=$?
     list_results
     return "$status"
 }

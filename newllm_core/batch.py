@@ -5,7 +5,7 @@ both are errors, raised before anything runs. A parameter is known when the note
 configuration has it, so one profile (a flat YAML file) serves every notebook of a line.
 
     python -m newllm_core.batch notebooks/03_phase2.ipynb -f notebooks/profiles/cpu.yaml -p num_samples 40
-    python -m newllm_core.batch --batch my_runs.yaml
+    python -m newllm_core.batch --batch my_runs.yaml --workers 2
 
 A batch file is a list of ``{notebook, output, parameters, profile}``; its paths start at the project's folder, and
 only ``notebook`` is required. An executed notebook is skipped while it, its parameters and the package's code are
@@ -16,8 +16,10 @@ import argparse
 import ast
 import json
 import logging
+import multiprocessing
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -232,23 +234,44 @@ def _run_job(job: Job, again: bool) -> Outcome:
     return Outcome(job, "finished", time.perf_counter() - start)
 
 
-def run_batch(jobs: Sequence[Job | Mapping[str, Any]], again: bool = False) -> list[Outcome]:
-    """Check every job, then run them in order, going on after one that fails; prints a line a job and a summary.
+def run_batch(jobs: Sequence[Job | Mapping[str, Any]], again: bool = False, workers: int = 1) -> list[Outcome]:
+    """Check every job, then run ``workers`` of them at a time, in order, going on after one that fails.
 
-    Raises BatchError, before anything runs, when a job cannot be run as asked.
+    Prints a line a job as it ends, and a summary; returns the outcomes in the order of the jobs. Raises BatchError,
+    before anything runs, when a job cannot be run as asked.
     """
+    if workers < 1:
+        raise BatchError(f"workers: expected at least 1, given {workers}")
     checked = [job if isinstance(job, Job) else job_from_mapping(job) for job in jobs]
     _check_all(checked)
-    outcomes: list[Outcome] = []
-    for number, job in enumerate(checked, start=1):
-        outcome = _run_job(job, again)
-        outcomes.append(outcome)
-        seconds = "" if outcome.seconds is None else f" in {outcome.seconds:.1f} s"
-        where = outcome.error or job.output
-        print(f"[{number}/{len(checked)}] {job.notebook.name} {outcome.status}{seconds}: {where}", flush=True)
+    by_place: dict[int, Outcome] = {}
+    for place, outcome in _as_they_end(checked, again, workers):
+        by_place[place] = outcome
+        print(f"[{len(by_place)}/{len(checked)}] {_outcome_line(outcome)}", flush=True)
+    outcomes = [by_place[place] for place in range(len(checked))]
     counts = [f"{sum(o.status == status for o in outcomes)} {status}" for status in ("finished", "skipped", "failed")]
     print(", ".join(counts), flush=True)
     return outcomes
+
+
+def _as_they_end(jobs: Sequence[Job], again: bool, workers: int) -> Iterator[tuple[int, Outcome]]:
+    """Each job's place in the list, and what became of it."""
+    if workers == 1:
+        yield from ((place, _run_job(job, again)) for place, job in enumerate(jobs))
+        return
+    # Processes rather than threads: an interruption from the keyboard reaches each of them, and so its kernel.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        places = {pool.submit(_run_job, job, again): place for place, job in enumerate(jobs)}
+        try:
+            for ended in as_completed(places):
+                yield places[ended], ended.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _outcome_line(outcome: Outcome) -> str:
+    seconds = "" if outcome.seconds is None else f" in {outcome.seconds:.1f} s"
+    return f"{outcome.job.notebook.name} {outcome.status}{seconds}: {outcome.error or outcome.job.output}"
 
 
 def parse_value(text: str) -> Any:
@@ -274,6 +297,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help=f"folder of the executed notebooks ({OUTPUT_DIR.name}/ in results/)")
     parser.add_argument("--batch", type=Path, metavar="FILE", help="YAML list of jobs, instead of all of the above")
     parser.add_argument("--again", action="store_true", help="also run what is finished already")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="notebooks at a time, each in its own kernel"
+    )
     options = parser.parse_args(arguments)
     if bool(options.batch) == bool(options.notebooks):
         parser.error("expected notebooks, or --batch FILE")
@@ -291,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parameters = {name: parse_value(value) for name, value in options.parameters}
         out = options.out or OUTPUT_DIR
         jobs = [Job(path, out / path.name, parameters, options.profile) for path in options.notebooks]
-        outcomes = run_batch(load_batch(options.batch) if options.batch else jobs, options.again)
+        outcomes = run_batch(load_batch(options.batch) if options.batch else jobs, options.again, options.workers)
     except BatchError as error:
         print(f"error: {error}", flush=True)
         return 1

@@ -69,6 +69,25 @@ def test_batch_goes_on_after_a_failure_and_skips_what_is_finished(
     assert not batch.is_finished(Job(make_notebook(good, "print('altered')"), jobs[1].output, {"num_samples": 5}))
 
 
+def test_workers_run_notebooks_side_by_side_and_outcomes_keep_the_order_of_the_jobs(tmp_path: Path) -> None:
+    """Each notebook ends only after the other has begun; the second fails then."""
+    wait = (
+        "import pathlib, time\nmine, other = (pathlib.Path(name) for name in {})\nmine.touch()\n"
+        "deadline = time.monotonic() + 120\n"
+        "while not other.exists(): time.sleep(0.05); assert time.monotonic() < deadline"
+    )
+    places = [str(tmp_path / "a.begun"), str(tmp_path / "b.begun")]
+    first = make_notebook(tmp_path / "a.ipynb", wait.format(places), "time.sleep(1)")
+    second = make_notebook(tmp_path / "b.ipynb", wait.format(places[::-1]), "1 / 0")
+    jobs = [Job(path, tmp_path / "out" / path.name) for path in (first, second)]
+    outcomes = batch.run_batch(jobs, workers=2)
+    assert [outcome.job for outcome in outcomes] == jobs
+    assert [outcome.status for outcome in outcomes] == ["finished", "failed"]
+    assert batch.is_finished(jobs[0]) and "ZeroDivisionError" in str(outcomes[1].error)
+    with pytest.raises(BatchError, match="workers: expected at least 1, given 0"):
+        batch.run_batch(jobs, workers=0)
+
+
 def test_command_line_runs_a_notebook_with_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     notebook = make_notebook(tmp_path / "in.ipynb", "print(num_samples, phase1_learning_rate)")
     given = ["-p", "num_samples", "4", "-p", "phase1_learning_rate", "1e-3"]
