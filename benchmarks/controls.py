@@ -4,7 +4,7 @@
     python -m benchmarks.controls                               # runs what is missing
     python -m benchmarks.controls --report                      # table, sentences and pictures of what is there
     python -m benchmarks.controls --names gru lstm --seeds 42   # some of it
-    python -m benchmarks.controls --samples 320                 # 230,000 tokens
+    python -m benchmarks.controls --samples 320                 # 259,763 tokens
 
 Finished rows are committed under results/reference/contenders; table, rows by contender and picture are made anew from
 all that are there. One thread, so that two lists can run side by side on two cores.
@@ -26,10 +26,10 @@ from newllm_core.contender_table import (
     standings,
     standings_table,
 )
-from newllm_core.contenders import run_contenders
+from newllm_core.contenders import read_rows, run_contenders
 from newllm_core.plots import save_figure
-from newllm_core.plots_contenders import plot_ratios, plot_standings
-from newllm_core.runs import read_json, write_json, write_text
+from newllm_core.plots_contenders import group_pictures
+from newllm_core.runs import write_json, write_text
 from newllm_core.series import vary
 
 ROWS = REFERENCE / "contenders"
@@ -39,25 +39,24 @@ PAIRED = ("trained", "untrained")
 PAIRED_SEEDS = [42, 43, 44, 45, 46]  # issue 5: at least five pairs
 RATIOS = (
     PAIRED, ("shuffled", "last-token"), ("untrained", "last-token"), ("regularised", "regularised-untrained"),
+    ("regularised", "regularised-last-token"), ("regularised-untrained", "regularised-last-token"),
+    ("regularised", "kneser-ney-5"), ("contrastive", "regularised-untrained"),
+    ("contrastive", "regularised-last-token"), ("contrastive", "kneser-ney-5"),
     ("best", "notes"), ("best", "gru"), ("best", "gru-cache"),
 )  # fmt: skip
 
 
 def report() -> None:
     """Table, ratios, sentences, `controls.json` and pictures per number of tokens, from every committed row."""
-    found = standings([read_json(path) for path in sorted(ROWS.glob("*.json"))])
+    found = standings(read_rows(ROWS))
     write_json(REFERENCE / "controls.json", {"rows": [one.record() for one in found]})
     lines = [standings_table(found, "untrained").to_string(), "", contexts_table(found).to_string(), ""]
     for tokens in sorted({one.tokens for one in found}):
         here = {one.name: one for one in found if one.tokens == tokens}
         lines += ratio_lines(here)
-        for group, members in GROUPS.items():
-            wanted = members.keys() | {one.reference for one in members.values()}
-            shown = [one for one in here.values() if one.name in wanted]
-            if group == "contenders":
-                save_figure(plot_standings(shown), REFERENCE / f"controls_{tokens}.png")
-            elif any(members[one.name].reference in here for one in shown if one.name in members):
-                save_figure(plot_ratios(shown), REFERENCE / f"controls_{tokens}_{group}.png")
+        for group, figure in group_pictures(list(here.values())).items():
+            ending = "" if group == "contenders" else f"_{group}"
+            save_figure(figure, REFERENCE / f"controls_{tokens}{ending}.png")
     lines += ["", *expectation_sentences(found)]
     write_text(REFERENCE / "controls.txt", "\n".join(lines) + "\n")
     print(*lines, sep="\n", flush=True)

@@ -125,14 +125,21 @@ DECISIONS: dict[str, Contender] = {
 }  # fmt: skip
 
 
-def _objective(sentence: str, expected: str, reference: str = "regularised", **changes: Any) -> Contender:
-    return Contender(sentence, changes={**REGULARISED, **changes}, reference=reference, expected=expected)
+def _objective(
+    sentence: str, expected: str, reference: str = "regularised", contexts: str = "own", **changes: Any
+) -> Contender:
+    return Contender(sentence, "model", {**REGULARISED, **changes}, contexts, reference=reference, expected=expected)
 
 
 # What Phase 1 minimises, all with the same regularised readout.
 OBJECTIVES: dict[str, Contender] = {
     "regularised": _objective("CVFP + MCDL, regularised readout", "half the perplexity", "trained"),
     "regularised-untrained": _objective("an untrained block", "a little worse", max_iterations=0),
+    "regularised-last-token": _objective(
+        "no context: the same readout of zeros", "worse: without regularisation it was better", contexts="none",
+        max_iterations=0,
+    ),
+    "regularised-shuffled": _objective("contexts of other tokens", "worst of them", contexts="shuffled"),
     "regularised-exponent": _objective(
         "CVFP + MCDL from an initial exponent of -0.15", "less gained than with the notes' readout",
         initial_exponent=-0.15,

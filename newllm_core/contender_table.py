@@ -13,7 +13,7 @@ from newllm_core.configurations import ComparisonError
 from newllm_core.contender_list import contender
 from newllm_core.contenders import SEEDLESS, Row
 from newllm_core.diversity import PairedDifference
-from newllm_core.scaling import Floats, Interval
+from newllm_core.scaling import Floats, Interval, interval_text
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,10 @@ def seeds_text(num_seeds: int) -> str:
 
 
 def standings_table(found: Sequence[Standing], reference: str) -> pd.DataFrame:
-    """A row a contender, and its ratio to ``reference`` at the same number of tokens."""
+    """A row a contender, and its ratio to ``reference`` at the same number of tokens.
+
+    With one seed PPL's interval is over conversations alone, and the ratio is distinguishable for that seed alone.
+    """
     rows = []
     for one in found:
         other = next((each for each in found if each.name == reference and each.tokens == one.tokens), None)
@@ -133,7 +136,9 @@ def standings_table(found: Sequence[Standing], reference: str) -> pd.DataFrame:
                 "contender": one.name,
                 "training tokens": one.tokens,
                 "PPL": f"{one.perplexity:.1f} {_whole(one.interval)}",
-                f"× {reference}": "–" if ratio is None else f"{ratio.value:.3f} {ratio}",
+                f"× {reference}": "–" if ratio is None else f"{ratio.value:.3f} {interval_text(ratio.interval)}",
+                "seeds paired": "–" if ratio is None else ratio.num_seeds,
+                "distinguishable": "–" if ratio is None else "yes" if ratio.distinguishable else "no",
                 "bits a byte": f"{one.bits_per_byte:.3f}",
                 "trained parameters": f"{one.trainable_parameters:,}",
                 "CPU minutes": f"{one.cpu_seconds / 60:.1f}",

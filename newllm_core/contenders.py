@@ -74,6 +74,11 @@ def run_contenders(
     return rows
 
 
+def read_rows(folder: Path) -> list[Row]:
+    """Every row that was kept there. Raises RunError for a file that is not JSON."""
+    return [read_json(path) for path in sorted(folder.glob("*.json"))]
+
+
 def points_of(names: Sequence[str], base: Settings, seeds: Sequence[int]) -> list[tuple[str, Settings]]:
     """Every contender with every seed, and counts with the first alone. Raises ConfigError for an unknown name."""
     return [

@@ -7,15 +7,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from newllm_core.contender_list import contender
+from newllm_core.contender_list import GROUPS, contender
 from newllm_core.contender_table import Standing, perplexity_ratio, seeds_text
+from newllm_core.contenders import SEEDLESS
 from newllm_core.diversity import PairedDifference
 from newllm_core.exponent import WidthExponent
 from newllm_core.plots import MARK_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, new_axes
 
 _COLOURS = {"model": TRAIN_COLOUR, "network": VALIDATION_COLOUR, "pretrained": "black"}  # counts: MARK_COLOUR
 _KINDS = {
-    TRAIN_COLOUR: "context, and its controls", VALIDATION_COLOUR: "trained end to end", MARK_COLOUR: "counts",
+    TRAIN_COLOUR: "ContextBlock, and its controls", VALIDATION_COLOUR: "trained end to end", MARK_COLOUR: "counts",
     "black": "trained on other text",
 }  # fmt: skip
 
@@ -36,18 +37,46 @@ def plot_standings(found: Sequence[Standing]) -> Figure:
         axis.plot([one.perplexity], [place], "o", ms=7, color=colour)
         runs = [row["validation_perplexity"] for row in one.rows]
         axis.plot(runs, [place] * len(runs), "|", ms=9, color="black", alpha=0.6)
-        axis.annotate(f"{one.perplexity:.0f}", (one.perplexity, place), xytext=(0, 7), textcoords="offset points",
+        axis.annotate(f"{one.perplexity:,.0f}", (one.perplexity, place), xytext=(0, 7), textcoords="offset points",
                       ha="center", fontsize=8)  # fmt: skip
-    labels = [f"{one.name}\n{one.trainable_parameters:,} parameters, {one.cpu_seconds / 60:.1f} min" for one in found]
+    labels = [
+        f"{one.name}\n{one.trainable_parameters:,} parameters, {one.cpu_seconds / 60:.1f} min, {_count(one)}"
+        for one in found
+    ]
     _named_places(axis, labels)
     axis.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 3, 5, 7)))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axis.set(xlabel="validation perplexity (lower is better), 95 % over seeds and conversations; a stroke: a run")
-    seeds = ", ".join(map(str, sorted({seed for one in found for seed in one.seeds})))
-    axis.set_title(f"{_source(found)}, seeds {seeds}\ntrained parameters, CPU minutes under each name", fontsize=9)
+    axis.set(xlabel="validation perplexity (lower is better), 95 % over seeds and conversations; black stroke: one run")
+    under = (
+        "under each name: trained parameters, CPU minutes, seeds (with one, the interval is over conversations alone)"
+    )
+    axis.set_title(f"{_source(found)}\n{under}", fontsize=9)
     handles = [Line2D([], [], marker="o", color=colour, label=_KINDS[colour]) for colour in _KINDS if colour in colours]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
     return figure
+
+
+def _count(one: Standing) -> str:
+    if contender(one.name).kind in SEEDLESS:
+        return "no seed"
+    return "1 seed" if len(one.seeds) == 1 else f"{len(one.seeds)} seeds"
+
+
+def group_pictures(found: Sequence[Standing]) -> dict[str, Figure]:
+    """By group of `contender_list`, of contenders at one number of training tokens: their standings, or their ratios.
+
+    Groups of which nobody, or nobody's reference, is there are left out.
+    """
+    there, pictures = _by_name(found), {}
+    for group, members in GROUPS.items():
+        if group == "contenders":
+            shown = [one for one in found if one.name in members]
+            if shown:
+                pictures[group] = plot_standings(shown)
+        elif any(name in there and one.reference in there for name, one in members.items()):
+            wanted = members.keys() | {one.reference for one in members.values()}
+            pictures[group] = plot_ratios([one for one in found if one.name in wanted])
+    return pictures
 
 
 def plot_ratios(found: Sequence[Standing]) -> Figure:
@@ -112,8 +141,8 @@ def plot_exponents(found: Sequence[WidthExponent], wished: float, source: str) -
         "s-", color=VALIDATION_COLOUR, label=f"recurrent weights scaled to {wished:+.2f}",
     )  # fmt: skip
     for one in found:
-        text = f"× {one.scaled.scale:.2f}" if one.scaled.success else "none"
-        axis.annotate(text, (one.context_dim, one.scaled.exponent), xytext=(0, -12), textcoords="offset points",
+        text = f"weights × {one.scaled.scale:.2f}" if one.scaled.success else "no factor"
+        axis.annotate(text, (one.context_dim, wished), xytext=(0, -14), textcoords="offset points",
                       ha="center", fontsize=8, color=VALIDATION_COLOUR)  # fmt: skip
     axis.axhline(0, color="grey", lw=1)
     axis.margins(y=0.2)

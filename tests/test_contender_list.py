@@ -30,7 +30,10 @@ def test_every_models_settings_are_possible(name: str) -> None:
 def test_what_has_a_reference_differs_from_it_and_says_what_was_expected(name: str) -> None:
     chosen = contender(name)
     assert chosen.reference is not None and chosen.expected
-    assert contender_settings(name, Settings()) != contender_settings(chosen.reference, Settings())
+    other = contender(chosen.reference)
+    assert (contender_settings(name, Settings()), chosen.contexts) != (
+        contender_settings(chosen.reference, Settings()), other.contexts,
+    )  # fmt: skip
     assert contender_settings(name, Settings()).data == contender_settings(chosen.reference, Settings()).data
 
 

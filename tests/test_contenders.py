@@ -24,9 +24,9 @@ from newllm_core.contender_table import (
     standings,
     standings_table,
 )
-from newllm_core.contenders import Row, changed_contexts, run_contender, run_contenders
+from newllm_core.contenders import Row, changed_contexts, read_rows, run_contender, run_contenders
 from newllm_core.phase1 import Phase1Result
-from newllm_core.plots_contenders import plot_ratios, plot_standings
+from newllm_core.plots_contenders import group_pictures, plot_ratios, plot_standings
 from newllm_core.runs import RunError, read_json, write_json
 
 # Two validation conversations, for an interval.
@@ -217,6 +217,17 @@ def test_picture_of_ratios_shows_those_with_a_reference_and_marks_what_is_not_di
     assert marks[1].get_xdata()[0] == pytest.approx(math.exp(0.2))
     with pytest.raises(ValueError, match="whose reference is there too"):
         plot_ratios(standings([row("gru", [20, 50])]))
+
+
+def test_a_group_has_a_picture_when_someone_can_be_shown(tmp_path: Path) -> None:
+    together = [row("trained", [20, 50]), row("w-1.0", [20.2, 49.9]), row("best-no-cache", [20, 50])]
+    for number, one in enumerate(together):
+        write_json(tmp_path / f"{number}.json", one)
+    pictures = group_pictures(standings(read_rows(tmp_path)))
+    assert set(pictures) == {"contenders", "decisions"}  # of best's parts one is there, but not best
+    labels = [label.get_text().split("\n")[0] for label in pictures["contenders"].axes[0].get_yticklabels()]
+    assert labels == ["trained"]
+    assert group_pictures(standings([row("best-no-cache", [20, 50])])) == {}
 
 
 def test_figures_of_contexts_are_of_those_who_read_them(rows: list[Row]) -> None:
