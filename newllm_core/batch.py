@@ -229,7 +229,7 @@ def _run_job(job: Job, again: bool) -> Outcome:
     start = time.perf_counter()
     try:
         run_notebook(job.notebook, job.output, job.parameters, job.profile)
-    except BatchError as error:
+    except (BatchError, OSError) as error:
         return Outcome(job, "failed", time.perf_counter() - start, str(error))
     return Outcome(job, "finished", time.perf_counter() - start)
 

@@ -43,7 +43,7 @@ class CheckpointPlace:
 def with_circumstances(
     place: CheckpointPlace, device: torch.device, tensors: Mapping[str, Sequence[Tensor]], **others: str
 ) -> CheckpointPlace:
-    """With all else that the next step depends on: the same configuration can meet other data or another device."""
+    """With the device and the hashes of ``tensors``: the same configuration can meet other data."""
     hashes = {name: sha256_tensors(*read) for name, read in tensors.items()}
     return CheckpointPlace(place.folder, {**place.configs, "read": {"device": device.type, **others, **hashes}})
 

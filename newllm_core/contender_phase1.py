@@ -5,13 +5,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from newllm_core.config import Phase1Config, config_hash
 from newllm_core.experiment import CONTEXT_WEIGHTS, PHASE1_RECORD, configs_record
 from newllm_core.metrics import contraction_rate, forgetting_horizon, stream_rank
 from newllm_core.model import StreamEmbeddings
 from newllm_core.phase1 import Phase1Result, finish_phase1, train_phase1
 from newllm_core.preparation import Prepared
-from newllm_core.runs import load_tensors, read_json, refuse_other_config, save_tensors, write_json
+from newllm_core.runs import (
+    derived_generator,
+    load_tensors,
+    locked,
+    read_json,
+    refuse_other_config,
+    save_tensors,
+    write_json,
+)
 
 _FORGETTING_TOKENS = 4096  # that exponent and horizon are measured on
 
@@ -38,9 +48,16 @@ def kept_phase1(prepared: Prepared, config: Phase1Config, folder: Path) -> KeptP
     model_part = prepared.model.config.phase1_part()
     place = folder / config_hash(prepared.data, model_part, config, prepared.run)
     configs = configs_record(prepared.data, model_part, config, prepared.run)
+    with locked(place / "phase1.lock"):
+        return _kept_alone(prepared, config, place, configs)
+
+
+def _kept_alone(prepared: Prepared, config: Phase1Config, place: Path, configs: dict[str, Any]) -> KeptPhase1:
     if (place / PHASE1_RECORD).is_file():
         return _found(prepared, place, configs)
     began = time.process_time()
+    # Losses that draw would else depend on how many numbers the weights of this row's readout took.
+    torch.manual_seed(derived_generator("phase 1 of contenders", prepared.run.seed).initial_seed())
     result = train_phase1(prepared.model, prepared.train_tokens, prepared.validation_tokens, config, prepared.run.seed)
     figures = _figures(prepared, result, config)
     record = {"config": configs, "figures": figures, "cpu_seconds": time.process_time() - began}
@@ -53,8 +70,10 @@ def _found(prepared: Prepared, place: Path, configs: dict[str, Any]) -> KeptPhas
     record = read_json(place / PHASE1_RECORD)
     refuse_other_config(record, configs, place)
     prepared.model.context_block.load_state_dict(load_tensors(place / CONTEXT_WEIGHTS))
+    began = time.process_time()
     contexts = finish_phase1(prepared.model, prepared.train_tokens, prepared.validation_tokens, None)
-    return KeptPhase1(contexts, record["figures"], record["cpu_seconds"])
+    again = time.process_time() - began  # is in the training's own figure
+    return KeptPhase1(contexts, record["figures"], record["cpu_seconds"] - again)
 
 
 def _figures(prepared: Prepared, result: Phase1Result, config: Phase1Config) -> dict[str, Any]:

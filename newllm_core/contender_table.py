@@ -20,7 +20,8 @@ from newllm_core.scaling import Floats, Interval, interval_text
 class Standing:
     """One contender at one number of training tokens. ``interval``: 95 %, over seeds and conversations.
 
-    ``cpu_seconds`` and ``bits_per_byte`` are means over seeds.
+    ``trainable_parameters``: of the finished model, trained in both phases. ``discarded_parameters``: of the linear map
+    that a predicting Phase 1 trains and throws away. ``cpu_seconds`` and ``bits_per_byte`` are means over seeds.
     """
 
     name: str
@@ -30,8 +31,14 @@ class Standing:
     interval: Interval | None
     bits_per_byte: float
     trainable_parameters: int
+    discarded_parameters: int
     cpu_seconds: float
     rows: tuple[Row, ...]
+
+    @property
+    def parameters_text(self) -> str:
+        """Of the finished model, + those that were trained and thrown away."""
+        return f"{self.trainable_parameters:,}" + f" + {self.discarded_parameters:,}" * bool(self.discarded_parameters)
 
     def record(self) -> dict[str, Any]:
         """As in `controls.json` (issue 5)."""
@@ -44,6 +51,7 @@ class Standing:
             "interval": None if self.interval is None else list(self.interval),
             "bits_per_byte": self.bits_per_byte,
             "trainable_parameters": self.trainable_parameters,
+            "discarded_parameters": self.discarded_parameters,
             "cpu_seconds": self.cpu_seconds,
         }
 
@@ -67,12 +75,26 @@ def _standing(name: str, tokens: int, rows: Sequence[Row]) -> Standing:
     seeds = tuple(row["seed"] for row in rows)
     if len(set(seeds)) < len(seeds):
         raise ComparisonError(f"{name} at {tokens:,} tokens: expected each seed once, given {seeds}")
+    if any(_but_seed(row["config"]) != _but_seed(rows[0]["config"]) for row in rows):
+        raise ComparisonError(f"{name} at {tokens:,} tokens: expected one configuration, given rows of several")
     mean, interval = clustered_mean(*_losses(rows))
     figures = {key: over_seeds([row[key] for row in rows]).value for key in ("bits_per_byte", "cpu_seconds")}
     return Standing(
         name, tokens, seeds, math.exp(mean), exp_interval(interval),
-        trainable_parameters=rows[0]["trainable_parameters"], rows=tuple(rows), **figures,  # type: ignore[arg-type]
+        trainable_parameters=rows[0]["trainable_parameters"], discarded_parameters=_discarded(rows[0]["config"]),
+        rows=tuple(rows), **figures,  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+def _discarded(configs: dict[str, Any]) -> int:
+    phase1 = configs.get("phase1")
+    if phase1 is None or phase1["objective"] == "cvfp" or not phase1["max_iterations"]:
+        return 0
+    return int((configs["model"]["context_dim"] + 1) * configs["model"]["embed_dim"])
+
+
+def _but_seed(configs: dict[str, Any]) -> dict[str, Any]:
+    return {section: {**values, "seed": None} for section, values in configs.items()}
 
 
 def _losses(rows: Sequence[Row]) -> tuple[Floats, Floats]:
@@ -138,14 +160,20 @@ def standings_table(found: Sequence[Standing], reference: str) -> pd.DataFrame:
                 "PPL": f"{one.perplexity:.1f} {_whole(one.interval)}",
                 f"× {reference}": "–" if ratio is None else f"{ratio.value:.3f} {interval_text(ratio.interval)}",
                 "seeds paired": "–" if ratio is None else ratio.num_seeds,
-                "distinguishable": "–" if ratio is None else "yes" if ratio.distinguishable else "no",
+                "distinguishable": "–" if ratio is None else _verdict(ratio),
                 "bits a byte": f"{one.bits_per_byte:.3f}",
-                "trained parameters": f"{one.trainable_parameters:,}",
+                "trained parameters": one.parameters_text,
                 "CPU minutes": f"{one.cpu_seconds / 60:.1f}",
                 "seeds": len(one.seeds),
             }
         )
     return pd.DataFrame(rows).set_index("contender")
+
+
+def _verdict(ratio: PairedDifference) -> str:
+    if not ratio.distinguishable:
+        return "no"
+    return "for this seed" if ratio.num_seeds == 1 else "yes"
 
 
 def contexts_table(found: Sequence[Standing]) -> pd.DataFrame:

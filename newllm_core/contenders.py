@@ -19,7 +19,7 @@ from newllm_core.baselines.config import BaselineConfig, baseline_config
 from newllm_core.baselines.gpt2 import gpt2_nats
 from newllm_core.baselines.ngrams import fit_kneser_ney
 from newllm_core.baselines.train import train_baseline
-from newllm_core.config import Settings, config_hash
+from newllm_core.config import ConfigError, Settings, config_hash
 from newllm_core.contender_list import Contender, contender
 from newllm_core.contender_phase1 import kept_phase1
 from newllm_core.data import token_byte_lengths
@@ -35,6 +35,13 @@ from newllm_core.unigram import fit_unigram
 
 CONTENDERS_DIR = RESULTS_DIR / "contenders"
 PHASE1_FOLDER = "phase1"  # beside the rows: weights that rows have in common
+# What makes a model another one, and not a larger or shorter trained one.
+_NOTES_MODEL = (
+    ("model", "weight_std"), ("model", "initial_exponent"), ("model", "time_scales"), ("model", "readout"),
+    ("model", "token_gate"), ("model", "adapter_rank"), ("model", "logit_scale"), ("phase1", "objective"),
+    ("phase2", "unigram_bias"), ("phase2", "dropout"), ("phase2", "weight_decay"), ("phase2", "schedule"),
+    ("phase2", "cache_weight"),
+)  # fmt: skip
 SEEDLESS = ("unigram", "kneser-ney", "pretrained")  # kinds whose figures no seed touches
 Row = dict[str, Any]
 
@@ -66,6 +73,10 @@ def run_contenders(
     Raises ConfigError for an unknown name or an impossible value before anything is run.
     """
     points = points_of(names, base, seeds)
+    for point in points:
+        row_path(*point, folder, network_changes or {})  # refuses what is impossible
+    if network_changes:
+        baseline_config("gru", **network_changes)  # also where no network takes part
     rows = []
     bar = progress_bar(points, desc="contenders", unit="run")
     for name, settings in bar:
@@ -80,7 +91,19 @@ def read_rows(folder: Path) -> list[Row]:
 
 
 def points_of(names: Sequence[str], base: Settings, seeds: Sequence[int]) -> list[tuple[str, Settings]]:
-    """Every contender with every seed, and counts with the first alone. Raises ConfigError for an unknown name."""
+    """Every contender with every seed, and counts with the first alone.
+
+    Raises ConfigError for an unknown name, and for a ``base`` that is not the notes' model: contenders are changes to
+    that.
+    """
+    plain = Settings()
+    for part, field_name in _NOTES_MODEL:
+        given, expected = getattr(getattr(base, part), field_name), getattr(getattr(plain, part), field_name)
+        if given != expected:
+            raise ConfigError(
+                f"contenders are changes to the notes' model: expected {field_name}={expected!r}, given {given!r} "
+                "(the better model is the contender 'best')"
+            )
     return [
         (name, vary(base, "seed", seed))
         for name in names

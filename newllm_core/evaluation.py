@@ -36,8 +36,8 @@ def evaluate(
 ) -> Evaluation:
     """Context i predicts token i + 1. `contexts [N, L, C], tokens [N]`, N >= 2 -> figures of N - 1 targets.
 
-    ``cache``: whose continuous cache, if it has one, is mixed into the losses; its states are the hidden states.
-    Accuracy stays the model's.
+    ``cache``: whose continuous cache, if it has one, is mixed into the losses; its states are the `[n, E]` hidden
+    states. Accuracy stays the model's.
     """
     mixes = cache is not None and cache.cache_weight > 0
     hidden, nats, correct = [], [], []
@@ -47,7 +47,8 @@ def evaluate(
         nats.append(figures.nats)
         correct.append(figures.correct)
         if mixes:
-            hidden.append(states.cpu())
+            # Without a bias's two unit columns, which would make every state a little more like every other.
+            hidden.append(states[:, : model.config.embed_dim].cpu())
     plain = Evaluation(torch.cat(nats).cpu(), torch.cat(correct).cpu())
     if cache is None or not mixes:
         return plain

@@ -36,6 +36,7 @@ from newllm_core.runs import (
     RECORD_NAME,
     is_complete,
     load_tensors,
+    locked,
     read_json,
     refuse_other_config,
     save_tensors,
@@ -69,9 +70,17 @@ def run_folder_name(settings: Settings) -> str:
 def run_phase1(prepared: Prepared, config: Phase1Config, phase1_dir: Path) -> tuple[Phase1Result, dict[str, Any]]:
     """Train, measure and save Phase 1, or load it from ``phase1_dir`` when it is there.
 
-    The model of ``prepared`` carries the kept weights afterwards. Returns the contexts, and the record.
+    Of two processes that want the same one, the second waits and loads it. The model of ``prepared`` carries the kept
+    weights afterwards. Returns the contexts, and the record.
     Raises RunError when the folder holds another configuration or a damaged file.
     """
+    with locked(phase1_dir / "phase1.lock"):
+        return _run_phase1_alone(prepared, config, phase1_dir)
+
+
+def _run_phase1_alone(
+    prepared: Prepared, config: Phase1Config, phase1_dir: Path
+) -> tuple[Phase1Result, dict[str, Any]]:
     configs = configs_record(prepared.data, prepared.model.config, config, prepared.run)
     block = prepared.model.context_block
     checkpoints = CheckpointPlace(phase1_dir / PHASE1_CHECKPOINT, configs)
@@ -91,7 +100,7 @@ def run_phase1(prepared: Prepared, config: Phase1Config, phase1_dir: Path) -> tu
     assert result.history is not None
     record = {"config": configs, **measure_phase1(prepared, config, result, result.history)}
     record["spectrum"]["validation_before"] = before
-    record["seconds"] = time.perf_counter() - began
+    record["seconds"] = time.perf_counter() - began + result.history.earlier_seconds
     save_tensors(phase1_dir / CONTEXT_WEIGHTS, block.state_dict())
     write_json(phase1_dir / PHASE1_RECORD, record)
     discard_checkpoint(checkpoints.folder)

@@ -69,6 +69,7 @@ class Phase1History:
         stale_contexts: `[n, C]`, the first contexts of the best iteration's pass, one step behind the kept weights;
             None when nothing was trained.
         seconds: of training, checks included; None when nothing was trained.
+        earlier_seconds: those of them that were spent before an interruption.
     """
 
     untrained_rank: StreamRank
@@ -77,6 +78,7 @@ class Phase1History:
     stopped_early: bool = False
     stale_contexts: Tensor | None = None
     seconds: float | None = None
+    earlier_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -144,12 +146,14 @@ class _Trainer:
         read = {
             "initial_block": list(model.context_block.state_dict().values()),
             "tokens": [train_tokens, validation_tokens],
+            "embedding": [model.embedding],
         }
         self.checkpoints = checkpoints and with_circumstances(checkpoints, train_tokens.device, read)
         self.records: list[IterationRecord] = []
         self.best_score, self.best_iteration, self.checks_without_gain = -math.inf, 0, 0
         self.best_weights, self.stale = dict[str, Tensor](), self.zero.new_empty(0, len(self.zero))
         self.began = self.saved = time.perf_counter()
+        self.earlier_seconds = 0.0
 
     def train(self) -> Phase1History:
         untrained = stream_rank(self._check_contexts(iteration=0), self.config.effective_rank_tokens)
@@ -171,8 +175,13 @@ class _Trainer:
                     self.saved = time.perf_counter()
         self.model.context_block.load_state_dict(self.best_weights)
         stopped_early = len(self.records) < last
-        seconds = time.perf_counter() - self.began
-        return Phase1History(untrained, self.records, self.best_iteration, stopped_early, self.stale, seconds)
+        return Phase1History(
+            untrained, self.records, self.best_iteration, stopped_early, self.stale, self._seconds(),
+            self.earlier_seconds,
+        )  # fmt: skip
+
+    def _seconds(self) -> float:
+        return self.earlier_seconds + time.perf_counter() - self.began
 
     def _iterate(self, objective: CvfpPass | PredictivePass, iteration: int) -> None:
         """One pass, and where it is due the check, whose weights are kept if no check before was as good."""
@@ -198,7 +207,7 @@ class _Trainer:
         }  # fmt: skip
         states |= {
             "best": [self.best_score, self.best_iteration, self.checks_without_gain],
-            "seconds": time.perf_counter() - self.began,
+            "seconds": self._seconds(),
             **generator_states(self.zero.device),
         }
         return Checkpoint(place.configs, [asdict(record) for record in self.records], joined(parts), states)
@@ -215,7 +224,7 @@ class _Trainer:
         self.best_score, self.best_iteration, self.checks_without_gain = found.states["best"]
         self.best_weights, self.stale = parts["best"], parts["stale"]["contexts"]
         self.records = [_stored_record(figures) for figures in found.epochs]
-        self.began -= found.states["seconds"]
+        self.earlier_seconds = found.states["seconds"]
         restore_generators(found.states, self.zero.device)
 
     def _show(self, progress: Any) -> None:

@@ -166,6 +166,7 @@ class _Trainer:
         read = {
             "context_block": list(model.context_block.state_dict().values()),
             "tokens": [train_tokens, validation_tokens],
+            "embedding": [model.embedding],
         }
         self.checkpoints = checkpoints and with_circumstances(checkpoints, train_tokens.device, read, head=self.method)
         self.epochs: list[EpochRecord] = []

@@ -40,8 +40,7 @@ def plot_standings(found: Sequence[Standing]) -> Figure:
         axis.annotate(f"{one.perplexity:,.0f}", (one.perplexity, place), xytext=(0, 7), textcoords="offset points",
                       ha="center", fontsize=8)  # fmt: skip
     labels = [
-        f"{one.name}\n{one.trainable_parameters:,} parameters, {one.cpu_seconds / 60:.1f} min, {_count(one)}"
-        for one in found
+        f"{one.name}\n{one.parameters_text} parameters, {one.cpu_seconds / 60:.1f} min, {_count(one)}" for one in found
     ]
     _named_places(axis, labels)
     axis.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 3, 5, 7)))
@@ -82,8 +81,8 @@ def group_pictures(found: Sequence[Standing]) -> dict[str, Figure]:
 def plot_ratios(found: Sequence[Standing]) -> Figure:
     """Perplexity over that of what each contender is held against, paired, best on top, log axis, 95 % intervals.
 
-    Hollow where the interval holds 1. Who has no reference among ``found`` is left out. Raises ValueError when that is
-    everyone, and for several numbers of tokens.
+    Hollow where the interval holds 1, a diamond where there is one seed. Who has no reference among ``found`` is left
+    out. Raises ValueError when that is everyone, and for several numbers of tokens.
     """
     there = _by_name(found)
     pairs = [(one, there.get(contender(one.name).reference or "")) for one in found]
@@ -100,8 +99,9 @@ def plot_ratios(found: Sequence[Standing]) -> Figure:
     _named_places(axis, labels)
     axis.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set(xlabel="ratio of validation perplexities (below 1: better), 95 %, paired; hollow: not distinguishable")
-    axis.set_title(_source(found), fontsize=9)
+    axis.set(xlabel="ratio of validation perplexities (below 1: better), 95 %, paired by seed and conversation")
+    marks = "diamond: one seed, whose own spread is not in the interval; hollow: not distinguishable from 1"
+    axis.set_title(f"{_source(found)}\n{marks}", fontsize=9)
     return figure
 
 
@@ -110,7 +110,8 @@ def _draw_ratio(axis: Axes, place: int, ratio: PairedDifference) -> None:
     if ratio.interval is not None:
         axis.plot(ratio.interval, [place] * 2, color=TRAIN_COLOUR, lw=1.8)
         face = "white" if ratio.interval[0] <= 1 <= ratio.interval[1] else TRAIN_COLOUR
-    axis.plot([ratio.value], [place], "o", ms=7, color=TRAIN_COLOUR, mfc=face)
+    mark = "D" if ratio.num_seeds == 1 else "o"
+    axis.plot([ratio.value], [place], mark, ms=6 if mark == "D" else 7, color=TRAIN_COLOUR, mfc=face)
     axis.annotate(f"{ratio.value:.3f}", (ratio.value, place), xytext=(0, 7), textcoords="offset points",
                   ha="center", fontsize=8)  # fmt: skip
 

@@ -50,7 +50,7 @@ def row(name: str, nats: list[float], seed: int = 1, tokens: int = 100) -> Row:
         "name": name, "seed": seed, "tokens": {"train": tokens, "validation": 31}, "corpus": "made up",
         "embeddings": "none", "validation_conversations": {"nats": nats, "tokens": [10, 20]},
         "validation_perplexity": math.exp(sum(nats) / 30), "bits_per_byte": 1.5, "trainable_parameters": 7,
-        "cpu_seconds": 60.0,
+        "cpu_seconds": 60.0, "config": {"run": {"seed": seed}},
     }  # fmt: skip
 
 
@@ -112,7 +112,10 @@ def test_unknown_names_and_impossible_values_stop_before_anything_runs(tmp_path:
     with pytest.raises(ConfigError, match="Did you mean 'unigram'"):
         run_contenders(["trained", "unigramm"], SMALL, [1], tmp_path)
     with pytest.raises(ConfigError, match="widht"):
-        run_contenders(["gru"], SMALL, [1], tmp_path, network_changes={"widht": 8})
+        run_contenders(["trained", "gru"], SMALL, [1], tmp_path, network_changes={"widht": 8})
+    better = dataclasses.replace(SMALL, phase2=dataclasses.replace(SMALL.phase2, dropout=0.4))
+    with pytest.raises(ConfigError, match="changes to the notes' model: expected dropout=0.0, given 0.4"):
+        run_contenders(["trained"], better, [1], tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -155,6 +158,14 @@ def test_standings_are_sorted_and_their_intervals_hold_the_value() -> None:
     assert record["seeds"] == [1, 2] and record["cpu_seconds"] == 60 and record["name"] == "gru"
 
 
+def test_what_phase_1_trains_and_throws_away_is_named() -> None:
+    configs = {"model": {"context_dim": 4, "embed_dim": 6}, "phase1": {"objective": "contrastive", "max_iterations": 2}}
+    (one,) = standings([{**row("best", [20, 50]), "config": configs}])
+    assert one.discarded_parameters == 30 and one.parameters_text == "7 + 30"
+    (plain,) = standings([row("gru", [20, 50])])
+    assert plain.discarded_parameters == 0 and plain.parameters_text == "7"
+
+
 def test_a_constant_ratio_has_no_spread_and_is_distinguishable() -> None:
     """0.1 nats a token less, in every conversation and with every seed."""
     rows = [
@@ -188,6 +199,9 @@ def test_what_cannot_be_compared_is_refused() -> None:
     other_text["validation_conversations"] = {"nats": [1.0, 2.0], "tokens": [11, 20]}
     with pytest.raises(ComparisonError, match="same validation conversations"):
         standings([row("gru", [20, 50]), other_text])
+    with pytest.raises(ComparisonError, match="one configuration"):
+        other = row("gru", [20, 51], 2)
+        standings([row("gru", [20, 50], 1), {**other, "config": {**other["config"], "network": {"width": 9}}}])
     with pytest.raises(ComparisonError, match="each seed once"):
         standings([row("gru", [20, 50]), row("gru", [20, 51])])
     with pytest.raises(ComparisonError, match="at least one row"):
@@ -212,7 +226,7 @@ def test_picture_of_ratios_shows_those_with_a_reference_and_marks_what_is_not_di
     near, far = row("w-1.0", [20.2, 49.9]), row("w-0.5", [22, 54])
     (axis,) = plot_ratios(standings([row("trained", [20, 50]), near, far, row("gru", [10, 20])])).axes
     assert [label.get_text().split(" / ")[0] for label in axis.get_yticklabels()] == ["w-1.0", "w-0.5"]
-    marks = [line for line in axis.lines if line.get_marker() == "o"]
+    marks = [line for line in axis.lines if line.get_marker() == "D"]  # one seed
     assert [mark.get_markerfacecolor() == "white" for mark in marks] == [True, False]
     assert marks[1].get_xdata()[0] == pytest.approx(math.exp(0.2))
     with pytest.raises(ValueError, match="whose reference is there too"):

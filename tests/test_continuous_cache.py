@@ -11,6 +11,7 @@ from torch import Tensor
 
 from newllm_core import continuous_cache
 from newllm_core.continuous_cache import cached_nats
+from newllm_core.head import Head
 from newllm_core.phase1 import finish_phase1
 from newllm_core.phase2 import train_phase2
 
@@ -65,3 +66,18 @@ def test_evaluation_mixes_the_cache_in_and_helps_where_text_repeats() -> None:
         losses[weight] = result.best.validation_loss
         assert result.validation.mean_nats == losses[weight]
     assert losses[0.3] < losses[0.0]
+
+
+def test_states_of_the_cache_are_hidden_states_without_a_biass_unit_columns() -> None:
+    train, validation = make_tokens(200), make_tokens(40, seed=9)
+    model, config = make_model(), phase2_config(cache_weight=0.3, cache_scale=20.0, unigram_bias=True, max_epochs=1)
+    contexts = finish_phase1(model, train, validation, None)
+    found = train_phase2(model, contexts, train, validation, config, seed=1).validation.nats
+    with torch.no_grad():
+        hidden = model.hidden(contexts.validation_contexts[:-1], validation[:-1])
+    plain = Head(model.output_weight().detach(), "blocks").token_figures(hidden, validation[1:]).nats
+    assert torch.equal(hidden[:, -2:], torch.ones(len(hidden), 2))
+    mixed = cached_nats(
+        plain, hidden[:, :-2], validation, weight=0.3, scale=20.0, num_cached=config.cache_tokens
+    )  # fmt: skip
+    torch.testing.assert_close(found, mixed)

@@ -24,6 +24,8 @@ KINDS: dict[str, dict[str, Any]] = {
     # The first check is due after the interruption.
     "late check": {"check_interval": 5},
     "contrastive": {"objective": "contrastive", **PREDICTIVE},
+    # Stops early, after the interruption, by a count of checks that began before it.
+    "patience": {"max_iterations": 9, "min_iterations": 1, "patience": 2, "learning_rate": 1.0, "context_noise": 0.0},
     "regression": {"objective": "regression", "diversity_algorithm": "ODCM", **PREDICTIVE},
 }
 
@@ -60,7 +62,8 @@ def interrupt(values: dict[str, Any], folder: Path, iteration: int) -> None:
 def test_an_interrupted_phase_1_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(SEED)  # what the slices of SIGReg are drawn from
     whole, weights = train(KINDS[kind], None)
-    for iteration in (1, 4):
+    assert whole.stopped_early == (kind == "patience")
+    for iteration in (1, len(whole.iterations) - 1):
         interrupt(KINDS[kind], tmp_path / str(iteration), iteration)
         torch.manual_seed(99)  # another session's generator
         resumed, resumed_weights = train(KINDS[kind], tmp_path / str(iteration))

@@ -14,7 +14,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from newllm_core.runs import current_commit, library_versions
+from newllm_core.runs import current_commit, library_versions, locked
 from newllm_core.vision.search_plan import SearchPlan
 
 logger = logging.getLogger("newllm")
@@ -26,14 +26,6 @@ _FIRST_NUMBER = "first_number"  # user attribute: the number under which an inte
 
 class SearchError(RuntimeError):
     """A search that cannot be run or read; the message says why."""
-
-
-@contextmanager
-def _lock(path: Path, kind: int) -> Iterator[None]:
-    """An advisory lock that ends with the process, however that ends."""
-    with path.open("a") as stream:
-        fcntl.flock(stream, kind)
-        yield
 
 
 @contextmanager
@@ -54,12 +46,12 @@ def alone(folder: Path) -> Iterator[Callable[[], None]]:
 
 def as_worker(folder: Path) -> AbstractContextManager[None]:
     """To be held by a process of its own while it works."""
-    return _lock(folder / LOCK_NAME, fcntl.LOCK_SH)
+    return locked(folder / LOCK_NAME, shared=True)
 
 
 def asking(folder: Path) -> AbstractContextManager[None]:
     """Held by one worker at a time while it asks for a trial."""
-    return _lock(folder / "ask.lock", fcntl.LOCK_EX)
+    return locked(folder / "ask.lock")
 
 
 def _storage(folder: Path) -> JournalStorage:
