@@ -45,12 +45,11 @@ def estimate_contenders(
     changes = network_changes or {}
     points = points_of(names, base, seeds)
     unfinished = [point for point in points if not row_path(*point, folder, changes).is_file()]
-    prepared = prepare(base.data, base.model, base.run, data_dir) if unfinished else None
     seconds, known = 0.0, dict[str, float]()
     for name, settings in unfinished:
-        assert prepared is not None
         if name not in known:
-            known[name] = _seconds(name, settings, prepared, changes)
+            own = contender_settings(name, settings)
+            known[name] = _seconds(name, own, prepare(own.data, own.model, own.run, data_dir), changes)
         seconds += known[name]
     return ContendersEstimate(len(points), len(points) - len(unfinished), seconds)
 
@@ -60,7 +59,7 @@ def _seconds(name: str, settings: Settings, prepared: Prepared, changes: Mapping
     if chosen.network is not None:
         return _network_seconds(baseline_config(chosen.network, **changes), prepared)
     if chosen.kind == "model":
-        return 60 * estimate(prepared, contender_settings(name, settings)).longest_minutes
+        return 60 * estimate(prepared, settings).longest_minutes
     return _KNESER_NEY_SECONDS_PER_TOKEN * len(prepared.train_tokens) if chosen.kind == "kneser-ney" else 0.0
 
 
@@ -68,8 +67,12 @@ def _network_seconds(config: BaselineConfig, prepared: Prepared) -> float:
     """From the second of two short epochs, by the tokens that are trained on and judged."""
     tokens = min(len(prepared.train_tokens), _TIMED_SEGMENTS * config.num_streams * config.segment_tokens + 1)
     judged = min(len(prepared.validation_tokens), _TIMED_VALIDATION)
-    short = replace(config, max_epochs=2, patience=2)
     train, validation = prepared.train_tokens[:tokens], prepared.validation_tokens[:judged]
+    # The softmax of training is over the types of the whole text, of which a piece has few.
+    sample = config.unseen_sample
+    if sample is not None:
+        sample += len(prepared.train_tokens.unique()) - len(train.unique())
+    short = replace(config, max_epochs=2, patience=2, unseen_sample=sample)
     timed = train_baseline(prepared.model, train, validation, short, prepared.run.seed)
     # Judging takes about a third of training.
     share = (len(prepared.train_tokens) + len(prepared.validation_tokens) / 3) / (tokens + judged / 3)
