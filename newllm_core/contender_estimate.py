@@ -57,7 +57,8 @@ def estimate_contenders(
 def _seconds(name: str, settings: Settings, prepared: Prepared, changes: Mapping[str, Any]) -> float:
     chosen = contender(name)
     if chosen.network is not None:
-        return _network_seconds(baseline_config(chosen.network, **changes), prepared)
+        network = baseline_config(chosen.network, embed_dim=settings.model.embed_dim, **changes)
+        return _network_seconds(network, prepared)
     if chosen.kind == "model":
         return 60 * estimate(prepared, settings).longest_minutes
     return _KNESER_NEY_SECONDS_PER_TOKEN * len(prepared.train_tokens) if chosen.kind == "kneser-ney" else 0.0

@@ -155,7 +155,7 @@ def _sections(name: str, settings: Settings, network_changes: Mapping[str, Any])
     if chosen.kind == "model":
         return {part: getattr(settings, part) for part in ("data", "model", "phase1", "phase2", "run")}
     if chosen.network is not None:
-        network = baseline_config(chosen.network, **network_changes)
+        network = baseline_config(chosen.network, embed_dim=settings.model.embed_dim, **network_changes)
         return {"data": settings.data, "network": network, "run": settings.run}
     return {"data": settings.data}
 

@@ -41,7 +41,15 @@ def cycle(length: int) -> Tensor:
 
 
 def small_config(network: str, **changes: object) -> BaselineConfig:
-    values = {"width": 16, "num_layers": 1, "dropout": 0.0, "num_streams": 4, "segment_tokens": 8, "max_epochs": 3}
+    values = {
+        "embed_dim": EMBED_DIM,
+        "width": 16,
+        "num_layers": 1,
+        "dropout": 0.0,
+        "num_streams": 4,
+        "segment_tokens": 8,
+        "max_epochs": 3,
+    }
     return BaselineConfig(network=network, **{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -139,13 +147,13 @@ def test_the_bias_keeps_sixteen_bits_where_products_are_rounded() -> None:
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_baseline_has_1_05_million_parameters_within_10_percent(name: str) -> None:
-    count = sum(parameter.numel() for parameter in build_network(baseline_config(name), 384).parameters())
+    count = sum(parameter.numel() for parameter in build_network(baseline_config(name)).parameters())
     assert count == pytest.approx(1.05e6, rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["gru", "lstm", "mingru"])
 def test_segments_with_their_state_equal_the_whole(name: str) -> None:
-    network = build_network(baseline_config(name, width=16), EMBED_DIM).eval()
+    network = build_network(baseline_config(name, width=16, embed_dim=EMBED_DIM)).eval()
     embeds = torch.randn(2, 20, EMBED_DIM)
     whole, _ = network(embeds, None)
     first, state = network(embeds[:, :7], None)
@@ -155,7 +163,7 @@ def test_segments_with_their_state_equal_the_whole(name: str) -> None:
 
 
 def test_a_gpt_does_not_see_what_follows() -> None:
-    network = build_network(baseline_config("gpt", width=16), EMBED_DIM).eval()
+    network = build_network(baseline_config("gpt", width=16, embed_dim=EMBED_DIM)).eval()
     embeds = torch.randn(1, 20, EMBED_DIM)
     changed = embeds.clone()
     changed[:, 12:] = 0

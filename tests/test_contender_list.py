@@ -53,7 +53,7 @@ def test_neural_contenders_train_about_as_many_parameters() -> None:
     """1.05 million within 10 %, at E = 384 and C = 500 (issue 5); the notes' own model has 784,108."""
     counts = {}
     for name in BASELINES:
-        parameters = build_network(baseline_config(name), 384).parameters()
+        parameters = build_network(baseline_config(name)).parameters()
         counts[name] = sum(parameter.numel() for parameter in parameters)
     trained = NewLLM(contender_settings("best", Settings()).model, torch.zeros(7, 384)).parameter_counts()
     counts["best"] = trained["trained_in_phase1"] + trained["trained_in_phase2"]

@@ -24,7 +24,7 @@ from newllm_core.contender_table import (
     standings,
     standings_table,
 )
-from newllm_core.contenders import Row, changed_contexts, read_rows, run_contender, run_contenders
+from newllm_core.contenders import Row, changed_contexts, read_rows, row_path, run_contender, run_contenders
 from newllm_core.phase1 import Phase1Result
 from newllm_core.plots_contenders import group_pictures, plot_ratios, plot_standings
 from newllm_core.runs import RunError, read_json, write_json
@@ -96,6 +96,13 @@ def test_a_row_is_read_again_and_another_configuration_refused(tmp_path: Path, m
     write_json(path, stored)
     with pytest.raises(RunError, match="num_samples"):
         run_contender("unigram", SMALL, folder, {}, data_dir)
+
+
+def test_rows_of_other_embeddings_have_other_names() -> None:
+    narrow = dataclasses.replace(SMALL, model=dataclasses.replace(SMALL.model, embed_dim=64))
+    for name in ("gru", "trained"):
+        assert row_path(name, SMALL, Path(), {}) != row_path(name, narrow, Path(), {})
+    assert row_path("unigram", SMALL, Path(), {}) == row_path("unigram", narrow, Path(), {})  # reads none
 
 
 def test_gpt2_is_a_row_without_a_seed_and_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

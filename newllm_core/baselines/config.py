@@ -17,9 +17,11 @@ class BaselineConfig:
     """A network that reads frozen embeddings and is judged by the tied, frozen head; all between is trained at once."""
 
     network: str = _choice("gru", "lstm", "mingru", "gpt")
+    embed_dim: int = _number(384, low=2)  # E, of the frozen embeddings it stands between
     width: int = _number(384, low=1)
     num_layers: int = _number(1, low=1)
     num_heads: int = _number(4, low=1)  # of the GPT
+    mlp_ratio: int = _number(4, low=1)  # of the GPT and the minGRU: width of an MLP over that of its block
     dropout: float = _number(0.3, low=0, high=0.99)  # of embeddings, between layers, and before the head
     unigram_bias: bool = True  # of the output, fixed: log probabilities of the smoothed unigram
     learning_rate: float = _number(0.002, above=0)

@@ -12,9 +12,6 @@ from torch.nn import functional
 
 from newllm_core.baselines.config import BaselineConfig
 
-_GPT_MLP_RATIO = 4  # nanoGPT's
-_MINGRU_MLP_RATIO = 4
-
 
 class SequenceNetwork(Protocol):
     def __call__(self, embeds: Tensor, state: Any) -> tuple[Tensor, Any]: ...
@@ -23,13 +20,13 @@ class SequenceNetwork(Protocol):
 class RecurrentNetwork(nn.Module):
     """Dropout, PyTorch's GRU or LSTM, dropout, and a Linear to the embeddings' width."""
 
-    def __init__(self, config: BaselineConfig, embed_dim: int) -> None:
+    def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
         kind: Any = nn.GRU if config.network == "gru" else nn.LSTM
         between = config.dropout if config.num_layers > 1 else 0.0
-        self.recurrence = kind(embed_dim, config.width, config.num_layers, batch_first=True, dropout=between)
+        self.recurrence = kind(config.embed_dim, config.width, config.num_layers, batch_first=True, dropout=between)
         self.dropout = nn.Dropout(config.dropout)
-        self.to_head = nn.Linear(config.width, embed_dim)
+        self.to_head = nn.Linear(config.width, config.embed_dim)
 
     def forward(self, embeds: Tensor, state: Any) -> tuple[Tensor, Any]:
         outputs, state = self.recurrence(self.dropout(embeds), state)
@@ -39,13 +36,13 @@ class RecurrentNetwork(nn.Module):
 class MinGruNetwork(nn.Module):
     """Blocks of minGRU and MLP with pre-LayerNorm and residuals (Feng et al. 2024, arXiv:2410.01201)."""
 
-    def __init__(self, config: BaselineConfig, embed_dim: int) -> None:
+    def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
-        width = config.width
+        width, embed_dim = config.width, config.embed_dim
         self.from_embeds, self.to_head = nn.Linear(embed_dim, width), nn.Linear(width, embed_dim)
         self.recurrences = nn.ModuleList(minGRU(width) for _ in range(config.num_layers))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.num_layers))
-        self.mlps = nn.ModuleList(_mlp(width, _MINGRU_MLP_RATIO, config.dropout) for _ in range(config.num_layers))
+        self.mlps = nn.ModuleList(_mlp(width, config.mlp_ratio, config.dropout) for _ in range(config.num_layers))
         self.dropout = nn.Dropout(config.dropout)
         self.last_norm = nn.LayerNorm(width)
 
@@ -63,14 +60,14 @@ class MinGruNetwork(nn.Module):
 class GptNetwork(nn.Module):
     """nanoGPT's shape between two Linears: learned positions, pre-LayerNorm, causal attention, GELU. No state."""
 
-    def __init__(self, config: BaselineConfig, embed_dim: int) -> None:
+    def __init__(self, config: BaselineConfig) -> None:
         super().__init__()
-        width = config.width
+        width, embed_dim = config.width, config.embed_dim
         self.from_embeds, self.to_head = nn.Linear(embed_dim, width), nn.Linear(width, embed_dim)
         self.positions = nn.Parameter(torch.zeros(config.segment_tokens, width))
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(
-                width, config.num_heads, _GPT_MLP_RATIO * width, config.dropout, functional.gelu,
+                width, config.num_heads, config.mlp_ratio * width, config.dropout, functional.gelu,
                 batch_first=True, norm_first=True, bias=False,
             )
             for _ in range(config.num_layers)
@@ -87,10 +84,10 @@ class GptNetwork(nn.Module):
         return self.to_head(self.dropout(self.last_norm(stream))), None
 
 
-def build_network(config: BaselineConfig, embed_dim: int) -> nn.Module:
+def build_network(config: BaselineConfig) -> nn.Module:
     """The network that ``config`` names; its weights are drawn from torch's global generator."""
     kinds: dict[str, type[nn.Module]] = {"mingru": MinGruNetwork, "gpt": GptNetwork}
-    return kinds.get(config.network, RecurrentNetwork)(config, embed_dim)
+    return kinds.get(config.network, RecurrentNetwork)(config)
 
 
 def detached(state: Any) -> Any:

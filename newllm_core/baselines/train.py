@@ -64,7 +64,8 @@ def train_baseline(
 ) -> BaselineResult:
     """Train a network between the embeddings and the tied head of ``model``, whose own blocks are not used.
 
-    Tokens `[N]` and `[M]`. Raises NotFiniteError when a loss is not finite, ValueError for too short a text.
+    Tokens `[N]` and `[M]`. Raises NotFiniteError when a loss is not finite, ValueError for too short a text or
+    another width of the embeddings.
     """
     return _Trainer(model, train_tokens, validation_tokens, config, seed).train()
 
@@ -79,10 +80,14 @@ class _Trainer:
                 f"train_baseline: expected more than num_streams · segment_tokens = {least} tokens, "
                 f"given {len(train_tokens)}"
             )
+        if config.embed_dim != model.config.embed_dim:
+            raise ValueError(
+                f"train_baseline: expected the embeddings' embed_dim={model.config.embed_dim}, given {config.embed_dim}"
+            )
         self.model, self.config, self.seed = model, config, seed
         self.train_tokens, self.validation_tokens = train_tokens, validation_tokens
         torch.manual_seed(derived_generator("baseline", config.network, seed).initial_seed())
-        self.network = build_network(config, model.config.embed_dim).to(train_tokens.device)
+        self.network = build_network(config).to(train_tokens.device)
         self.bias: Tensor | None = None
         self.weight = model.head_weight.detach()
         if config.unigram_bias:
