@@ -175,6 +175,7 @@ PARTS: dict[str, Contender] = {
     ),
     "best-time-scales": _without("with learned gains (time-scales)", "a little better", time_scales=True),
     "best-adapter": _without("with an adapter of rank 64", "the same", adapter_rank=64),
+    "best-logit-scale": _without("with a learned scale of the logits", "the same", logit_scale=1.0),
     "best-gate": _without("with a gated TokenBlock", "worse", readout="token-block", token_gate=True),
     "best-wide-start": _without(
         "with the notes' initial weights (std 0.1) and 24 passes",
