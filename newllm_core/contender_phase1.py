@@ -73,7 +73,7 @@ def _found(prepared: Prepared, place: Path, configs: dict[str, Any]) -> KeptPhas
     began = time.process_time()
     contexts = finish_phase1(prepared.model, prepared.train_tokens, prepared.validation_tokens, None)
     again = time.process_time() - began  # is in the training's own figure
-    return KeptPhase1(contexts, record["figures"], record["cpu_seconds"] - again)
+    return KeptPhase1(contexts, record["figures"], max(0.0, record["cpu_seconds"] - again))
 
 
 def _figures(prepared: Prepared, result: Phase1Result, config: Phase1Config) -> dict[str, Any]:
