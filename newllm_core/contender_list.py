@@ -144,6 +144,10 @@ OBJECTIVES: dict[str, Contender] = {
         "CVFP + MCDL from an initial exponent of -0.15", "less gained than with the notes' readout",
         initial_exponent=-0.15,
     ),
+    "regularised-untrained-exponent": _objective(
+        "an untrained block with an exponent of -0.15", "the same: it is the forgetting", "regularised-exponent",
+        initial_exponent=-0.15, max_iterations=0,
+    ),
     "regularised-odcm": _objective("CVFP + ODCM", "the same", diversity_algorithm="ODCM"),
     "contrastive": _objective("contrastive prediction", "a quarter lower", **CONTRASTIVE),
     "contrastive-odcm": _objective(
