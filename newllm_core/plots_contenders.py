@@ -143,10 +143,11 @@ def plot_exponents(found: Sequence[WidthExponent], wished: float, source: str) -
     )  # fmt: skip
     for one in found:
         text = f"weights × {one.scaled.scale:.2f}" if one.scaled.success else "no factor"
-        axis.annotate(text, (one.context_dim, wished), xytext=(0, -14), textcoords="offset points",
-                      ha="center", fontsize=8, color=VALIDATION_COLOUR)  # fmt: skip
+        axis.annotate(text, (one.context_dim, wished), xytext=(0, 9), textcoords="offset points", ha="center",
+                      fontsize=8, color=VALIDATION_COLOUR,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
     axis.axhline(0, color="grey", lw=1)
-    axis.margins(y=0.2)
+    axis.margins(x=0.15, y=0.2)
     axis.set(
         xlabel="context width C", ylabel="nats a token (below 0: forgets)", title="Lyapunov exponent before training"
     )
