@@ -141,15 +141,14 @@ def plot_exponents(found: Sequence[WidthExponent], wished: float, source: str) -
         [one.scaled.exponent for one in found if one.scaled.success],
         "s-", color=VALIDATION_COLOUR, label=f"recurrent weights scaled to {wished:+.2f}",
     )  # fmt: skip
-    for one in found:
-        text = f"weights × {one.scaled.scale:.2f}" if one.scaled.success else "no factor"
-        axis.annotate(text, (one.context_dim, wished), xytext=(0, 9), textcoords="offset points", ha="center",
-                      fontsize=8, color=VALIDATION_COLOUR,
-                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
+    factors = [f"× {one.scaled.scale:.2f}" if one.scaled.success else "none" for one in found]
+    axis.set_xticks(widths, [f"{width}\n{factor}" for width, factor in zip(widths, factors, strict=True)])
     axis.axhline(0, color="grey", lw=1)
     axis.margins(x=0.15, y=0.2)
     axis.set(
-        xlabel="context width C", ylabel="nats a token (below 0: forgets)", title="Lyapunov exponent before training"
+        xlabel="context width C; below it the factor that scales the recurrent weights",
+        ylabel="nats a token (below 0: forgets)",
+        title="Lyapunov exponent before training",
     )
     axis.legend()
     figure.suptitle(source, fontsize=9)
