@@ -45,11 +45,13 @@ def estimate_contenders(
     changes = network_changes or {}
     points = points_of(names, base, seeds)
     unfinished = [point for point in points if not row_path(*point, folder, changes).is_file()]
-    seconds, known = 0.0, dict[str, float]()
+    seconds, known, prepared = 0.0, dict[str, float](), None
     for name, settings in unfinished:
         if name not in known:
             own = contender_settings(name, settings)
-            known[name] = _seconds(name, own, prepare(own.data, own.model, own.run, data_dir), changes)
+            if prepared is None or prepared.model.config != own.model:  # most names share their neighbour's model
+                prepared = prepare(own.data, own.model, own.run, data_dir)
+            known[name] = _seconds(name, own, prepared, changes)
         seconds += known[name]
     return ContendersEstimate(len(points), len(points) - len(unfinished), seconds)
 
