@@ -78,15 +78,16 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             path.unlink()
 
 
-def load_checkpoint(folder: Path, configs: Mapping[str, Any], device: torch.device) -> Checkpoint | None:
-    """The checkpoint in ``folder``, its tensors on ``device``; None when there is none.
+def load_checkpoint(place: CheckpointPlace | None, device: torch.device) -> Checkpoint | None:
+    """The checkpoint at ``place``, its tensors on ``device``; None when there is none, or no place.
 
     Raises RunError when it belongs to another configuration or other data, or was altered since.
     """
-    if not (folder / PROGRESS_NAME).is_file():
+    if place is None or not (place.folder / PROGRESS_NAME).is_file():
         return None
+    folder = place.folder
     progress = read_json(folder / PROGRESS_NAME)
-    refuse_other_config(progress, configs, folder)
+    refuse_other_config(progress, place.configs, folder)
     weights, states = (folder / f"{progress['files']}.{ending}" for ending in ("safetensors", "pt"))
     for path in (weights, states):
         if not has_valid_checksum(path):

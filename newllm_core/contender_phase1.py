@@ -1,27 +1,21 @@
 """Phase 1 of the contenders: trained once for all that differ in Phase 2 alone, as ablations of the readout do."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from newllm_core.checkpoint import CheckpointPlace
 from newllm_core.config import Phase1Config, config_hash
-from newllm_core.experiment import CONTEXT_WEIGHTS, PHASE1_RECORD, configs_record
+from newllm_core.experiment import configs_record
 from newllm_core.metrics import contraction_rate, forgetting_horizon, stream_rank
 from newllm_core.model import StreamEmbeddings
-from newllm_core.phase1 import Phase1Result, finish_phase1, train_phase1
+from newllm_core.phase1 import Phase1Result, train_phase1
+from newllm_core.phase1_folder import phase1_in_folder
 from newllm_core.preparation import Prepared
-from newllm_core.runs import (
-    derived_generator,
-    load_tensors,
-    locked,
-    read_json,
-    refuse_other_config,
-    save_tensors,
-    write_json,
-)
+from newllm_core.runs import derived_generator
+from newllm_core.stopwatch import Stopwatch
 
 _FORGETTING_TOKENS = 4096  # that exponent and horizon are measured on
 
@@ -32,7 +26,7 @@ class KeptPhase1:
     Attributes:
         contexts: of the kept weights, which the model carries too.
         figures: effective rank of the validation contexts, how the block forgets, iterations, seconds.
-        earlier_cpu_seconds: what its training took before, 0 where that was now: a row's cost counts both phases.
+        earlier_cpu_seconds: what its training took before this call: a row's cost counts both phases.
     """
 
     contexts: Phase1Result
@@ -45,35 +39,24 @@ def kept_phase1(prepared: Prepared, config: Phase1Config, folder: Path) -> KeptP
 
     Raises NotFiniteError from training, and RunError where a file was altered.
     """
+
+    def train(checkpoints: CheckpointPlace) -> tuple[Phase1Result, dict[str, Any]]:
+        watch, seed = Stopwatch(), prepared.run.seed
+        # Losses that draw would else depend on how many numbers the weights of this row's readout took.
+        torch.manual_seed(derived_generator("phase 1 of contenders", seed).initial_seed())
+        result = train_phase1(
+            prepared.model, prepared.train_tokens, prepared.validation_tokens, config, seed, checkpoints
+        )
+        figures = _figures(prepared, result, config)
+        assert result.history is not None  # it has just been trained
+        return result, {"figures": figures, "cpu_seconds": watch.total().cpu + result.history.earlier.cpu}
+
     model_part = prepared.model.config.phase1_part()
     place = folder / config_hash(prepared.data, model_part, config, prepared.run)
-    configs = configs_record(prepared.data, model_part, config, prepared.run)
-    with locked(place / "phase1.lock"):
-        return _kept_alone(prepared, config, place, configs)
-
-
-def _kept_alone(prepared: Prepared, config: Phase1Config, place: Path, configs: dict[str, Any]) -> KeptPhase1:
-    if (place / PHASE1_RECORD).is_file():
-        return _found(prepared, place, configs)
-    began = time.process_time()
-    # Losses that draw would else depend on how many numbers the weights of this row's readout took.
-    torch.manual_seed(derived_generator("phase 1 of contenders", prepared.run.seed).initial_seed())
-    result = train_phase1(prepared.model, prepared.train_tokens, prepared.validation_tokens, config, prepared.run.seed)
-    figures = _figures(prepared, result, config)
-    record = {"config": configs, "figures": figures, "cpu_seconds": time.process_time() - began}
-    save_tensors(place / CONTEXT_WEIGHTS, prepared.model.context_block.state_dict())
-    write_json(place / PHASE1_RECORD, record)
-    return KeptPhase1(result, figures, 0.0)
-
-
-def _found(prepared: Prepared, place: Path, configs: dict[str, Any]) -> KeptPhase1:
-    record = read_json(place / PHASE1_RECORD)
-    refuse_other_config(record, configs, place)
-    prepared.model.context_block.load_state_dict(load_tensors(place / CONTEXT_WEIGHTS))
-    began = time.process_time()
-    contexts = finish_phase1(prepared.model, prepared.train_tokens, prepared.validation_tokens, None)
-    again = time.process_time() - began  # is in the training's own figure
-    return KeptPhase1(contexts, record["figures"], max(0.0, record["cpu_seconds"] - again))
+    watch = Stopwatch()
+    kept = phase1_in_folder(prepared, configs_record(prepared.data, model_part, config, prepared.run), place, train)
+    earlier = max(0.0, kept.record["cpu_seconds"] - watch.total().cpu)  # what this call took is counted by the caller
+    return KeptPhase1(kept.result, kept.record["figures"], earlier)
 
 
 def _figures(prepared: Prepared, result: Phase1Result, config: Phase1Config) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """What the context is worth: the model, controls and baselines on identical text, one row a run.
 
 All see the same tokens, frozen embeddings, tied head and validation text, and are judged token by token. A finished row
-is read, not run again, and a Phase 1 that several rows have in common is trained once.
+is read, not run again, an interrupted one goes on from its last checkpoint, and a Phase 1 that several rows have in
+common is trained once.
 """
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from newllm_core.baselines.config import BaselineConfig, baseline_config
 from newllm_core.baselines.gpt2 import gpt2_nats
 from newllm_core.baselines.ngrams import fit_kneser_ney
 from newllm_core.baselines.train import train_baseline
+from newllm_core.checkpoint import CheckpointPlace, discard_checkpoint
 from newllm_core.config import ConfigError, Settings, config_hash
 from newllm_core.contender_list import Contender, contender
 from newllm_core.contender_phase1 import kept_phase1
@@ -31,10 +32,12 @@ from newllm_core.preparation import Prepared, prepare
 from newllm_core.progress import progress_bar
 from newllm_core.runs import DATA_DIR, RESULTS_DIR, derived_generator, read_json, refuse_other_config, write_json
 from newllm_core.series import vary
+from newllm_core.stopwatch import Stopwatch
 from newllm_core.unigram import fit_unigram
 
 CONTENDERS_DIR = RESULTS_DIR / "contenders"
 PHASE1_FOLDER = "phase1"  # beside the rows: weights that rows have in common
+CHECKPOINTS_FOLDER = "checkpoints"  # beside them too: of rows that were interrupted
 # What makes a model another one, and not a larger or shorter trained one.
 _NOTES_MODEL = (
     ("model", "weight_std"), ("model", "initial_exponent"), ("model", "time_scales"), ("model", "readout"),
@@ -50,13 +53,21 @@ Row = dict[str, Any]
 class _Fitted:
     """``nats`` `[M - 1]` of the validation targets; parameters trained in both phases.
 
-    ``earlier_cpu_seconds``: of a Phase 1 that an earlier row had trained.
+    ``earlier_cpu_seconds``: of a Phase 1 that an earlier row had trained, and of all before an interruption.
     """
 
     nats: Tensor
     trainable_parameters: int
     details: dict[str, Any]
     earlier_cpu_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The folder of every Phase 1, and where this row's readout or network keeps its checkpoints."""
+
+    phase1: Path
+    checkpoints: CheckpointPlace
 
 
 def run_contenders(
@@ -134,18 +145,21 @@ def run_contender(
     settings, path = contender_settings(name, base), row_path(name, base, folder, network_changes)
     sections = _sections(name, settings, network_changes)
     configs = json.loads(json.dumps({section: asdict(config) for section, config in sections.items()}))
+    checkpoints = CheckpointPlace(folder / CHECKPOINTS_FOLDER / path.stem, configs)
     if path.is_file():
         row: Row = read_json(path)
         refuse_other_config(row, configs, path)
+        discard_checkpoint(checkpoints.folder)  # of an interruption just before it was discarded
         return row
     start = datetime.now(UTC).isoformat(timespec="seconds")
     prepared = prepare(settings.data, settings.model, settings.run, data_dir)
-    began, cpu_began = time.perf_counter(), time.process_time()
-    fitted = _fit(contender(name), prepared, settings, sections.get("network"), folder / PHASE1_FOLDER)
-    cpu_seconds = time.process_time() - cpu_began + fitted.earlier_cpu_seconds
-    seconds = {"seconds": time.perf_counter() - began, "cpu_seconds": cpu_seconds}
+    watch, places = Stopwatch(), _Places(folder / PHASE1_FOLDER, checkpoints)
+    fitted = _fit(contender(name), prepared, settings, sections.get("network"), places)
+    took = watch.total()
+    seconds = {"seconds": took.wall, "cpu_seconds": took.cpu + fitted.earlier_cpu_seconds}
     row = {"name": name, "start": start, **_row(prepared, fitted), **seconds, "config": configs}
     write_json(path, row)
+    discard_checkpoint(checkpoints.folder)
     return row
 
 
@@ -161,7 +175,7 @@ def _sections(name: str, settings: Settings, network_changes: Mapping[str, Any])
 
 
 def _fit(
-    chosen: Contender, prepared: Prepared, settings: Settings, network: BaselineConfig | None, phase1_dir: Path
+    chosen: Contender, prepared: Prepared, settings: Settings, network: BaselineConfig | None, places: _Places
 ) -> _Fitted:
     vocab_size = len(prepared.embeddings.matrix)
     train, validation = prepared.train_tokens, prepared.validation_tokens
@@ -175,16 +189,19 @@ def _fit(
     if chosen.kind == "pretrained":
         return _Fitted(gpt2_nats(validation).cpu(), 0, {})
     if network is not None:
-        result = train_baseline(prepared.model, train, validation, network, settings.run.seed)
-        return _Fitted(result.nats, result.trainable_parameters, result.record())
-    return _fit_model(chosen, prepared, settings, phase1_dir)
+        seed = settings.run.seed
+        result = train_baseline(prepared.model, train, validation, network, seed, places.checkpoints)
+        return _Fitted(result.nats, result.trainable_parameters, result.record(), result.earlier.cpu)
+    return _fit_model(chosen, prepared, settings, places)
 
 
-def _fit_model(chosen: Contender, prepared: Prepared, settings: Settings, phase1_dir: Path) -> _Fitted:
+def _fit_model(chosen: Contender, prepared: Prepared, settings: Settings, places: _Places) -> _Fitted:
     model, seed = prepared.model, settings.run.seed
-    phase1 = kept_phase1(prepared, settings.phase1, phase1_dir)
+    phase1 = kept_phase1(prepared, settings.phase1, places.phase1)
     read = changed_contexts(phase1.contexts, chosen.contexts, seed)
-    phase2 = train_phase2(model, read, prepared.train_tokens, prepared.validation_tokens, settings.phase2, seed)
+    phase2 = train_phase2(
+        model, read, prepared.train_tokens, prepared.validation_tokens, settings.phase2, seed, places.checkpoints
+    )
     counts = model.parameter_counts()
     trained = counts["trained_in_phase2"] + (counts["trained_in_phase1"] if settings.phase1.max_iterations else 0)
     details = {
@@ -192,7 +209,8 @@ def _fit_model(chosen: Contender, prepared: Prepared, settings: Settings, phase1
         "best_epoch": phase2.best_epoch,
         "epochs": [epoch.validation_perplexity for epoch in phase2.epochs],
     }
-    return _Fitted(phase2.validation.nats.double(), trained, details, phase1.earlier_cpu_seconds)
+    earlier_cpu_seconds = phase1.earlier_cpu_seconds + phase2.earlier.cpu
+    return _Fitted(phase2.validation.nats.double(), trained, details, earlier_cpu_seconds)
 
 
 def changed_contexts(phase1: Phase1Result, contexts: str, seed: int) -> Phase1Result:

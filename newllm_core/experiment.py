@@ -28,7 +28,8 @@ from newllm_core.config import (
 )
 from newllm_core.losses import user_loss_fingerprint
 from newllm_core.measure import describe, measure_phase1, phase2_record, validation_spectrum
-from newllm_core.phase1 import Phase1Result, finish_phase1, train_phase1
+from newllm_core.phase1 import Phase1Result, train_phase1
+from newllm_core.phase1_folder import CONTEXT_WEIGHTS, phase1_in_folder
 from newllm_core.phase2 import set_output_bias, train_phase2
 from newllm_core.preparation import Prepared, prepare
 from newllm_core.runs import (
@@ -36,18 +37,17 @@ from newllm_core.runs import (
     RECORD_NAME,
     is_complete,
     load_tensors,
-    locked,
     read_json,
     refuse_other_config,
     save_tensors,
     write_json,
 )
+from newllm_core.stopwatch import Stopwatch
 
 logger = logging.getLogger("newllm")
 
-CONTEXT_WEIGHTS, TOKEN_WEIGHTS = "context_block.safetensors", "token_block.safetensors"
-PHASE1_RECORD = "phase1.json"
-PHASE1_CHECKPOINT, PHASE2_CHECKPOINT = "phase1_checkpoint", "phase2_checkpoint"
+TOKEN_WEIGHTS = "token_block.safetensors"
+PHASE2_CHECKPOINT = "phase2_checkpoint"
 
 
 def phase1_folder_name(data: DataConfig, model: ModelConfig, phase1: Phase1Config, run: RunConfig) -> str:
@@ -70,41 +70,24 @@ def run_folder_name(settings: Settings) -> str:
 def run_phase1(prepared: Prepared, config: Phase1Config, phase1_dir: Path) -> tuple[Phase1Result, dict[str, Any]]:
     """Train, measure and save Phase 1, or load it from ``phase1_dir`` when it is there.
 
-    Of two processes that want the same one, the second waits and loads it. The model of ``prepared`` carries the kept
-    weights afterwards. Returns the contexts, and the record.
+    The model of ``prepared`` carries the kept weights afterwards. Returns the contexts, and the record.
     Raises RunError when the folder holds another configuration or a damaged file.
     """
-    with locked(phase1_dir / "phase1.lock"):
-        return _run_phase1_alone(prepared, config, phase1_dir)
 
+    def train(checkpoints: CheckpointPlace) -> tuple[Phase1Result, dict[str, Any]]:
+        watch = Stopwatch()
+        before = validation_spectrum(prepared, config)
+        result = train_phase1(
+            prepared.model, prepared.train_tokens, prepared.validation_tokens, config, prepared.run.seed, checkpoints
+        )
+        assert result.history is not None
+        figures = measure_phase1(prepared, config, result, result.history)
+        figures["spectrum"]["validation_before"] = before
+        return result, {**figures, "seconds": watch.total().wall + result.history.earlier.wall}
 
-def _run_phase1_alone(
-    prepared: Prepared, config: Phase1Config, phase1_dir: Path
-) -> tuple[Phase1Result, dict[str, Any]]:
     configs = configs_record(prepared.data, prepared.model.config, config, prepared.run)
-    block = prepared.model.context_block
-    checkpoints = CheckpointPlace(phase1_dir / PHASE1_CHECKPOINT, configs)
-    if (phase1_dir / PHASE1_RECORD).is_file():
-        record = read_json(phase1_dir / PHASE1_RECORD)
-        refuse_other_config(record, configs, phase1_dir)
-        discard_checkpoint(checkpoints.folder)  # of an interruption just before it was discarded
-        block.load_state_dict(load_tensors(phase1_dir / CONTEXT_WEIGHTS))
-        logger.info("Phase 1: found in %s", phase1_dir)
-        # Contexts are recomputed, which takes seconds, rather than kept, which takes gigabytes.
-        return finish_phase1(prepared.model, prepared.train_tokens, prepared.validation_tokens, None), record
-    began = time.perf_counter()
-    before = validation_spectrum(prepared, config)
-    result = train_phase1(
-        prepared.model, prepared.train_tokens, prepared.validation_tokens, config, prepared.run.seed, checkpoints
-    )
-    assert result.history is not None
-    record = {"config": configs, **measure_phase1(prepared, config, result, result.history)}
-    record["spectrum"]["validation_before"] = before
-    record["seconds"] = time.perf_counter() - began + result.history.earlier_seconds
-    save_tensors(phase1_dir / CONTEXT_WEIGHTS, block.state_dict())
-    write_json(phase1_dir / PHASE1_RECORD, record)
-    discard_checkpoint(checkpoints.folder)
-    return result, record
+    kept = phase1_in_folder(prepared, configs, phase1_dir, train)
+    return kept.result, kept.record
 
 
 def phase1_only_record(prepared: Prepared, phase1_record: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from newllm_core.metrics import StreamRank, stream_rank
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.predictive import PredictivePass
 from newllm_core.progress import progress_bar
+from newllm_core.stopwatch import Seconds, Stopwatch
 
 # Tokens of the best pass that are kept to be held against exact contexts.
 _STALE_TOKENS = 8192
@@ -69,7 +70,7 @@ class Phase1History:
         stale_contexts: `[n, C]`, the first contexts of the best iteration's pass, one step behind the kept weights;
             None when nothing was trained.
         seconds: of training, checks included; None when nothing was trained.
-        earlier_seconds: those of them that were spent before an interruption.
+        earlier: what training had taken before an interruption.
     """
 
     untrained_rank: StreamRank
@@ -78,7 +79,7 @@ class Phase1History:
     stopped_early: bool = False
     stale_contexts: Tensor | None = None
     seconds: float | None = None
-    earlier_seconds: float = 0.0
+    earlier: Seconds = Seconds()
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,7 @@ class _Trainer:
         self.records: list[IterationRecord] = []
         self.best_score, self.best_iteration, self.checks_without_gain = -math.inf, 0, 0
         self.best_weights, self.stale = dict[str, Tensor](), self.zero.new_empty(0, len(self.zero))
-        self.began = self.saved = time.perf_counter()
-        self.earlier_seconds = 0.0
+        self.watch, self.saved = Stopwatch(), time.perf_counter()
 
     def train(self) -> Phase1History:
         untrained = stream_rank(self._check_contexts(iteration=0), self.config.effective_rank_tokens)
@@ -176,12 +176,9 @@ class _Trainer:
         self.model.context_block.load_state_dict(self.best_weights)
         stopped_early = len(self.records) < last
         return Phase1History(
-            untrained, self.records, self.best_iteration, stopped_early, self.stale, self._seconds(),
-            self.earlier_seconds,
+            untrained, self.records, self.best_iteration, stopped_early, self.stale, self.watch.total().wall,
+            self.watch.earlier,
         )  # fmt: skip
-
-    def _seconds(self) -> float:
-        return self.earlier_seconds + time.perf_counter() - self.began
 
     def _iterate(self, objective: CvfpPass | PredictivePass, iteration: int) -> None:
         """One pass, and where it is due the check, whose weights are kept if no check before was as good."""
@@ -207,15 +204,14 @@ class _Trainer:
         }  # fmt: skip
         states |= {
             "best": [self.best_score, self.best_iteration, self.checks_without_gain],
-            "seconds": self._seconds(),
+            "seconds": self.watch.state(),
             **generator_states(self.zero.device),
         }
         return Checkpoint(place.configs, [asdict(record) for record in self.records], joined(parts), states)
 
     def _resume(self, objective: CvfpPass | PredictivePass) -> None:
         """Take up the checkpoint, if there is one."""
-        place = self.checkpoints
-        found = None if place is None else load_checkpoint(place.folder, place.configs, self.zero.device)
+        found = load_checkpoint(self.checkpoints, self.zero.device)
         if found is None:
             return
         parts = parted(found.tensors, ("block", "best", "objective", "stale"))
@@ -224,7 +220,7 @@ class _Trainer:
         self.best_score, self.best_iteration, self.checks_without_gain = found.states["best"]
         self.best_weights, self.stale = parts["best"], parts["stale"]["contexts"]
         self.records = [_stored_record(figures) for figures in found.epochs]
-        self.earlier_seconds = found.states["seconds"]
+        self.watch.resume(found.states["seconds"])
         restore_generators(found.states, self.zero.device)
 
     def _show(self, progress: Any) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -32,6 +31,7 @@ from newllm_core.model import NewLLM
 from newllm_core.phase1 import Phase1Result
 from newllm_core.progress import progress_bar
 from newllm_core.runs import derived_generator
+from newllm_core.stopwatch import Seconds, Stopwatch
 from newllm_core.unigram import fit_unigram
 from newllm_core.vocabulary_sample import SampledHead, epochs_head
 
@@ -68,6 +68,7 @@ class Phase2Result:
         head_method: how the cross-entropy was computed.
         device_batch_size: tokens computed at once at the end; smaller than at the start after out-of-memory.
         seconds: of training and evaluation.
+        earlier: what both had taken before an interruption.
     """
 
     epochs: list[EpochRecord]
@@ -77,6 +78,7 @@ class Phase2Result:
     head_method: str
     device_batch_size: int
     seconds: float
+    earlier: Seconds
 
     @property
     def best(self) -> EpochRecord:
@@ -171,7 +173,7 @@ class _Trainer:
         self.checkpoints = checkpoints and with_circumstances(checkpoints, train_tokens.device, read, head=self.method)
         self.epochs: list[EpochRecord] = []
         self.best_epoch, self.best_weights = 0, dict[str, Tensor]()
-        self.began = time.perf_counter()
+        self.watch = Stopwatch()
         if config.dropout:
             torch.manual_seed(derived_generator("phase 2 dropout", seed).initial_seed())
 
@@ -192,7 +194,7 @@ class _Trainer:
         exact = self._evaluate(self.best_epoch, evaluation_head(self.model, self.method))
         return Phase2Result(
             self.epochs, self.best_epoch, exact, len(self.epochs) < total,
-            self.method, self.device_batch_size, time.perf_counter() - self.began,
+            self.method, self.device_batch_size, self.watch.total().wall, self.watch.earlier,
         )  # fmt: skip
 
     def _epoch(self, epoch: int) -> None:
@@ -214,7 +216,7 @@ class _Trainer:
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "best_epoch": self.best_epoch,
             "device_batch_size": self.device_batch_size,
-            "seconds": time.perf_counter() - self.began,
+            "seconds": self.watch.state(),
             **generator_states(self.train_tokens.device),
         }
         tensors = joined({"model": model, "best": self.best_weights})
@@ -223,8 +225,7 @@ class _Trainer:
     def resume(self) -> None:
         """Take up the checkpoint, if there is one."""
         device = self.train_tokens.device
-        place = self.checkpoints
-        found = None if place is None else load_checkpoint(place.folder, place.configs, device)
+        found = load_checkpoint(self.checkpoints, device)
         if found is None:
             return
         parts = parted(found.tensors, ("model", "best"))
@@ -235,7 +236,7 @@ class _Trainer:
         if self.schedule is not None:
             self.schedule.load_state_dict(found.states["schedule"])
         self.device_batch_size = found.states["device_batch_size"]
-        self.began -= found.states["seconds"]
+        self.watch.resume(found.states["seconds"])
         restore_generators(found.states, device)
 
     def _trained_state(self) -> dict[str, Tensor]:

@@ -172,7 +172,7 @@ def test_a_gpt_does_not_see_what_follows() -> None:
 
 def test_windows_judge_every_target_once_and_in_order() -> None:
     tokens = torch.randint(VOCABULARY, (101,))
-    trainer = _Trainer(small_model(), cycle(200), tokens, small_config("gpt"), seed=1)
+    trainer = _Trainer(small_model(), cycle(200), tokens, small_config("gpt"), seed=1, checkpoints=None)
     judged = [(hidden, targets) for hidden, targets in trainer._windows()]
     torch.testing.assert_close(torch.cat([targets for _, targets in judged]), tokens[1:])
     assert all(len(hidden) == len(targets) for hidden, targets in judged)
@@ -188,7 +188,7 @@ def test_training_finds_a_text_without_surprise(network: str) -> None:
     assert result.nats.shape == (99,) and result.nats.dtype == torch.float64
     assert result.nats[20:].mean() < 0.3 < math.log(VOCABULARY)
     assert result.epochs[result.best_epoch - 1].validation_loss == min(row.validation_loss for row in result.epochs)
-    assert result.cpu_seconds > 0 and result.record()["trainable_parameters"] > 0
+    assert result.seconds.cpu > 0 and result.record()["trainable_parameters"] > 0
 
 
 def test_the_same_seed_gives_the_same_figures_and_another_seed_others() -> None:

@@ -13,8 +13,8 @@ from newllm_core import contender_phase1
 from newllm_core.config import ModelConfig, Settings
 from newllm_core.contender_list import PARTS, Contender, contender
 from newllm_core.contenders import PHASE1_FOLDER, Row, run_contender
-from newllm_core.experiment import CONTEXT_WEIGHTS, PHASE1_RECORD
 from newllm_core.model import NewLLM
+from newllm_core.phase1_folder import CONTEXT_WEIGHTS, PHASE1_RECORD
 from newllm_core.runs import RunError, read_json, write_json
 
 READ_IN_PHASE2: dict[str, Any] = {

@@ -17,7 +17,6 @@ from newllm_core.data import load_token_streams, load_tokenizer, token_byte_leng
 from newllm_core.estimate import estimate
 from newllm_core.evaluation import evaluate, evaluation_head
 from newllm_core.experiment import (
-    CONTEXT_WEIGHTS,
     PHASE2_CHECKPOINT,
     TOKEN_WEIGHTS,
     load_model,
@@ -31,6 +30,7 @@ from newllm_core.experiment import (
 from newllm_core.head import Head
 from newllm_core.measure import per_conversation_sums
 from newllm_core.phase1 import all_contexts
+from newllm_core.phase1_folder import CONTEXT_WEIGHTS
 from newllm_core.plots import plot_epochs, plot_forgetting, plot_phase1, plot_spectrum, plot_tokens, save_figure
 from newllm_core.preparation import prepare
 from newllm_core.report import data_table, epoch_table, iteration_table, report, spectrum_table

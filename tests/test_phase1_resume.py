@@ -11,8 +11,8 @@ from test_experiment import SMALL, run_small
 
 from newllm_core import phase1 as phase1_module
 from newllm_core.checkpoint import Checkpoint, CheckpointPlace, save_checkpoint
-from newllm_core.experiment import PHASE1_CHECKPOINT
 from newllm_core.phase1 import Phase1History, train_phase1
+from newllm_core.phase1_folder import PHASE1_CHECKPOINT
 from newllm_core.runs import RunError, figures_of
 
 TRAIN, VALIDATION = make_tokens(300, seed=1), make_tokens(120, seed=2)

@@ -12,6 +12,17 @@ from torch import Tensor, nn
 
 from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.networks import build_network
+from newllm_core.checkpoint import (
+    Checkpoint,
+    CheckpointPlace,
+    generator_states,
+    joined,
+    load_checkpoint,
+    parted,
+    restore_generators,
+    save_checkpoint,
+    with_circumstances,
+)
 from newllm_core.continuous_cache import cached_nats
 from newllm_core.errors import NotFiniteError
 from newllm_core.head import Head, choose_head, with_output_bias, with_unit_columns
@@ -20,6 +31,7 @@ from newllm_core.model import NewLLM
 from newllm_core.progress import progress_bar
 from newllm_core.runs import derived_generator
 from newllm_core.segments import ring_segments
+from newllm_core.stopwatch import Seconds, Stopwatch
 from newllm_core.unigram import fit_unigram
 from newllm_core.vocabulary_sample import SampledHead, epochs_head
 
@@ -40,40 +52,57 @@ class BaselineEpoch:
 
 @dataclass(frozen=True)
 class BaselineResult:
-    """``nats`` `[M - 1]` of the validation targets with the weights of ``best_epoch``, exact products."""
+    """``nats`` `[M - 1]` of the validation targets with the weights of ``best_epoch``, exact products.
+
+    ``seconds`` of training and judging; ``earlier`` are those before an interruption.
+    """
 
     epochs: list[BaselineEpoch]
     best_epoch: int
     nats: Tensor
     trainable_parameters: int
-    seconds: float
-    cpu_seconds: float
+    seconds: Seconds
+    earlier: Seconds
 
     def record(self) -> dict[str, Any]:
         return {
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "best_epoch": self.best_epoch,
             "trainable_parameters": self.trainable_parameters,
-            "seconds": self.seconds,
-            "cpu_seconds": self.cpu_seconds,
+            "seconds": self.seconds.wall,
+            "cpu_seconds": self.seconds.cpu,
         }
 
 
 def train_baseline(
-    model: NewLLM, train_tokens: Tensor, validation_tokens: Tensor, config: BaselineConfig, seed: int
+    model: NewLLM,
+    train_tokens: Tensor,
+    validation_tokens: Tensor,
+    config: BaselineConfig,
+    seed: int,
+    checkpoints: CheckpointPlace | None = None,
 ) -> BaselineResult:
     """Train a network between the embeddings and the tied head of ``model``, whose own blocks are not used.
 
-    Tokens `[N]` and `[M]`. Raises NotFiniteError when a loss is not finite, ValueError for too short a text or
-    another width of the embeddings.
+    Args:
+        train_tokens: `[N]`, validation_tokens: `[M]`, on the model's device.
+        seed: of weights, streams and dropout.
+        checkpoints: one is written after every epoch and gone on from, with the same result to the last bit; None:
+            none. The caller deletes the last one.
+
+    Raises NotFiniteError when a loss is not finite, ValueError for too short a text or another width of the
+    embeddings, RunError for a checkpoint that is not this run's.
     """
-    return _Trainer(model, train_tokens, validation_tokens, config, seed).train()
+    trainer = _Trainer(model, train_tokens, validation_tokens, config, seed, checkpoints)
+    trainer.resume()
+    return trainer.train()
 
 
 class _Trainer:
     def __init__(
-        self, model: NewLLM, train_tokens: Tensor, validation_tokens: Tensor, config: BaselineConfig, seed: int
-    ) -> None:
+        self, model: NewLLM, train_tokens: Tensor, validation_tokens: Tensor, config: BaselineConfig, seed: int,
+        checkpoints: CheckpointPlace | None,
+    ) -> None:  # fmt: skip
         least = config.num_streams * config.segment_tokens
         if len(train_tokens) <= least:
             raise ValueError(
@@ -101,33 +130,70 @@ class _Trainer:
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, self.steps_per_epoch * config.max_epochs
         )
+        read: dict[str, list[Tensor]] = {"tokens": [train_tokens, validation_tokens], "embedding": [model.embedding]}
+        self.checkpoints = checkpoints and with_circumstances(checkpoints, train_tokens.device, read, head=self.method)
+        self.epochs: list[BaselineEpoch] = []
+        self.best_epoch, self.best_weights = 0, dict[str, Tensor]()
+        self.watch = Stopwatch()
 
     def train(self) -> BaselineResult:
-        began, cpu_began = time.perf_counter(), time.process_time()
-        epochs: list[BaselineEpoch] = []
-        best_loss, best_epoch, best_weights = math.inf, 0, {}
-        bar = progress_bar(range(1, self.config.max_epochs + 1), desc=self.config.network, unit="epoch")
-        for epoch in bar:
-            epochs.append(self._epoch(epoch))
-            loss = epochs[-1].validation_loss
-            if loss < best_loss:
-                best_loss, best_epoch = loss, epoch
-                best_weights = copy.deepcopy(self.network.state_dict())
-            bar.set_postfix({"PPL val": f"{perplexity(loss):.1f}", "best": f"{perplexity(best_loss):.1f}"})
-            if epoch - best_epoch >= self.config.patience:
-                break
-        bar.close()
-        self.network.load_state_dict(best_weights)
+        done, total = len(self.epochs), self.config.max_epochs
+        with progress_bar(total=total, initial=done, desc=self.config.network, unit="epoch") as bar:
+            for epoch in range(done + 1, total + 1):
+                if len(self.epochs) - self.best_epoch >= self.config.patience:
+                    break
+                self._epoch(epoch)
+                bar.update()
+                last, best = self.epochs[-1], self.epochs[self.best_epoch - 1]
+                bar.set_postfix(
+                    {"PPL val": f"{last.validation_perplexity:.1f}", "best": f"{best.validation_perplexity:.1f}"}
+                )
+        self.network.load_state_dict(self.best_weights)
         exact = Head(self.weight, "direct" if self.method == "direct" else "blocks")
+        nats = self._judged(exact)
         return BaselineResult(
-            epochs, best_epoch, self._judged(exact), self._num_parameters(),
-            time.perf_counter() - began, time.process_time() - cpu_began,
-        )  # fmt: skip
+            self.epochs, self.best_epoch, nats, self._num_parameters(), self.watch.total(), self.watch.earlier
+        )
+
+    def _epoch(self, epoch: int) -> None:
+        """Train, judge, keep the weights if no epoch before was as good, and write the checkpoint."""
+        best = self.epochs[self.best_epoch - 1].validation_loss if self.epochs else math.inf
+        self.epochs.append(self._trained_epoch(epoch))
+        if self.epochs[-1].validation_loss < best:
+            self.best_epoch, self.best_weights = epoch, copy.deepcopy(self.network.state_dict())
+        if self.checkpoints is not None:
+            save_checkpoint(self.checkpoints.folder, self._checkpoint(self.checkpoints))
+
+    def _checkpoint(self, place: CheckpointPlace) -> Checkpoint:
+        states = {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "best_epoch": self.best_epoch,
+            "seconds": self.watch.state(),
+            **generator_states(self.train_tokens.device),
+        }
+        tensors = joined({"network": self.network.state_dict(), "best": self.best_weights})
+        return Checkpoint(place.configs, [asdict(epoch) for epoch in self.epochs], tensors, states)
+
+    def resume(self) -> None:
+        """Take up the checkpoint, if there is one."""
+        device = self.train_tokens.device
+        found = load_checkpoint(self.checkpoints, device)
+        if found is None:
+            return
+        parts = parted(found.tensors, ("network", "best"))
+        self.network.load_state_dict(parts["network"])
+        self.best_epoch, self.best_weights = found.states["best_epoch"], parts["best"]
+        self.epochs = [BaselineEpoch(**epoch) for epoch in found.epochs]
+        self.optimizer.load_state_dict(found.states["optimizer"])
+        self.schedule.load_state_dict(found.states["schedule"])
+        self.watch.resume(found.states["seconds"])
+        restore_generators(found.states, device)
 
     def _num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.network.parameters())
 
-    def _epoch(self, epoch: int) -> BaselineEpoch:
+    def _trained_epoch(self, epoch: int) -> BaselineEpoch:
         began = time.perf_counter()
         train_loss = self._train_epoch(epoch)
         validation_loss = float(self._validation_nats(self.head).mean())

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from newllm_core.checkpoint import (
     Checkpoint,
+    CheckpointPlace,
     generator_states,
     joined,
     load_checkpoint,
@@ -272,7 +273,7 @@ class _Trainer:
 
     def resume(self) -> None:
         """Take up the checkpoint, if there is one."""
-        found = load_checkpoint(self.folder, self._configs(), self.device)
+        found = load_checkpoint(CheckpointPlace(self.folder, self._configs()), self.device)
         if found is None:
             return
         self.epochs = [EpochFigures(**figures) for figures in found.epochs]

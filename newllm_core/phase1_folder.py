@@ -1,0 +1,66 @@
+"""Phase 1 in a folder of its own: trained there once, and read by all who want the same."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from newllm_core.checkpoint import CheckpointPlace, discard_checkpoint
+from newllm_core.phase1 import Phase1Result, finish_phase1
+from newllm_core.preparation import Prepared
+from newllm_core.runs import load_tensors, locked, read_json, refuse_other_config, save_tensors, write_json
+
+logger = logging.getLogger("newllm")
+
+CONTEXT_WEIGHTS = "context_block.safetensors"
+PHASE1_RECORD = "phase1.json"
+PHASE1_CHECKPOINT = "phase1_checkpoint"
+
+TrainAndMeasure = Callable[[CheckpointPlace], tuple[Phase1Result, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Phase1InFolder:
+    """``result`` without a history where it was ``found``; ``record`` as the folder holds it."""
+
+    result: Phase1Result
+    record: dict[str, Any]
+    found: bool
+
+
+def phase1_in_folder(
+    prepared: Prepared, configs: Mapping[str, Any], folder: Path, train: TrainAndMeasure
+) -> Phase1InFolder:
+    """What is in ``folder``, or else what ``train`` gives, kept there.
+
+    Of two processes that want the same one, the second waits and reads it. The model of ``prepared`` carries the kept
+    weights afterwards.
+
+    Args:
+        configs: what the folder must have been made with, by section.
+        train: trains the model in place, with checkpoints at the place it is given; returns contexts and figures.
+
+    Raises RunError when the folder holds another configuration or a damaged file.
+    """
+    with locked(folder / "phase1.lock"):
+        checkpoints = CheckpointPlace(folder / PHASE1_CHECKPOINT, configs)
+        if (folder / PHASE1_RECORD).is_file():
+            discard_checkpoint(checkpoints.folder)  # of an interruption just before it was discarded
+            return _read(prepared, configs, folder)
+        result, figures = train(checkpoints)
+        record = {"config": dict(configs), **figures}
+        save_tensors(folder / CONTEXT_WEIGHTS, prepared.model.context_block.state_dict())
+        write_json(folder / PHASE1_RECORD, record)
+        discard_checkpoint(checkpoints.folder)
+        return Phase1InFolder(result, record, found=False)
+
+
+def _read(prepared: Prepared, configs: Mapping[str, Any], folder: Path) -> Phase1InFolder:
+    record = read_json(folder / PHASE1_RECORD)
+    refuse_other_config(record, configs, folder)
+    prepared.model.context_block.load_state_dict(load_tensors(folder / CONTEXT_WEIGHTS))
+    logger.info("Phase 1: found in %s", folder)
+    # Contexts are recomputed, which takes seconds, rather than kept, which takes gigabytes.
+    result = finish_phase1(prepared.model, prepared.train_tokens, prepared.validation_tokens, None)
+    return Phase1InFolder(result, record, found=True)
