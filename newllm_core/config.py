@@ -153,6 +153,10 @@ class ModelConfig:
         return dataclasses.replace(self, **unread)
 
 
+# Where two learned parameters start. No fields: nobody has varied them, and records are named by the fields.
+INITIAL_TOKEN_SHARE = 0.1  # of the TokenBlock in the readout "sum"
+INITIAL_GAINS = (0.5, 1.5)  # of the context's first and last component with time_scales
+
 _READ_IN_PHASE2_ALONE = (
     "tie_weights", "freeze_embedding", "context_routing", "readout", "token_gate", "adapter_rank", "logit_scale",
 )  # fmt: skip

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from newllm_core.config import INITIAL_GAINS
+
 
 class _TwoInputLayer(nn.Module):
     """`LayerNorm(R(x) + GELU(from_context(c) + from_token(e)))`; R is the identity where widths agree.
@@ -30,8 +32,8 @@ class _TwoInputLayer(nn.Module):
 class ContextLayer(_TwoInputLayer):
     """`c_i = LayerNorm(R(g ⊙ c_{i-1}) + GELU(Linear([c_{i-1}; e])))` (spec section 2).
 
-    g is 1, or with ``time_scales`` a learned gain of each component, 0.5 … 1.5 at first: components with a small one
-    forget sooner.
+    g is 1, or with ``time_scales`` a learned gain of each component, spread over INITIAL_GAINS at first: components
+    with a small one forget sooner.
 
     Args:
         input_dim: width of the incoming context.
@@ -41,7 +43,7 @@ class ContextLayer(_TwoInputLayer):
 
     def __init__(self, input_dim: int, token_dim: int | None, output_dim: int, time_scales: bool = False) -> None:
         super().__init__(input_dim, token_dim, input_dim, output_dim)
-        self.gain = nn.Parameter(torch.linspace(0.5, 1.5, input_dim)) if time_scales else None
+        self.gain = nn.Parameter(torch.linspace(*INITIAL_GAINS, input_dim)) if time_scales else None
 
     def token_part(self, token_embeds: Tensor) -> Tensor:
         """The half that does not need the context. `[..., token_dim]` -> `[..., output_dim]`."""

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from newllm_core.config import INITIAL_TOKEN_SHARE
 from newllm_core.model.layers import TokenBlock
-
-_TOKEN_SHARE = 0.1  # of the TokenBlock in the sum, at first
 
 
 class LinearBlock(nn.Module):
@@ -23,7 +22,7 @@ class LinearBlock(nn.Module):
         super().__init__()
         self.from_context = nn.Linear(context_dim, embed_dim)
         self.token_block = token_block
-        self.share = None if token_block is None else nn.Parameter(torch.tensor(_TOKEN_SHARE))
+        self.share = None if token_block is None else nn.Parameter(torch.tensor(INITIAL_TOKEN_SHARE))
 
     def start_at_zero(self) -> None:
         """To be called after the weights are drawn: the linear map says nothing at first."""
