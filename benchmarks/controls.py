@@ -42,7 +42,7 @@ RATIOS = (
     ("regularised", "regularised-last-token"), ("regularised-untrained", "regularised-last-token"),
     ("regularised", "kneser-ney-5"), ("contrastive", "regularised-untrained"),
     ("contrastive", "regularised-last-token"), ("contrastive", "kneser-ney-5"),
-    ("best", "notes"), ("best", "gru"), ("best", "gru-cache"),
+    ("best", "notes"), ("best", "gru"), ("best", "gru-cache"), ("best", "best-earlier"),
 )  # fmt: skip
 
 

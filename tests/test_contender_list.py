@@ -50,13 +50,16 @@ def test_the_profile_of_the_better_model_is_its_contender() -> None:
 
 
 def test_neural_contenders_train_about_as_many_parameters() -> None:
-    """1.05 million within 10 %, at E = 384 and C = 500 (issue 5); the notes' own model has 784,108."""
+    """1.05 million within 10 %, at E = 384 (issue 5), with the map that Phase 1 throws away; the notes' own model has
+    784,108."""
     counts = {}
     for name in BASELINES:
         parameters = build_network(baseline_config(name)).parameters()
         counts[name] = sum(parameter.numel() for parameter in parameters)
-    trained = NewLLM(contender_settings("best", Settings()).model, torch.zeros(7, 384)).parameter_counts()
-    counts["best"] = trained["trained_in_phase1"] + trained["trained_in_phase2"]
+    best = contender_settings("best", Settings()).model
+    trained = NewLLM(best, torch.zeros(7, 384)).parameter_counts()
+    thrown_away = (best.context_dim + 1) * best.embed_dim
+    counts["best"] = trained["trained_in_phase1"] + trained["trained_in_phase2"] + thrown_away
     assert all(0.9 * 1.05e6 <= count <= 1.1 * 1.05e6 for count in counts.values()), counts
     notes = NewLLM(ModelConfig(), torch.zeros(7, 384)).parameter_counts()
     assert notes["trained_in_phase1"] + notes["trained_in_phase2"] == 784_108
