@@ -153,7 +153,8 @@ class ModelConfig:
         return dataclasses.replace(self, **unread)
 
 
-# Where two learned parameters start. No fields: nobody has varied them, and records are named by the fields.
+# Where two learned parameters start. No fields, since nobody varies them: no record is named by them, so after a change
+# every kept run with "sum" or time_scales is to be deleted.
 INITIAL_TOKEN_SHARE = 0.1  # of the TokenBlock in the readout "sum"
 INITIAL_GAINS = (0.5, 1.5)  # of the context's first and last component with time_scales
 

@@ -35,9 +35,10 @@ class KeptPhase1:
 
 
 def kept_phase1(prepared: Prepared, config: Phase1Config, folder: Path) -> KeptPhase1:
-    """Train Phase 1 and keep it in ``folder``, or take it from there; the contexts are the same to the last bit.
+    """Train Phase 1 and keep it in ``folder``, or take it from there, finished or half-way; the contexts are the same
+    to the last bit.
 
-    Raises NotFiniteError from training, and RunError where a file was altered.
+    Raises NotFiniteError from training, and RunError where a file was altered or is another configuration's.
     """
 
     def train(checkpoints: CheckpointPlace) -> tuple[Phase1Result, dict[str, Any]]:
@@ -54,9 +55,10 @@ def kept_phase1(prepared: Prepared, config: Phase1Config, folder: Path) -> KeptP
     model_part = prepared.model.config.phase1_part()
     place = folder / config_hash(prepared.data, model_part, config, prepared.run)
     watch = Stopwatch()
-    kept = phase1_in_folder(prepared, configs_record(prepared.data, model_part, config, prepared.run), place, train)
-    earlier = max(0.0, kept.record["cpu_seconds"] - watch.total().cpu)  # what this call took is counted by the caller
-    return KeptPhase1(kept.result, kept.record["figures"], earlier)
+    configs = configs_record(prepared.data, model_part, config, prepared.run)
+    contexts, record = phase1_in_folder(prepared, configs, place, train)
+    earlier = max(0.0, record["cpu_seconds"] - watch.total().cpu)  # what this call took is counted by the caller
+    return KeptPhase1(contexts, record["figures"], earlier)
 
 
 def _figures(prepared: Prepared, result: Phase1Result, config: Phase1Config) -> dict[str, Any]:

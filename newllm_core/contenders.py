@@ -30,7 +30,15 @@ from newllm_core.phase1 import Phase1Result
 from newllm_core.phase2 import train_phase2
 from newllm_core.preparation import Prepared, prepare
 from newllm_core.progress import progress_bar
-from newllm_core.runs import DATA_DIR, RESULTS_DIR, derived_generator, read_json, refuse_other_config, write_json
+from newllm_core.runs import (
+    DATA_DIR,
+    RESULTS_DIR,
+    derived_generator,
+    locked,
+    read_json,
+    refuse_other_config,
+    write_json,
+)
 from newllm_core.series import vary
 from newllm_core.stopwatch import Stopwatch
 from newllm_core.unigram import fit_unigram
@@ -141,26 +149,40 @@ def row_path(name: str, base: Settings, folder: Path, network_changes: Mapping[s
 def run_contender(
     name: str, base: Settings, folder: Path, network_changes: Mapping[str, Any], data_dir: Path = DATA_DIR
 ) -> Row:
-    """One row: read when it is there, else prepared, trained, judged and written."""
+    """One row: read when it is there, else prepared, trained, judged and written.
+
+    Of two processes that want the same one, the second waits and reads it. ``seconds`` of the row are those of the
+    session that finished it, ``cpu_seconds`` those of all.
+    """
     settings, path = contender_settings(name, base), row_path(name, base, folder, network_changes)
     sections = _sections(name, settings, network_changes)
     configs = json.loads(json.dumps({section: asdict(config) for section, config in sections.items()}))
-    checkpoints = CheckpointPlace(folder / CHECKPOINTS_FOLDER / path.stem, configs)
-    if path.is_file():
-        row: Row = read_json(path)
-        refuse_other_config(row, configs, path)
-        discard_checkpoint(checkpoints.folder)  # of an interruption just before it was discarded
+    with locked(folder / CHECKPOINTS_FOLDER / f"{path.stem}.lock"):
+        # Two controls can have the same configuration and read other contexts.
+        place = CheckpointPlace(folder / CHECKPOINTS_FOLDER / path.stem, {**configs, "contender": {"name": name}})
+        if path.is_file():
+            row: Row = read_json(path)
+            refuse_other_config(row, configs, path)
+        else:
+            row = _run(
+                name, settings, configs, sections.get("network"), _Places(folder / PHASE1_FOLDER, place), data_dir
+            )
+            write_json(path, row)
+        discard_checkpoint(place.folder)
         return row
+
+
+def _run(
+    name: str, settings: Settings, configs: dict[str, Any], network: BaselineConfig | None, places: _Places,
+    data_dir: Path,
+) -> Row:  # fmt: skip
     start = datetime.now(UTC).isoformat(timespec="seconds")
     prepared = prepare(settings.data, settings.model, settings.run, data_dir)
-    watch, places = Stopwatch(), _Places(folder / PHASE1_FOLDER, checkpoints)
-    fitted = _fit(contender(name), prepared, settings, sections.get("network"), places)
+    watch = Stopwatch()
+    fitted = _fit(contender(name), prepared, settings, network, places)
     took = watch.total()
     seconds = {"seconds": took.wall, "cpu_seconds": took.cpu + fitted.earlier_cpu_seconds}
-    row = {"name": name, "start": start, **_row(prepared, fitted), **seconds, "config": configs}
-    write_json(path, row)
-    discard_checkpoint(checkpoints.folder)
-    return row
+    return {"name": name, "start": start, **_row(prepared, fitted), **seconds, "config": configs}
 
 
 def _sections(name: str, settings: Settings, network_changes: Mapping[str, Any]) -> dict[str, Any]:

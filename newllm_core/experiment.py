@@ -86,8 +86,7 @@ def run_phase1(prepared: Prepared, config: Phase1Config, phase1_dir: Path) -> tu
         return result, {**figures, "seconds": watch.total().wall + result.history.earlier.wall}
 
     configs = configs_record(prepared.data, prepared.model.config, config, prepared.run)
-    kept = phase1_in_folder(prepared, configs, phase1_dir, train)
-    return kept.result, kept.record
+    return phase1_in_folder(prepared, configs, phase1_dir, train)
 
 
 def phase1_only_record(prepared: Prepared, phase1_record: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,11 @@ PHASE1_CHECKPOINT = "phase1_checkpoint"
 TrainAndMeasure = Callable[[CheckpointPlace], tuple[Phase1Result, Mapping[str, Any]]]
 
 
-@dataclass(frozen=True)
-class Phase1InFolder:
-    """``result`` without a history where it was ``found``; ``record`` as the folder holds it."""
-
-    result: Phase1Result
-    record: dict[str, Any]
-    found: bool
-
-
 def phase1_in_folder(
     prepared: Prepared, configs: Mapping[str, Any], folder: Path, train: TrainAndMeasure
-) -> Phase1InFolder:
-    """What is in ``folder``, or else what ``train`` gives, kept there.
+) -> tuple[Phase1Result, dict[str, Any]]:
+    """What is in ``folder``, or else what ``train`` gives, kept there: contexts and record. Contexts that were there
+    have no history.
 
     Of two processes that want the same one, the second waits and reads it. The model of ``prepared`` carries the kept
     weights afterwards.
@@ -46,21 +37,21 @@ def phase1_in_folder(
     with locked(folder / "phase1.lock"):
         checkpoints = CheckpointPlace(folder / PHASE1_CHECKPOINT, configs)
         if (folder / PHASE1_RECORD).is_file():
+            found = _read(prepared, configs, folder)
             discard_checkpoint(checkpoints.folder)  # of an interruption just before it was discarded
-            return _read(prepared, configs, folder)
+            return found
         result, figures = train(checkpoints)
         record = {"config": dict(configs), **figures}
         save_tensors(folder / CONTEXT_WEIGHTS, prepared.model.context_block.state_dict())
         write_json(folder / PHASE1_RECORD, record)
         discard_checkpoint(checkpoints.folder)
-        return Phase1InFolder(result, record, found=False)
+        return result, record
 
 
-def _read(prepared: Prepared, configs: Mapping[str, Any], folder: Path) -> Phase1InFolder:
+def _read(prepared: Prepared, configs: Mapping[str, Any], folder: Path) -> tuple[Phase1Result, dict[str, Any]]:
     record = read_json(folder / PHASE1_RECORD)
     refuse_other_config(record, configs, folder)
     prepared.model.context_block.load_state_dict(load_tensors(folder / CONTEXT_WEIGHTS))
     logger.info("Phase 1: found in %s", folder)
     # Contexts are recomputed, which takes seconds, rather than kept, which takes gigabytes.
-    result = finish_phase1(prepared.model, prepared.train_tokens, prepared.validation_tokens, None)
-    return Phase1InFolder(result, record, found=True)
+    return finish_phase1(prepared.model, prepared.train_tokens, prepared.validation_tokens, None), record

@@ -90,7 +90,7 @@ def test_a_row_is_read_again_and_another_configuration_refused(tmp_path: Path, m
     first = run_contender("unigram", SMALL, folder, {}, data_dir)
     monkeypatch.setattr(contenders_module, "prepare", None)  # would fail if anything were computed
     assert run_contender("unigram", SMALL, folder, {}, data_dir) == first
-    (path,) = folder.iterdir()
+    (path,) = folder.glob("*.json")
     stored = read_json(path)
     stored["config"]["data"]["num_samples"] += 1
     write_json(path, stored)
@@ -133,7 +133,7 @@ def test_the_estimate_is_of_what_is_missing(tmp_path: Path) -> None:
     found = estimate_contenders(names, SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
     assert (found.num_rows, found.num_finished) == (5, 1) and 0 < found.longest_seconds < math.inf
     assert str(found).startswith("5 rows, 1 finished; the others at most about ")
-    assert len(list(folder.iterdir())) == 1
+    assert len(list(folder.glob("*.json"))) == 1
     done = estimate_contenders(names[:1], SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
     assert str(done) == "1 rows, all finished"
 
