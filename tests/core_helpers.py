@@ -1,10 +1,15 @@
 """Small models, streams and configs for the tests of newllm_core's two phases and what they stand on."""
 
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from newllm_core import phase1 as phase1_module
+from newllm_core.checkpoint import Checkpoint, save_checkpoint
 from newllm_core.config import ModelConfig, Phase1Config, Phase2Config
 from newllm_core.model import ContextBlock, NewLLM
 
@@ -67,3 +72,15 @@ def phase2_config(**values: Any) -> Phase2Config:
 
 def state_of(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def stop_after(module: ModuleType, count: int, patch: pytest.MonkeyPatch) -> None:
+    """Interrupt ``module`` when its ``count``-th epoch or iteration is saved."""
+
+    def save_and_stop(folder: Path, checkpoint: Checkpoint) -> None:
+        save_checkpoint(folder, checkpoint)
+        if len(checkpoint.epochs) == count:
+            raise KeyboardInterrupt
+
+    patch.setattr(phase1_module, "_CHECKPOINT_SECONDS", 0.0)
+    patch.setattr(module, "save_checkpoint", save_and_stop)

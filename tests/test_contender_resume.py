@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from core_helpers import rng, stop_after
 from test_baselines import VOCABULARY, cycle, small_config, small_model
 from test_contender_phase1 import figures
 from test_contenders import NETWORK, SMALL
@@ -16,7 +17,7 @@ from newllm_core import phase1 as phase1_module
 from newllm_core import phase2 as phase2_module
 from newllm_core.baselines import train as baseline_module
 from newllm_core.baselines.train import BaselineResult, train_baseline
-from newllm_core.checkpoint import Checkpoint, CheckpointPlace, save_checkpoint
+from newllm_core.checkpoint import CheckpointPlace
 from newllm_core.contenders import CHECKPOINTS_FOLDER, run_contender
 from newllm_core.runs import RunError, read_json, write_json
 from newllm_core.stopwatch import Seconds, Stopwatch
@@ -25,23 +26,11 @@ LONG = {**NETWORK, "max_epochs": 3, "patience": 3, "dropout": 0.2}
 THREE_EPOCHS = dataclasses.replace(SMALL, phase2=dataclasses.replace(SMALL.phase2, max_epochs=3, patience=3))
 
 
-def stop_after(module: ModuleType, count: int, patch: pytest.MonkeyPatch) -> None:
-    """Interrupt ``module`` when its ``count``-th epoch or iteration is saved."""
-
-    def save_and_stop(folder: Path, checkpoint: Checkpoint) -> None:
-        save_checkpoint(folder, checkpoint)
-        if len(checkpoint.epochs) == count:
-            raise KeyboardInterrupt
-
-    patch.setattr(phase1_module, "_CHECKPOINT_SECONDS", 0.0)
-    patch.setattr(module, "save_checkpoint", save_and_stop)
-
-
 # --- networks -------------------------------------------------------------------------------------------------------
 
 
 def noise(length: int, seed: int) -> Tensor:
-    return torch.randint(VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(VOCABULARY, (length,), generator=rng(seed))
 
 
 def train(network: str, folder: Path | None, seed: int = 4, text: Tensor | None = None) -> BaselineResult:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from core_helpers import make_model, make_tokens, phase1_config, state_of
+from core_helpers import make_model, make_tokens, phase1_config, state_of, stop_after
 from test_experiment import SMALL, run_small
 
 from newllm_core import phase1 as phase1_module
-from newllm_core.checkpoint import Checkpoint, CheckpointPlace, save_checkpoint
+from newllm_core.checkpoint import CheckpointPlace
 from newllm_core.phase1 import Phase1History, train_phase1
 from newllm_core.phase1_folder import PHASE1_CHECKPOINT
 from newllm_core.runs import RunError, figures_of
@@ -41,19 +41,9 @@ def train(
     return history, state_of(model.context_block)
 
 
-def stop_after(iteration: int, patch: pytest.MonkeyPatch) -> None:
-    def save_and_stop(folder: Path, checkpoint: Checkpoint) -> None:
-        save_checkpoint(folder, checkpoint)
-        if len(checkpoint.epochs) == iteration:
-            raise KeyboardInterrupt
-
-    patch.setattr(phase1_module, "_CHECKPOINT_SECONDS", 0.0)
-    patch.setattr(phase1_module, "save_checkpoint", save_and_stop)
-
-
 def interrupt(values: dict[str, Any], folder: Path, iteration: int) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_after(iteration, patch)
+        stop_after(phase1_module, iteration, patch)
         torch.manual_seed(SEED)
         train(values, folder)
 
@@ -102,7 +92,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path, monkeypatch: pyte
 def test_an_experiment_interrupted_within_phase_1_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = run_small(tmp_path / "whole", tmp_path / "data")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_after(1, patch)
+        stop_after(phase1_module, 1, patch)
         run_small(tmp_path / "resumed", tmp_path / "data", SMALL)
     place = tmp_path / "resumed" / "phase1" / PHASE1_CHECKPOINT
     assert place.is_dir()
