@@ -11,10 +11,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from newllm_core.batch import load_profile
-from newllm_core.config import RunConfig, settings_from_parameters
-from newllm_core.experiment import run_experiment
-from newllm_core.runs import PROJECT_ROOT, RESULTS_DIR, write_json
+from newllm_core.batch.notebooks import load_profile
+from newllm_core.config.language import RunConfig, settings_from_parameters
+from newllm_core.experiment.run import run_experiment
+from newllm_core.runs.files import PROJECT_ROOT, RESULTS_DIR, write_json
 
 SOURCES = ("previous_iteration", "exact")
 

@@ -10,11 +10,11 @@ from benchmarks.inputs import embeddings_name, load_streams, new_model
 from benchmarks.plain_notes import PlainNotes
 from benchmarks.settings import BenchmarkSettings
 from benchmarks.timing import calls_that_last, compared, interleaved
-from newllm_core.config import Phase1Config
-from newllm_core.contexts import exact_contexts, sequential_contexts
-from newllm_core.metrics import contraction_rate
+from newllm_core.config.language import Phase1Config
+from newllm_core.contexts.shooting import exact_contexts, sequential_contexts
+from newllm_core.metrics.forgetting import contraction_rate
 from newllm_core.model import ContextBlock, NewLLM
-from newllm_core.phase1 import train_phase1
+from newllm_core.training.phase1 import train_phase1
 
 PLAIN, EXACT, LOOP = "plain loop", "exact_contexts", "sequential_contexts"
 _WARM_UP_TOKENS = 512

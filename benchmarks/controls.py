@@ -15,9 +15,7 @@ import os
 from collections.abc import Mapping
 
 from benchmarks.reference_experiments import REFERENCE, centre
-from newllm_core.contender_estimate import estimate_contenders
-from newllm_core.contender_list import GROUPS
-from newllm_core.contender_table import (
+from newllm_core.comparison.leaderboard import (
     Standing,
     contexts_table,
     expectation_sentences,
@@ -26,11 +24,13 @@ from newllm_core.contender_table import (
     standings,
     standings_table,
 )
-from newllm_core.contenders import read_rows, run_contenders
-from newllm_core.plots import save_figure
-from newllm_core.plots_contenders import group_pictures
-from newllm_core.runs import write_json, write_text
-from newllm_core.series import vary
+from newllm_core.report.leaderboard import group_pictures
+from newllm_core.report.style import save_figure
+from newllm_core.runs.files import write_json, write_text
+from newllm_core.studies.estimate import estimate_contenders
+from newllm_core.studies.runners import read_rows, run_contenders
+from newllm_core.studies.sweep import vary
+from newllm_core.studies.variants import GROUPS
 
 ROWS = REFERENCE / "contenders"
 ALL = [name for group, members in GROUPS.items() if group != "ceilings" for name in members]

@@ -29,7 +29,8 @@ from benchmarks import (
 )
 from benchmarks.machine import machine_facts
 from benchmarks.settings import FULL, QUICK, BenchmarkSettings
-from newllm_core.runs import RESULTS_DIR, read_json, seed_everything, write_json
+from newllm_core.runs.files import RESULTS_DIR, read_json, write_json
+from newllm_core.runs.reproducibility import seed_everything
 
 OUTPUT = RESULTS_DIR / "reference" / "benchmark_core.json"
 QUICK_OUTPUT = RESULTS_DIR / "benchmark_quick" / "benchmark_core.json"

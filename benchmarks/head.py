@@ -18,11 +18,11 @@ from benchmarks.machine import MB, forget_peak, in_fresh_process, peak_mb, resid
 from benchmarks.phase2_epoch import project_trainer
 from benchmarks.settings import BenchmarkSettings
 from benchmarks.timing import compared, interleaved
-from newllm_core.config import ModelConfig, Phase2Config
+from newllm_core.config.language import ModelConfig, Phase2Config
 from newllm_core.data import VOCAB_SIZE
-from newllm_core.head import Head, has_bf16_products
-from newllm_core.phase1 import all_contexts
-from newllm_core.runs import derived_generator
+from newllm_core.head.cross_entropy import Head, has_bf16_products
+from newllm_core.runs.reproducibility import derived_generator
+from newllm_core.training.phase1 import all_contexts
 
 Contender = Callable[[Tensor, Tensor], Tensor]  # hidden, targets -> mean loss, after backward
 Preparation = Callable[[Tensor], Contender]  # of one head weight, which is frozen from then on

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from newllm_core.head import choose_head, has_bf16_products
-from newllm_core.runs import current_commit, library_versions, seed_everything
+from newllm_core.head.cross_entropy import choose_head, has_bf16_products
+from newllm_core.runs.reproducibility import current_commit, library_versions, seed_everything
 
 MB = 10**6
 _STATUS = Path("/proc/self/status")

@@ -7,11 +7,11 @@ from benchmarks.inputs import WHISPER_WIDTH, Streams, load_streams, new_model
 from benchmarks.plain_notes import PlainNotes, PlainPhase1, effective_rank
 from benchmarks.settings import BenchmarkSettings
 from benchmarks.timing import compared, interleaved
-from newllm_core.config import ModelConfig, Phase1Config
-from newllm_core.cvfp import CvfpPass
-from newllm_core.metrics import StreamRank, stream_rank
+from newllm_core.config.language import ModelConfig, Phase1Config
+from newllm_core.metrics.rank import StreamRank, stream_rank
 from newllm_core.model import NewLLM
-from newllm_core.phase1 import all_contexts
+from newllm_core.training.fixed_point import CvfpPass
+from newllm_core.training.phase1 import all_contexts
 
 PLAIN, OURS, EXACT = "plain", "project", "project, exact contexts"
 PLAIN_WITH_RANK = "plain with training effective rank"

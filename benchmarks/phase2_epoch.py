@@ -12,11 +12,11 @@ from benchmarks.inputs import embeddings_name, load_streams, new_model
 from benchmarks.plain_notes import PlainNotes, PlainPhase2
 from benchmarks.settings import BenchmarkSettings
 from benchmarks.timing import compared, interleaved
-from newllm_core import phase2
-from newllm_core.config import ModelConfig, Phase2Config
-from newllm_core.head import has_bf16_products
-from newllm_core.phase1 import Phase1Result, all_contexts
-from newllm_core.runs import derived_generator
+from newllm_core.config.language import ModelConfig, Phase2Config
+from newllm_core.head.cross_entropy import has_bf16_products
+from newllm_core.runs.reproducibility import derived_generator
+from newllm_core.training import phase2
+from newllm_core.training.phase1 import Phase1Result, all_contexts
 
 PLAIN = "plain"
 

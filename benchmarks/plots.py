@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks import report
-from newllm_core.runs import write_atomically
+from newllm_core.runs.files import write_atomically
 
 _COLOURS = ("#3b6ea5", "#d98b3a", "#5a9e6f", "#8c6bb1", "#b5524a", "#777777")
 _PLAIN_NUMBERS = FuncFormatter(lambda value, _: f"{value:,g}")

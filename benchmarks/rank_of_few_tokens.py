@@ -14,12 +14,12 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.reference_experiments import REFERENCE, centre
-from newllm_core.experiment import phase1_folder_name, run_phase1
-from newllm_core.few_tokens import few_token_rank
-from newllm_core.plots import MARK_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, new_axes, save_figure, source_line
-from newllm_core.preparation import prepare
-from newllm_core.runs import RESULTS_DIR, write_json
-from newllm_core.spectrum import spectrum_figures
+from newllm_core.experiment.prepare import prepare
+from newllm_core.experiment.run import phase1_folder_name, run_phase1
+from newllm_core.metrics.few_tokens import few_token_rank
+from newllm_core.metrics.spectrum import spectrum_figures
+from newllm_core.report.style import MARK_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, new_axes, save_figure, source_line
+from newllm_core.runs.files import RESULTS_DIR, write_json
 
 TOKENS = (500, 1000, 2000, 5000, 10_000, 30_000)
 REFERENCE_TOKENS = 30_000

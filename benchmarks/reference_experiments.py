@@ -14,14 +14,17 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from newllm_core import diversity, plots_diversity, plots_scaling, scaling_analysis
-from newllm_core.batch import load_profile
-from newllm_core.config import Settings, settings_from_parameters
+from newllm_core.batch.notebooks import load_profile
+from newllm_core.comparison import paired as diversity
+from newllm_core.config.language import Settings, settings_from_parameters
 from newllm_core.losses import DIVERSITY_ALGORITHMS
-from newllm_core.plots import save_figure
-from newllm_core.runs import PROJECT_ROOT, RESULTS_DIR, write_json, write_text
-from newllm_core.scaling import sample_sizes
-from newllm_core.series import Folders, Record, Series, comparison_points, grid, vary
+from newllm_core.report import comparison as plots_diversity
+from newllm_core.report import scaling as plots_scaling
+from newllm_core.report.style import save_figure
+from newllm_core.runs.files import PROJECT_ROOT, RESULTS_DIR, write_json, write_text
+from newllm_core.scaling import analysis as scaling_analysis
+from newllm_core.scaling.law import sample_sizes
+from newllm_core.studies.sweep import Folders, Record, Series, comparison_points, grid, vary
 
 REFERENCE = RESULTS_DIR / "reference"
 SEEDS = [42, 43, 44]

@@ -18,15 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reference_experiments import REFERENCE
-from newllm_core.batch import load_profile
-from newllm_core.config import settings_of_type
-from newllm_core.plots import save_figure
-from newllm_core.runs import PROJECT_ROOT, is_complete, read_json, write_json, write_text
-from newllm_core.vision import comparison, plots_comparison, plots_search, plots_vision, score_table
-from newllm_core.vision.data_config import AUGMENTATION_PACKS
-from newllm_core.vision.search import run_search
-from newllm_core.vision.search_config import SEARCH_SPACES, search_profile
-from newllm_core.vision.search_plan import SearchPlan
+from newllm_core.batch.notebooks import load_profile
+from newllm_core.comparison import accuracy as comparison
+from newllm_core.config.schema import settings_of_type
+from newllm_core.report.style import save_figure
+from newllm_core.runs.files import PROJECT_ROOT, read_json, write_json, write_text
+from newllm_core.runs.folder import is_complete
+from newllm_core.vision.config import AUGMENTATION_PACKS
+from newllm_core.vision.report import comparison as plots_comparison
+from newllm_core.vision.report import runs as plots_vision
+from newllm_core.vision.report import score_table
+from newllm_core.vision.report import search as plots_search
+from newllm_core.vision.search.config import SEARCH_SPACES, search_profile
+from newllm_core.vision.search.plan import SearchPlan
+from newllm_core.vision.search.run import run_search
 from newllm_core.vision.settings import VisionSettings, for_data_set, vision_parameter_fields, with_parameters
 from newllm_core.vision.variant_series import VariantRuns, VariantSeries
 from newllm_core.vision.variants import Variant, term_variants

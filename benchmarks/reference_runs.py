@@ -13,11 +13,12 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from newllm_core.batch import load_profile
-from newllm_core.config import settings_from_parameters
-from newllm_core.experiment import run_folder_name
-from newllm_core.plots import save_figure
-from newllm_core.runs import PROJECT_ROOT, RECORD_NAME, RESULTS_DIR, read_json, write_json
+from newllm_core.batch.notebooks import load_profile
+from newllm_core.config.language import settings_from_parameters
+from newllm_core.experiment.run import run_folder_name
+from newllm_core.report.style import save_figure
+from newllm_core.runs.files import PROJECT_ROOT, RESULTS_DIR, read_json, write_json
+from newllm_core.runs.folder import RECORD_NAME
 
 PROFILES = {
     "notes": ("#777777", "notes: stale contexts, batches in order"),

@@ -17,11 +17,11 @@ from benchmarks.phase2_epoch import shuffled
 from benchmarks.plain_notes import PlainNotes, PlainPhase2
 from benchmarks.plain_notes import train_phase1 as train_plain_phase1
 from benchmarks.settings import BenchmarkSettings
-from newllm_core.config import Phase1Config, Phase2Config
-from newllm_core.cvfp import context_noise
-from newllm_core.metrics import perplexity
-from newllm_core.phase1 import train_phase1
-from newllm_core.phase2 import train_phase2
+from newllm_core.config.language import Phase1Config, Phase2Config
+from newllm_core.metrics.prediction import perplexity
+from newllm_core.training.fixed_point import context_noise
+from newllm_core.training.phase1 import train_phase1
+from newllm_core.training.phase2 import train_phase2
 
 
 def measure(settings: BenchmarkSettings) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from newllm_core.config import ModelConfig
+from newllm_core.config.language import ModelConfig
 
 logger = logging.getLogger("newllm")
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from newllm_core import phase1 as phase1_module
-from newllm_core.checkpoint import Checkpoint, save_checkpoint
-from newllm_core.config import ModelConfig, Phase1Config, Phase2Config
+from newllm_core.config.language import ModelConfig, Phase1Config, Phase2Config
 from newllm_core.model import ContextBlock, NewLLM
+from newllm_core.runs.checkpoint import Checkpoint, save_checkpoint
+from newllm_core.training import phase1 as phase1_module
 
 VOCAB_SIZE = 30
 

@@ -13,13 +13,14 @@ from benchmarks.machine import MB, forget_peak, in_fresh_process, peak_mb, resid
 from benchmarks.plain_notes import PlainLayer, PlainNotes, PlainPhase1, PlainPhase2, effective_rank, train_phase1
 from benchmarks.scaling_with_tokens import exponent
 from benchmarks.timing import calls_that_last, compared, interleaved
-from newllm_core import evaluation, metrics, phase1, phase2
-from newllm_core.config import ModelConfig, Phase1Config, Phase2Config
-from newllm_core.context_store import context_batches
-from newllm_core.contexts import sequential_contexts
-from newllm_core.cvfp import CvfpPass, context_noise
-from newllm_core.head import Head
+from newllm_core import metrics
+from newllm_core.config.language import ModelConfig, Phase1Config, Phase2Config
+from newllm_core.contexts.shooting import sequential_contexts
+from newllm_core.contexts.store import context_batches
+from newllm_core.head.cross_entropy import Head
 from newllm_core.model import ContextBlock, ContextLayer, NewLLM, TokenBlock, TokenLayer
+from newllm_core.training import evaluation, phase1, phase2
+from newllm_core.training.fixed_point import CvfpPass, context_noise
 
 VOCAB, SEED = 40, 7
 SMALL_PHASE1 = Phase1Config(

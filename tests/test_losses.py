@@ -25,7 +25,7 @@ from newllm_core.losses import (
     sigreg_loss,
     user_loss_fingerprint,
 )
-from newllm_core.metrics import effective_rank
+from newllm_core.metrics.rank import effective_rank
 
 
 def random_contexts(num_tokens: int, context_dim: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:

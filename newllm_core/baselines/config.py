@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from newllm_core.config import ConfigError, _choice, _number, _validate, from_mapping, unknown_name_message
+from newllm_core.config.schema import ConfigError, choice, from_mapping, number, unknown_name_message, validate
 
 NGRAM_ORDER = 5
 # Discounts tried on the last tenth of the training text; the best is kept for the model of all of it.
@@ -16,28 +16,28 @@ KNESER_NEY_HELD_OUT = 0.1
 class BaselineConfig:
     """A network that reads frozen embeddings and is judged by the tied, frozen head; all between is trained at once."""
 
-    network: str = _choice("gru", "lstm", "mingru", "gpt")
-    embed_dim: int = _number(384, low=2)  # E, of the frozen embeddings it stands between
-    width: int = _number(384, low=1)
-    num_layers: int = _number(1, low=1)
-    num_heads: int = _number(4, low=1)  # of the GPT
-    mlp_ratio: int = _number(4, low=1)  # of the GPT and the minGRU: width of an MLP over that of its block
-    dropout: float = _number(0.3, low=0, high=0.99)  # of embeddings, between layers, and before the head
+    network: str = choice("gru", "lstm", "mingru", "gpt")
+    embed_dim: int = number(384, low=2)  # E, of the frozen embeddings it stands between
+    width: int = number(384, low=1)
+    num_layers: int = number(1, low=1)
+    num_heads: int = number(4, low=1)  # of the GPT
+    mlp_ratio: int = number(4, low=1)  # of the GPT and the minGRU: width of an MLP over that of its block
+    dropout: float = number(0.3, low=0, high=0.99)  # of embeddings, between layers, and before the head
     unigram_bias: bool = True  # of the output, fixed: log probabilities of the smoothed unigram
-    learning_rate: float = _number(0.002, above=0)
-    weight_decay: float = _number(0.01, low=0)
-    gradient_clip: float = _number(1.0, above=0)
-    unseen_sample: int | None = _number(2048, low=1)  # as in Phase2Config; None: the whole vocabulary in training
-    num_streams: int = _number(16, low=1)  # pieces of the training text that are read side by side
-    segment_tokens: int = _number(48, low=2)  # between two optimizer steps, and how far gradients reach back
-    max_epochs: int = _number(12, low=1)
-    patience: int = _number(3, low=1)  # epochs without a better validation loss
-    cache_weight: float = _number(0.0, low=0, high=0.99)  # of the continuous cache, as in Phase2Config
-    cache_scale: float = _number(10.0, above=0)
-    cache_tokens: int = _number(2000, low=1)
+    learning_rate: float = number(0.002, above=0)
+    weight_decay: float = number(0.01, low=0)
+    gradient_clip: float = number(1.0, above=0)
+    unseen_sample: int | None = number(2048, low=1)  # as in Phase2Config; None: the whole vocabulary in training
+    num_streams: int = number(16, low=1)  # pieces of the training text that are read side by side
+    segment_tokens: int = number(48, low=2)  # between two optimizer steps, and how far gradients reach back
+    max_epochs: int = number(12, low=1)
+    patience: int = number(3, low=1)  # epochs without a better validation loss
+    cache_weight: float = number(0.0, low=0, high=0.99)  # of the continuous cache, as in Phase2Config
+    cache_scale: float = number(10.0, above=0)
+    cache_tokens: int = number(2000, low=1)
 
     def __post_init__(self) -> None:
-        _validate(self)
+        validate(self)
         if self.network == "gpt" and self.width % self.num_heads:
             raise ConfigError(
                 f"BaselineConfig: expected width to be a multiple of num_heads={self.num_heads}, given {self.width}"

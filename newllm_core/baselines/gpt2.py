@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from newllm_core.data.embeddings import GPT2_REPOSITORY
 from newllm_core.data.errors import DataError
-from newllm_core.progress import progress_bar
+from newllm_core.runs.progress import progress_bar
 
 
 @torch.no_grad()

@@ -11,11 +11,7 @@ from nltk.lm.models import KneserNeyInterpolated
 from nltk.util import everygrams
 from torch import Tensor
 
-from newllm_core.baselines.config import (
-    KNESER_NEY_DISCOUNTS,
-    KNESER_NEY_HELD_OUT,
-    NGRAM_ORDER,
-)
+from newllm_core.baselines.config import KNESER_NEY_DISCOUNTS, KNESER_NEY_HELD_OUT, NGRAM_ORDER
 
 _START = -1  # stands before the first token, so that every context has something in front of it
 

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.networks import build_network
-from newllm_core.checkpoint import (
+from newllm_core.data.stream import ring_segments
+from newllm_core.errors import NotFiniteError
+from newllm_core.head.continuous_cache import cached_nats
+from newllm_core.head.cross_entropy import Head, choose_head, with_output_bias, with_unit_columns
+from newllm_core.head.sampled_softmax import SampledHead, epochs_head
+from newllm_core.head.unigram_bias import fit_unigram
+from newllm_core.metrics.prediction import perplexity
+from newllm_core.model import NewLLM
+from newllm_core.runs.checkpoint import (
     Checkpoint,
     CheckpointPlace,
     generator_states,
@@ -23,17 +31,8 @@ from newllm_core.checkpoint import (
     save_checkpoint,
     with_circumstances,
 )
-from newllm_core.continuous_cache import cached_nats
-from newllm_core.errors import NotFiniteError
-from newllm_core.head import Head, choose_head, with_output_bias, with_unit_columns
-from newllm_core.metrics import perplexity
-from newllm_core.model import NewLLM
-from newllm_core.progress import progress_bar
-from newllm_core.runs import derived_generator
-from newllm_core.segments import ring_segments
-from newllm_core.stopwatch import Seconds, Stopwatch
-from newllm_core.unigram import fit_unigram
-from newllm_core.vocabulary_sample import SampledHead, epochs_head
+from newllm_core.runs.progress import Seconds, Stopwatch, progress_bar
+from newllm_core.runs.reproducibility import derived_generator
 
 _EVALUATION_TOKENS = 1024  # of the validation stream at once, for networks that carry a state
 

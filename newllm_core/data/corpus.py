@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from newllm_core.config import DataConfig
+from newllm_core.config.language import DataConfig
 from newllm_core.data.errors import DataError
 from newllm_core.data.packages import CHITCHAT, locate
-from newllm_core.runs import sha256_file
+from newllm_core.runs.files import sha256_file
 
 ULTRACHAT = ("HuggingFaceH4/ultrachat_200k", "train_sft")  # data set, split
 # Filter of the chitchat corpus, design.md section 2. Longer turns and links are pasted text, not conversation.

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from newllm_core.config import DataConfig
+from newllm_core.config.language import DataConfig
 from newllm_core.data.ctranslate2_file import read_float16_rows
 from newllm_core.data.errors import DataError
 from newllm_core.data.packages import WHISPER_TINY_EN, locate
 from newllm_core.data.ppmi import WINDOW, TypeVectors, ppmi_svd
 from newllm_core.data.tokens import VOCAB_SIZE
-from newllm_core.runs import RunError, derived_generator, load_tensors, save_tensors, sha256_bytes, sha256_file
+from newllm_core.runs.files import RunError, load_tensors, save_tensors, sha256_bytes, sha256_file
+from newllm_core.runs.reproducibility import derived_generator
 
 GPT2_STD = 0.144  # standard deviation of GPT-2's own wte
 WHISPER_VARIABLE = "decoder/embeddings/weight"

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from newllm_core.data.errors import DataError
-from newllm_core.runs import sha256_file
+from newllm_core.runs.files import sha256_file
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from newllm_core.config import DataConfig
+from newllm_core.config.language import DataConfig
 from newllm_core.data.corpus import Corpus, open_corpus
 from newllm_core.data.errors import DataError
 from newllm_core.data.packages import GPT2_ENCODER, GPT2_MERGES, locate
 from newllm_core.data.samples import Samples, conversations_needed, load_samples, select_samples
 from newllm_core.data.validation import ValidationText, validation_text
-from newllm_core.progress import progress_bar
-from newllm_core.runs import RunError, load_tensors, save_tensors, sha256_bytes
+from newllm_core.runs.files import RunError, load_tensors, save_tensors, sha256_bytes
+from newllm_core.runs.progress import progress_bar
 
 VOCAB_SIZE = 50257  # GPT-2
 SELF_CHECK = ("Hello world", [15496, 995])  # GPT-2's ids; an empty or foreign vocabulary gives others

@@ -11,10 +11,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from newllm_core.config import DataConfig
+from newllm_core.config.language import DataConfig
 from newllm_core.data.corpus import Corpus
 from newllm_core.data.errors import DataError
-from newllm_core.runs import RunError, read_json, sha256_bytes, write_json, write_text
+from newllm_core.runs.files import RunError, read_json, sha256_bytes, write_json, write_text
 
 TEXT_NAME = "example_val.txt"
 RECORD_NAME = "example_val.json"

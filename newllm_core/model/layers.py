@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from newllm_core.config import INITIAL_GAINS
+from newllm_core.config.language import INITIAL_GAINS
 
 
 class _TwoInputLayer(nn.Module):

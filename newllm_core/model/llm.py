@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from newllm_core.config import ModelConfig
-from newllm_core.head import with_output_bias, with_unit_columns
+from newllm_core.config.language import ModelConfig
+from newllm_core.head.cross_entropy import with_output_bias, with_unit_columns
 from newllm_core.model.layers import ContextBlock, TokenBlock, initialise_normal
 from newllm_core.model.readout import LinearBlock, Readout
-from newllm_core.runs import derived_generator
+from newllm_core.runs.reproducibility import derived_generator
 
 
 class NewLLM(nn.Module):

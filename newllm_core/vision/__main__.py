@@ -12,13 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from newllm_core.batch import parse_value
-from newllm_core.vision.config import PRESETS, model_preset
-from newllm_core.vision.data_config import AUGMENTATION_PACKS, DATASET_NAMES, VisionDataConfig, augmentation_pack
+from newllm_core.batch.notebooks import parse_value
+from newllm_core.vision.config import (
+    AUGMENTATION_PACKS,
+    DATASET_NAMES,
+    PRESETS,
+    VisionDataConfig,
+    augmentation_pack,
+    model_preset,
+)
 from newllm_core.vision.experiment import VISION_DIR, Record, run_vision
-from newllm_core.vision.search import run_search
-from newllm_core.vision.search_config import SEARCH_PROFILES, SEARCH_SPACES, search_profile
-from newllm_core.vision.search_plan import SearchPlan
+from newllm_core.vision.search.config import SEARCH_PROFILES, SEARCH_SPACES, search_profile
+from newllm_core.vision.search.plan import SearchPlan
+from newllm_core.vision.search.run import run_search
 from newllm_core.vision.settings import VisionSettings, for_data_set, run_name, vision_parameter_fields, with_parameters
 
 

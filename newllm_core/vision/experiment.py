@@ -14,28 +14,27 @@ from typing import Any
 import torch
 from scipy.stats import binomtest
 
-from newllm_core.checkpoint import discard_checkpoint
-from newllm_core.runs import (
-    RECORD_NAME,
+from newllm_core.runs.checkpoint import discard_checkpoint
+from newllm_core.runs.files import (
     RESULTS_DIR,
     RunError,
-    current_commit,
-    device_name,
     has_valid_checksum,
-    is_complete,
-    library_versions,
     load_tensors,
     read_json,
-    refuse_other_config,
-    resolve_device,
     save_tensors,
-    seed_everything,
     write_json,
 )
-from newllm_core.vision.config import SMOKE_GATE_ACCURACY, SMOKE_GATE_EPOCHS
+from newllm_core.runs.folder import RECORD_NAME, is_complete, refuse_other_config
+from newllm_core.runs.reproducibility import (
+    current_commit,
+    device_name,
+    library_versions,
+    resolve_device,
+    seed_everything,
+)
+from newllm_core.vision.config import SMOKE_GATE_ACCURACY, SMOKE_GATE_EPOCHS, VisionDataConfig
 from newllm_core.vision.data import ImageData, Normalisation, OneTestReading, load_image_data, read_test_images
-from newllm_core.vision.data_config import VisionDataConfig
-from newllm_core.vision.model import NkatModel
+from newllm_core.vision.model.nkat import NkatModel
 from newllm_core.vision.score import (
     ScoreCard,
     ScoreError,

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from newllm_core.vision.attention import AttentionRecord
 from newllm_core.vision.data import ImageData, LabelledImages, Normalisation, load_image_data, normalised
 from newllm_core.vision.experiment import load_trained, normalisation_of
-from newllm_core.vision.model import NkatModel
+from newllm_core.vision.model.attention import AttentionRecord
+from newllm_core.vision.model.nkat import NkatModel
 from newllm_core.vision.settings import require_fit, settings_of
 
 # Whole attention matrices are held: 9 layers of 8 heads on 257 tokens are half a gigabyte at 25 images.

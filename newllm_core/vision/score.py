@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from newllm_core.vision.model import nkat_scalars
+from newllm_core.vision.model.nkat import nkat_scalars
 
 # nkat.md section 1, by the names of the complete data sets.
 TARGET_ACCURACIES: Mapping[str, float] = {"mnist": 0.91, "fashion-mnist": 0.87, "emnist-letters": 0.75, "cifar10": 0.60}

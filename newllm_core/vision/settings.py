@@ -6,11 +6,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from newllm_core.config import ConfigError, RunConfig, config_hash, from_mapping, parameter_fields, unknown_name_message
-from newllm_core.vision.config import PRESETS, VisionModelConfig, VisionTrainConfig, check_model_and_augmentation
+from newllm_core.config.language import RunConfig
+from newllm_core.config.schema import ConfigError, config_hash, from_mapping, parameter_fields, unknown_name_message
+from newllm_core.vision.config import (
+    PRESETS,
+    AugmentationConfig,
+    VisionDataConfig,
+    VisionModelConfig,
+    VisionTrainConfig,
+    check_model_and_augmentation,
+)
 from newllm_core.vision.data import IMAGE_SOURCES, ImageData, locate_source
 from newllm_core.vision.data.image_folder import class_names
-from newllm_core.vision.data_config import AugmentationConfig, VisionDataConfig
 
 # Channels and pixels a side as stored; image-folder has no size of its own.
 _RGB32, _GREY28 = (3, 32), (1, 28)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from newllm_core.checkpoint import (
+from newllm_core.errors import NotFiniteError
+from newllm_core.runs.checkpoint import (
     Checkpoint,
     CheckpointPlace,
     generator_states,
@@ -26,14 +27,12 @@ from newllm_core.checkpoint import (
     restore_generators,
     save_checkpoint,
 )
-from newllm_core.errors import NotFiniteError
-from newllm_core.progress import progress_bar
-from newllm_core.runs import derived_generator
-from newllm_core.vision.augmentation import Augmentation
+from newllm_core.runs.progress import progress_bar
+from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.vision.data import ImageData, LabelledImages, Normalisation, normalised
-from newllm_core.vision.ema import exponential_average
-from newllm_core.vision.model import NkatModel
-from newllm_core.vision.schedule import parameter_groups, warmup_cosine
+from newllm_core.vision.data.augmentation import Augmentation
+from newllm_core.vision.model.nkat import NkatModel
+from newllm_core.vision.optimisation import exponential_average, parameter_groups, warmup_cosine
 from newllm_core.vision.settings import VisionSettings, configuration_record
 
 # Images. On a CPU larger batches leave its cache: 500 at once take 1.4 times as long as 128.

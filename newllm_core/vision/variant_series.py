@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
-from newllm_core.config import ConfigError
-from newllm_core.estimate import duration_text, list_text
-from newllm_core.progress import progress_bar
-from newllm_core.runs import is_complete, resolve_device, seed_everything
+from newllm_core.config.schema import ConfigError
+from newllm_core.experiment.estimate import duration_text, list_text
+from newllm_core.runs.folder import is_complete
+from newllm_core.runs.progress import progress_bar
+from newllm_core.runs.reproducibility import resolve_device, seed_everything
+from newllm_core.vision.config import VisionDataConfig
 from newllm_core.vision.data import ImageData, LabelledImages, load_image_data, locate_source
-from newllm_core.vision.data_config import VisionDataConfig
 from newllm_core.vision.experiment import VISION_DIR, Record, run_vision
 from newllm_core.vision.settings import VisionSettings, run_name, with_parameters
 from newllm_core.vision.training import train_vision

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from newllm_core.vision.config import PRESETS
-from newllm_core.vision.data_config import AUGMENTATION_PACKS
+from newllm_core.vision.config import AUGMENTATION_PACKS, PRESETS
 from newllm_core.vision.settings import VisionSettings, for_data_set, vision_parameter_fields, with_parameters
 
 

@@ -10,7 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from newllm_core.runs import derived_generator
+from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.vision.data.convert import LUMA_WEIGHTS
 from newllm_core.vision.data.records import LabelledImages
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from newllm_core.data.errors import DataError
-from newllm_core.runs import sha256_file
+from newllm_core.runs.files import sha256_file
 from newllm_core.vision.data.image_folder import decode_image, stack_images
 from newllm_core.vision.data.records import LabelledImages, require_class_names, zero_based_labels
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from newllm_core.data.errors import DataError
-from newllm_core.runs import sha256_bytes
+from newllm_core.runs.files import sha256_bytes
 from newllm_core.vision.data.records import LabelledImages, zero_based_labels
 
 UNSIGNED_BYTE = 0x08  # the one type code that images and labels use

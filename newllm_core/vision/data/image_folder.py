@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from newllm_core.data.errors import DataError
-from newllm_core.runs import sha256_file
+from newllm_core.runs.files import sha256_file
 from newllm_core.vision.data.records import LabelledImages
 
 LAYOUT = "train/<class>/<image> and test/<class>/<image>"

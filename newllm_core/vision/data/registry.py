@@ -17,7 +17,8 @@ from pathlib import Path
 from string import ascii_uppercase
 
 from newllm_core.data.errors import DataError
-from newllm_core.runs import DATA_DIR, PROJECT_ROOT
+from newllm_core.runs.files import DATA_DIR, PROJECT_ROOT
+from newllm_core.vision.config import VisionDataConfig
 from newllm_core.vision.data import generator
 from newllm_core.vision.data.hub import (
     HUB_CIFAR10,
@@ -31,7 +32,6 @@ from newllm_core.vision.data.idx import EMNIST_LETTERS_NAMES, MNIST_NAMES, IdxNa
 from newllm_core.vision.data.image_folder import class_names, read_image_split
 from newllm_core.vision.data.mnist5k import read_mnist_5k
 from newllm_core.vision.data.records import LabelledImages
-from newllm_core.vision.data_config import VisionDataConfig
 
 DIGITS = tuple("0123456789")
 LETTERS = tuple(ascii_uppercase)

@@ -7,11 +7,11 @@ used once.
 import torch
 
 from newllm_core.data.errors import DataError
-from newllm_core.runs import derived_generator
+from newllm_core.runs.reproducibility import derived_generator
+from newllm_core.vision.config import VisionDataConfig
 from newllm_core.vision.data.convert import converted
 from newllm_core.vision.data.records import ImageData, LabelledImages, channel_statistics
 from newllm_core.vision.data.registry import IMAGE_SOURCES, read_split
-from newllm_core.vision.data_config import VisionDataConfig
 
 
 class OneTestReading:

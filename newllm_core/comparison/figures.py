@@ -1,0 +1,79 @@
+"""Figures of a configuration with their 95 % intervals over seeds, of perplexity over conversations too."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from newllm_core.comparison.groups import ComparisonError, Group, Record
+from newllm_core.intervals import Floats, Interval, SeedMean, clustered_mean, exp_interval, over_seeds
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Of a configuration on the validation text, with the 95 % interval of ``clustered_mean``."""
+
+    value: float
+    interval: Interval | None
+
+
+def _phase2(record: Record) -> Any:
+    if "phase2" not in record:
+        raise ComparisonError("expected records of both phases, given Phase 1 alone")
+    return record["phase2"]
+
+
+def validation_losses(records: Sequence[Record]) -> tuple[Floats, Floats]:
+    parts = [_phase2(record)["validation_conversations"] for record in records]
+    if any(part["tokens"] != parts[0]["tokens"] for part in parts):
+        raise ComparisonError("perplexity: expected runs judged on the same conversations, given different ones")
+    return np.array([part["nats"] for part in parts], np.float64), np.array(parts[0]["tokens"], np.float64)
+
+
+def _measure(name: str) -> Callable[[Record], float | None]:
+    """An uncentred measure of the validation contexts, % of C."""
+
+    def share(record: Record) -> float | None:
+        measures = record["phase1"]["spectrum"]["measures"]
+        (value,) = (one["value"] for one in measures if one["name"] == name and not one["centred"])
+        return None if value is None else 100 * value / record["phase1"]["effective_rank"]["context_dim"]
+
+    return share
+
+
+def _rank_share(record: Record) -> float:
+    rank = record["phase1"]["effective_rank"]
+    return float(100 * rank["validation"] / rank["context_dim"])
+
+
+def _converged_share(record: Record) -> float | None:
+    rate = record["phase1"]["convergence"]["train"]
+    return None if rate is None else 100 * rate
+
+
+# Ranks are of the validation contexts, uncentred, % of C; convergence of the training tokens; contraction in nats a
+# token. The last two are of Phase 2's best epoch.
+FIGURES: dict[str, Callable[[Record], float | None]] = {
+    "ER %": _rank_share,
+    "calibrated ER %": _measure("calibrated_effective_rank"),
+    "participation ratio %": _measure("participation_ratio"),
+    "converged %": _converged_share,
+    "contraction rate": lambda record: record["phase1"]["contraction_rate"],
+    "iterations kept": lambda record: record["phase1"]["best_iteration"],
+    "Phase 1 s": lambda record: record["phase1"]["seconds"],
+    "accuracy %": lambda record: 100 * _phase2(record)["best"]["validation_accuracy"],
+    "bits a byte": lambda record: _phase2(record)["best"]["validation_bits_per_byte"],
+}
+
+
+def seed_mean(group: Group, figure: str) -> SeedMean:
+    """Of one of FIGURES. Raises ComparisonError for a figure of Phase 2 without Phase 2."""
+    return over_seeds([FIGURES[figure](record) for record in group.records], percent=figure.endswith("%"))
+
+
+def perplexity(group: Group) -> Perplexity:
+    """Geometric mean over seeds. Raises ComparisonError without Phase 2, and for different validation conversations."""
+    loss, interval = clustered_mean(*validation_losses(group.records))
+    return Perplexity(math.exp(loss), exp_interval(interval))

@@ -1,0 +1,51 @@
+"""Hyperparameters: the dataclasses, their kinds and ranges."""
+
+from newllm_core.config.language import (
+    INITIAL_GAINS,
+    INITIAL_TOKEN_SHARE,
+    DataConfig,
+    ModelConfig,
+    Phase1Config,
+    Phase2Config,
+    RunConfig,
+    ScalingConfig,
+    Settings,
+    settings_from_parameters,
+)
+from newllm_core.config.schema import (
+    AnySettings,
+    Config,
+    ConfigError,
+    choice,
+    config_hash,
+    from_mapping,
+    number,
+    parameter_fields,
+    settings_of_type,
+    unknown_name_message,
+    validate,
+)
+
+__all__ = [
+    "AnySettings",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "INITIAL_GAINS",
+    "INITIAL_TOKEN_SHARE",
+    "ModelConfig",
+    "Phase1Config",
+    "Phase2Config",
+    "RunConfig",
+    "ScalingConfig",
+    "Settings",
+    "choice",
+    "config_hash",
+    "from_mapping",
+    "number",
+    "parameter_fields",
+    "settings_from_parameters",
+    "settings_of_type",
+    "unknown_name_message",
+    "validate",
+]

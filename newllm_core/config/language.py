@@ -1,0 +1,209 @@
+"""Every hyperparameter of the project, once, as frozen dataclasses.
+
+A field's metadata says which values it takes; ``validate`` enforces that when a config is built, so an
+impossible value is an error where it is written, not an hour into a run. Unknown names are errors too:
+``from_mapping`` and ``settings_from_parameters`` say which name was given and which one is nearest to it.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from newllm_core.config.schema import ConfigError, choice, number, settings_of_type, validate
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text, which conversations of it, and which frozen token embeddings."""
+
+    corpus: str = choice("chitchat", "ultrachat", "file")
+    conversations_file: str | None = None  # .jsonl or .parquet in UltraChat's `messages` schema; corpus "file" only
+    num_samples: int = number(80, low=1)  # training conversations, in corpus order
+    train_range: tuple[int, int] | None = None  # (first, past the last) to take them from; None: all but validation
+    validation_range: tuple[int, int] = (1000, 1020)  # notes: samples 1000–1019
+    embeddings: str = choice("whisper-tiny.en", "gpt2", "ppmi-svd", "random")
+
+    def __post_init__(self) -> None:
+        if "auto_split" in (self.validation_range, self.train_range, self.corpus):
+            raise ConfigError(
+                "auto_split is refused: validation text cut from the training data leaks. "
+                f"Expected validation_range=(first, past the last), e.g. {DataConfig.validation_range}."
+            )
+        validate(self)
+        for name in ("train_range", "validation_range"):
+            bounds = getattr(self, name)
+            if bounds is not None and not 0 <= bounds[0] < bounds[1]:
+                raise ConfigError(f"DataConfig.{name}: expected 0 <= first < past the last, given {bounds}")
+        if (self.corpus == "file") != (self.conversations_file is not None):
+            raise ConfigError(
+                "DataConfig: corpus='file' and conversations_file go together, "
+                f"given corpus={self.corpus!r} and conversations_file={self.conversations_file!r}"
+            )
+        self._refuse_overlap()
+
+    def _refuse_overlap(self) -> None:
+        if self.train_range is None:
+            return
+        first, last = (pick(pair) for pick, pair in zip((max, min), zip(self.train_range, self.validation_range)))
+        if first < last:
+            raise ConfigError(
+                f"training samples {self.train_range[0]}–{self.train_range[1] - 1} and validation samples "
+                f"{self.validation_range[0]}–{self.validation_range[1] - 1} overlap in {first}–{last - 1}: "
+                "a model would be judged on text it was trained on"
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Widths, depth and what is trained. Spec section 2."""
+
+    context_dim: int = number(500, low=1)  # C
+    embed_dim: int = number(384, low=2)  # E: 384 for Whisper tiny.en, 768 for GPT-2
+    num_layers: int = number(1, low=1)  # L, of both blocks
+    num_input_tokens: int = number(1, low=1)  # T: the last T embeddings enter the ContextBlock
+    tie_weights: bool = True  # head = embedding matrix
+    freeze_embedding: bool = True
+    weight_std: float = number(0.1, above=0)  # notes: every Linear ~ N(0, 0.1²)
+    bias_std: float = number(0.01, low=0)
+    # Initial Lyapunov exponent, nats a token, that the recurrent weights are scaled to; None: as drawn.
+    initial_exponent: float | None = number(None, above=-1, high=0)
+    token_input: str = choice("every-layer", "first-layer")  # where the token enters the ContextBlock
+    time_scales: bool = False  # a learned gain of each component of the context that is carried on
+    context_routing: str = choice("per-layer", "final")  # what a token layer reads: plan E, plan A
+    # What Phase 2 trains: a TokenBlock, a linear map of the last context, or their sum.
+    readout: str = choice("token-block", "linear", "sum")
+    token_gate: bool = False  # a sigmoid gate on what a token layer adds
+    adapter_rank: int = number(0, low=0)  # of a low-rank adapter between TokenBlock and head; 0: none
+    logit_scale: float | None = number(None, above=0)  # where a learned scale of the logits starts; None: none
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def phase1_part(self) -> "ModelConfig":
+        """What only Phase 2 reads at its defaults: equal parts, equal ContextBlocks."""
+        unread: dict[str, Any] = {
+            spec.name: spec.default for spec in dataclasses.fields(self) if spec.name in _READ_IN_PHASE2_ALONE
+        }
+        return dataclasses.replace(self, **unread)
+
+
+# Where two learned parameters start. No fields, since nobody varies them: no record is named by them, so after a change
+# every kept run with "sum" or time_scales is to be deleted.
+INITIAL_TOKEN_SHARE = 0.1  # of the TokenBlock in the readout "sum"
+INITIAL_GAINS = (0.5, 1.5)  # of the context's first and last component with time_scales
+
+_READ_IN_PHASE2_ALONE = (
+    "tie_weights", "freeze_embedding", "context_routing", "readout", "token_gate", "adapter_rank", "logit_scale",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Phase1Config:
+    """Training of the ContextBlock without labels. Spec section 4."""
+
+    objective: str = choice("cvfp", "contrastive", "regression")  # fixed point, or prediction: predictive.py
+    diversity_algorithm: str = "MCDL"  # a name in losses.DIVERSITY_ALGORITHMS
+    dist_reg_weight: float = number(0.9, low=0, high=1)  # w: (1 - w) · objective + w · diversity
+    context_source: str = choice("exact", "previous_iteration")
+    context_noise: float = number(0.1, low=0)  # std added to the input contexts while training
+    learning_rate: float = number(0.002, above=0)
+    gradient_clip: float = number(2.0, above=0)
+    batch_tokens: int = number(5000, low=2)  # tokens a loss is computed over
+    min_last_batch: int = number(1000, low=2)  # a shorter last batch joins the one before
+    min_iterations: int = number(5, low=1)
+    max_iterations: int = number(60, low=0)  # 0: an untrained block
+    check_interval: int = number(5, low=1)  # iterations between validation checks
+    patience: int = number(1, low=1)  # checks without a better validation effective rank
+    effective_rank_tokens: int = number(10_000, low=2)
+    convergence_threshold: float = number(0.03, above=0)  # mean squared change of a context
+    validation_passes: int = number(10, low=2)  # repeated passes of the convergence check
+    # Of the objectives that predict; an iteration of theirs takes a step per segment.
+    prediction_streams: int = number(16, low=1)  # pieces of the text that are read side by side
+    prediction_segment: int = number(48, low=1)  # tokens between two steps, and how far gradients reach back
+    prediction_negatives: int = number(2048, low=0)  # contrastive: beside the other targets of the segment
+    prediction_dropout: float = number(0.3, low=0, high=0.99)  # of token embeddings, and of contexts before the map
+    prediction_weight_decay: float = number(0.01, low=0)
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if 0 < self.max_iterations < self.min_iterations:
+            raise ConfigError(
+                f"Phase1Config: expected max_iterations 0 or at least min_iterations={self.min_iterations}, "
+                f"given {self.max_iterations}"
+            )
+        if self.min_last_batch > self.batch_tokens:
+            raise ConfigError(
+                f"Phase1Config: expected min_last_batch <= batch_tokens={self.batch_tokens}, "
+                f"given {self.min_last_batch}"
+            )
+
+
+@dataclass(frozen=True)
+class Phase2Config:
+    """Training of the TokenBlock on frozen contexts. Spec section 5."""
+
+    learning_rate: float = number(0.001, above=0)
+    gradient_clip: float = number(1.0, above=0)
+    max_epochs: int = number(20, low=1)
+    patience: int = number(1, low=1)  # epochs without a better validation loss
+    effective_batch_size: int = number(512, low=1)  # tokens an optimizer step averages over: the experiment's
+    device_batch_size: int | None = number(None, low=1)  # tokens computed at once; None: what fits the device
+    shuffle: bool = True  # notes: False, batches in stream order
+    head: str = choice("auto", "direct", "blocks", "blocks-bf16")  # auto: head.py's constant for this device
+    dropout: float = number(0.0, low=0, high=0.99)  # of contexts, token embeddings, and hidden states
+    weight_decay: float = number(0.0, low=0)  # decoupled, as in AdamW
+    unigram_bias: bool = False  # of the output, fixed: log probabilities of the smoothed unigram
+    schedule: str = choice("constant", "cosine")  # of the learning rate, over max_epochs
+    # Training's softmax over all seen tokens and so many unseen ones, weighted; None: over the whole vocabulary.
+    unseen_sample: int | None = number(None, low=1)
+    cache_weight: float = number(0.0, low=0, high=0.99)  # of the continuous cache in every evaluation; 0: none
+    cache_scale: float = number(10.0, above=0)  # of its similarities, cosines
+    cache_tokens: int = number(2000, low=1)  # how far back it looks
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True)
+class ScalingConfig:
+    """Sample sizes and sliding windows of the α progression. Spec section 6."""
+
+    init_samples: int = number(50, low=1)
+    multiplier: float = number(2.0, above=1)
+    window_size: int = number(4, low=2)
+    num_windows: int = number(2, low=1)
+    num_resamples: int = number(4000, low=100)  # bootstrap draws behind every interval
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run needs beside the experiment itself: its figures depend on all three."""
+
+    seed: int = number(42, low=0, high=2**32 - 1)  # what NumPy accepts
+    num_threads: int = number(2, low=1)  # sums of floats depend on it
+    device: str = choice("auto", "cpu", "cuda")
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One complete set of configs, as a notebook's parameters give it."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    phase1: Phase1Config = Phase1Config()
+    phase2: Phase2Config = Phase2Config()
+    scaling: ScalingConfig = ScalingConfig()
+    run: RunConfig = RunConfig()
+
+
+def settings_from_parameters(parameters: Mapping[str, Any], extra: typing.Iterable[str] = ()) -> Settings:
+    """Those of the language model; see ``settings_of_type``."""
+    return settings_of_type(Settings, parameters, extra)

@@ -1,0 +1,143 @@
+"""Kinds and ranges of fields, unknown names, flat parameters and hashes, for every dataclass of hyperparameters.
+
+A field's metadata says which values it takes; ``validate`` enforces that when a config is built, so an impossible value
+is an error where it is written, not an hour into a run. Unknown names are errors too, with the nearest known one.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any, TypeVar
+
+Config = TypeVar("Config")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says what was expected and what was given."""
+
+
+def number(default: Any, low: float | None = None, high: float | None = None, above: float | None = None) -> Any:
+    """A numeric field: ``low <= value <= high``; with ``above``, ``value > above``."""
+    return field(default=default, metadata={"low": low, "high": high, "above": above})
+
+
+def choice(default: str, *others: str) -> Any:
+    return field(default=default, metadata={"choices": (default, *others)})
+
+
+def _type_matches(value: Any, expected: Any) -> bool:
+    if isinstance(expected, types.UnionType):
+        return any(_type_matches(value, option) for option in typing.get_args(expected))
+    if typing.get_origin(expected) is tuple:
+        members = typing.get_args(expected)
+        return isinstance(value, tuple) and len(value) == len(members) and all(map(_type_matches, value, members))
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if expected is None or expected is types.NoneType:
+        return value is None
+    return isinstance(value, expected)
+
+
+def _check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    choices, low, high, above = (limits.get(key) for key in ("choices", "low", "high", "above"))
+    if choices is not None and value not in choices:
+        raise ConfigError(f"{name}: expected one of {', '.join(map(repr, choices))}, given {value!r}")
+    if value is None or isinstance(value, str):
+        return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name}: expected a finite number, given {value!r}")
+    if low is not None and value < low:
+        raise ConfigError(f"{name}: expected at least {low}, given {value!r}")
+    if high is not None and value > high:
+        raise ConfigError(f"{name}: expected at most {high}, given {value!r}")
+    if above is not None and value <= above:
+        raise ConfigError(f"{name}: expected more than {above}, given {value!r}")
+
+
+def validate(config: Any) -> None:
+    """Check each field's type and range. Raises ConfigError."""
+    hints = typing.get_type_hints(type(config))
+    for spec in dataclasses.fields(config):
+        name, value = f"{type(config).__name__}.{spec.name}", getattr(config, spec.name)
+        if not _type_matches(value, hints[spec.name]):
+            hint = hints[spec.name]
+            expected = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+            raise ConfigError(f"{name}: expected {expected}, given {value!r} ({type(value).__name__})")
+        _check_range(name, value, spec.metadata)
+        if hints[spec.name] is float:
+            # 1 and 1.0 are the same configuration and must be written, and hashed, alike.
+            object.__setattr__(config, spec.name, float(value))
+
+
+def unknown_name_message(kind: str, name: str, known: typing.Iterable[str]) -> str:
+    """What to say of a name that is not known: the nearest known one, and all of them."""
+    known = sorted(known)
+    # A name that sections share is known with its section in front only.
+    nearest = [full for full in known if full.endswith(f"_{name}")] or difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+    return f"unknown {kind} {name!r}.{hint} Expected one of: {', '.join(known)}"
+
+
+def from_mapping(config_type: type[Config], values: Mapping[str, Any]) -> Config:
+    """Build a config from a mapping such as parsed YAML or JSON; lists become tuples.
+
+    Raises ConfigError for an unknown key or an impossible value.
+    """
+    known = {spec.name for spec in dataclasses.fields(config_type)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise ConfigError(unknown_name_message(f"key of {config_type.__name__}", name, known))
+    return config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+AnySettings = typing.TypeVar("AnySettings", bound=typing.Any)  # Settings, or another dataclass of such sections
+
+
+def parameter_fields(settings_type: type) -> dict[str, tuple[str, str]]:
+    """Notebook parameter -> (section, field). A field name that two sections share is prefixed by its section."""
+    pairs = [
+        (section.name, spec.name)
+        for section in dataclasses.fields(settings_type)
+        for spec in dataclasses.fields(section.type)  # type: ignore[arg-type]
+    ]
+    names = [name for _, name in pairs]
+    return {(name if names.count(name) == 1 else f"{section}_{name}"): (section, name) for section, name in pairs}
+
+
+def settings_of_type(
+    settings_type: type[AnySettings], parameters: Mapping[str, Any], extra: typing.Iterable[str] = ()
+) -> AnySettings:
+    """Settings from a notebook's flat parameters (see ``parameter_fields`` for the names).
+
+    ``parameters`` may be the notebook's ``globals()``: of these only plain values (numbers, strings, lists, None)
+    without a leading underscore are parameters. One that is neither a field nor listed in ``extra`` is an error, so
+    that a misspelled papermill parameter cannot run on with a default.
+    """
+    known = parameter_fields(settings_type)
+    kinds = {section.name: section.type for section in dataclasses.fields(settings_type)}
+    sections: dict[str, dict[str, Any]] = {name: {} for name in kinds}
+    for name, value in parameters.items():
+        plain = value is None or isinstance(value, str | int | float | list | tuple)
+        # In is IPython's list of inputs.
+        ignored = not plain or name.startswith("_") or name == "In" or name in extra
+        if ignored and name not in known:
+            continue
+        if name not in known:
+            raise ConfigError(unknown_name_message("parameter", name, [*known, *extra]))
+        section, key = known[name]
+        sections[section][key] = value
+    return settings_type(**{name: from_mapping(kind, sections[name]) for name, kind in kinds.items()})  # type: ignore[arg-type]
+
+
+def config_hash(*configs: Any) -> str:
+    """Eight hexadecimal digits that change with any field of any of the configs."""
+    text = json.dumps([dataclasses.asdict(config) for config in configs], sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,25 @@
+"""The contexts of a whole stream: exact ones in parallel, and where they live."""
+
+from newllm_core.contexts.shooting import (
+    ExactContexts,
+    NotConvergedError,
+    NotFiniteContextsError,
+    TokenEmbeds,
+    exact_contexts,
+    sequential_contexts,
+    start_distances,
+)
+from newllm_core.contexts.store import Batch, allocate_contexts, context_batches
+
+__all__ = [
+    "Batch",
+    "ExactContexts",
+    "NotConvergedError",
+    "NotFiniteContextsError",
+    "TokenEmbeds",
+    "allocate_contexts",
+    "context_batches",
+    "exact_contexts",
+    "sequential_contexts",
+    "start_distances",
+]

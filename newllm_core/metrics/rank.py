@@ -1,0 +1,89 @@
+"""Effective rank: how many dimensions the contexts of a stream take up, with the tokens it was measured on."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from newllm_core.runs.reproducibility import derived_generator
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """Singular values of `[n, d]`, falling, `[min(n, d)]` float64, from the smaller Gram matrix.
+
+    About nine times faster than the SVD at 10,000 × 500. Values below the Gram matrix's rounding, relative to the
+    largest about 1e-7, come out as zero. Raises ValueError when the matrix is empty or not finite.
+    """
+    if matrix.ndim != 2 or not matrix.numel() or not bool(torch.isfinite(matrix).all()):
+        raise ValueError(f"singular values: expected a finite matrix [n, d], given {list(matrix.shape)}")
+    wide = matrix.double()
+    gram = wide.T @ wide if len(wide) >= wide.shape[1] else wide @ wide.T
+    squares = torch.linalg.eigvalsh(gram).flip(0)
+    return above_rounding(squares, float(squares[0]) * max(matrix.shape) * torch.finfo(torch.float64).eps).sqrt()
+
+
+def above_rounding(squares: Tensor, rounding: float) -> Tensor:
+    """Eigenvalues with those that rounding alone can make set to zero."""
+    return torch.where(squares > rounding, squares, 0.0)
+
+
+def entropy_rank_of(sigma: Tensor) -> float | None:
+    """`exp(H(p))`, `p = σ / Σσ`, of singular values `[k]`; None when all are zero."""
+    share = sigma[sigma > 0] / sigma.sum()
+    return math.exp(float(-(share * share.log()).sum())) if len(share) else None
+
+
+def effective_rank(contexts: Tensor) -> float:
+    """`exp(H(p))`, `p = σ / Σσ`, σ the singular values of the *uncentred* matrix (Roy & Vetterli 2007).
+
+    `[n, d]`, every row used; 1 … min(n, d). It is biased low when n is not much larger than d, so quote n beside
+    it, or use `calibrated_effective_rank`. Raises ValueError for a matrix of zeros, where it is undefined.
+    """
+    rank = entropy_rank_of(singular_values(contexts))
+    if rank is None:
+        raise ValueError("effective rank: undefined for a matrix of zeros")
+    return rank
+
+
+def calibrated_effective_rank(contexts: Tensor) -> float:
+    """Effective rank over that of white noise of the same shape, times d: 0 … d, in the unit of `effective_rank`.
+
+    `[n, d]`. Removes most of the bias of few tokens for n >= d; white noise itself comes out at d.
+    """
+    num_tokens, context_dim = contexts.shape
+    return min(effective_rank(contexts) / noise_effective_rank(num_tokens, context_dim), 1.0) * context_dim
+
+
+@lru_cache(maxsize=64)
+def noise_effective_rank(num_tokens: int, context_dim: int) -> float:
+    """Effective rank of white noise `[num_tokens, context_dim]`, drawn with a fixed seed."""
+    noise = torch.randn(num_tokens, context_dim, generator=derived_generator("noise", num_tokens, context_dim))
+    return effective_rank(noise)
+
+
+@dataclass(frozen=True)
+class StreamRank:
+    """Effective rank of a stream's contexts, with the tokens it was measured on."""
+
+    value: float
+    context_dim: int
+    num_tokens: int
+
+    @property
+    def share(self) -> float:
+        """0 … 1 of the context width."""
+        return self.value / self.context_dim
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f}/{self.context_dim} = {self.share:.1%} ({self.num_tokens:,} tokens)"
+
+    def record(self) -> dict[str, float]:
+        return {"value": self.value, "share": self.share, "context_dim": self.context_dim, "tokens": self.num_tokens}
+
+
+def stream_rank(contexts: Tensor, max_tokens: int) -> StreamRank:
+    """Effective rank of the first ``max_tokens`` contexts `[N, C]`, the stream's last excluded (spec section 6)."""
+    measured = contexts[:-1][:max_tokens]
+    return StreamRank(effective_rank(measured), contexts.shape[1], len(measured))

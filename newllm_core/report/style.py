@@ -1,0 +1,48 @@
+"""What all pictures have in common: colours, axes, saving, the line that says what a figure rests on."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from newllm_core.runs.files import write_atomically
+
+TRAIN_COLOUR, VALIDATION_COLOUR, MARK_COLOUR = "#4c72b0", "#c44e52", "#55a868"
+
+
+_DPI = 110
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a PNG, atomically."""
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=_DPI, bbox_inches="tight", format="png"))
+    return path
+
+
+def as_png(figure: Figure) -> bytes:
+    """The picture itself; for widgets, which draw anew and keep nothing."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=_DPI, bbox_inches="tight", format="png")
+    return buffer.getvalue()
+
+
+def new_axes(columns: int, width: float = 4.6, height: float = 3.4) -> tuple[Figure, list[Axes]]:
+    """A figure with ``columns`` panels side by side, sizes in inches."""
+    # Figure, not pyplot: nothing global, nothing to close, and a notebook shows it once.
+    figure = Figure(figsize=(width * columns, height), layout="constrained")
+    axes = [figure.add_subplot(1, columns, number + 1) for number in range(columns)]
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def source_line(record: Mapping[str, Any]) -> str:
+    """What every picture says below its title: corpus, embeddings, tokens, seed."""
+    return (
+        f"{record['corpus']}, {record['embeddings']}, {record['tokens']['train']:,} training tokens, "
+        f"C = {record['config']['model']['context_dim']}, seed {record['seed']}"
+    )

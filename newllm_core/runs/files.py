@@ -1,0 +1,110 @@
+"""A run's folder: atomic files, checksums, seeds, versions, and what a finished run looks like.
+
+Every file of the project is written through here: to a temporary name beside the target, synced, then renamed,
+so that a reader finds either the old file or the new one, whole. `results/<experiment>/<run>/run.json` is the
+record of a run; it appears only when the run is complete.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+DATA_DIR = PROJECT_ROOT / "data"
+RESULTS_DIR = PROJECT_ROOT / "results"
+
+
+class RunError(RuntimeError):
+    """A run's files cannot be used; the message names the file and what is wrong with it."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` with a temporary path in the target's folder, sync it, rename it to ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary_name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    os.close(handle)
+    temporary = Path(temporary_name)
+    try:
+        write(temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Wait for an advisory lock on the file ``path``; it ends with the process, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+
+
+def write_text(path: Path, text: str) -> None:
+    # newline="": text that contains "\r\n" must come back as it was, or its checksum would not hold.
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Strict JSON: a figure that is not finite is an error here, a missing one is null."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises RunError when the file is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RunError(f"{path}: expected JSON, found something else ({error}). Delete it to run again.") from error
+
+
+def sha256_bytes(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_tensors(*tensors: torch.Tensor) -> str:
+    """Of their bytes, one after the other."""
+    return sha256_bytes(b"".join(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in tensors))
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors as safetensors, and their SHA-256 beside them as ``<name>.sha256``."""
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary))
+    write_text(checksum_path(path), sha256_file(path) + "\n")
+
+
+def checksum_path(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def has_valid_checksum(path: Path) -> bool:
+    """True when file and checksum exist and agree."""
+    sidecar = checksum_path(path)
+    if not (path.is_file() and sidecar.is_file()):
+        return False
+    return sha256_file(path) == sidecar.read_text(encoding="utf-8", errors="replace").strip()
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read tensors written by ``save_tensors``. Raises RunError when they were altered since."""
+    if not has_valid_checksum(path):
+        raise RunError(f"{path}: the file is missing or does not match its checksum; delete it to make it again")
+    return load_file(path)

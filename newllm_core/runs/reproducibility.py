@@ -1,0 +1,60 @@
+"""Seeds, devices, versions: what makes two runs the same, or says how they differ."""
+
+import hashlib
+import platform
+import random
+import subprocess
+from importlib import metadata
+
+import numpy as np
+import torch
+
+from newllm_core.runs.files import PROJECT_ROOT, RunError
+
+
+def seed_everything(seed: int, num_threads: int) -> None:
+    """Same seed, same threads, same machine: same figures to the last digit."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.set_num_threads(num_threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Deterministic mode would also fill every fresh tensor: a sixth of Phase 1, and no figure reads such memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def derived_generator(*parts: int | str) -> torch.Generator:
+    """A CPU generator whose stream depends on every part and on nothing else."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    generator = torch.Generator()
+    generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return generator
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises RunError for a device that is asked for and absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RunError("device 'cuda' was asked for, but torch sees no CUDA device; use device='cpu' or 'auto'")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
+
+
+def current_commit() -> str | None:
+    """The checkout's commit, with `+changes` when files differ from it; None outside a git checkout."""
+    try:
+        options = {"cwd": PROJECT_ROOT, "text": True, "stderr": subprocess.DEVNULL}
+        commit = subprocess.check_output(["git", "rev-parse", "HEAD"], **options).strip()  # type: ignore[call-overload]
+        changes = subprocess.check_output(["git", "status", "--porcelain", "-uno"], **options)  # type: ignore[call-overload]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changes.strip() else "")
+
+
+def library_versions() -> dict[str, str]:
+    names = ("torch", "numpy", "scipy", "tokenizers", "safetensors")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}

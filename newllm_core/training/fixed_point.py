@@ -1,0 +1,177 @@
+"""The notes' objective of Phase 1: contexts that stay put and spread out (spec section 4).
+
+One iteration sees every token once and takes one optimizer step. Token i is computed from the context that token
+i - 1 had before: in the previous iteration (`context_source = previous_iteration`), or exactly, with the weights of
+now (`exact`). That makes an iteration one large batch instead of a loop.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from newllm_core.config.language import Phase1Config
+from newllm_core.contexts.shooting import ExactContexts, NotFiniteContextsError, TokenEmbeds, exact_contexts
+from newllm_core.errors import NotFiniteError, refuse_not_finite
+from newllm_core.losses import cvfp_loss, diversity_loss
+from newllm_core.metrics.convergence import count_converged
+from newllm_core.model import NewLLM, StreamEmbeddings
+from newllm_core.runs.reproducibility import derived_generator
+
+# Noise is drawn in blocks of this many token positions, so that it does not depend on the batches.
+_NOISE_BLOCK = 1000
+# Batches whose exact contexts are computed in one call: enough tokens to run in parallel, few enough to hold.
+_EXACT_GROUP = 8
+
+
+@dataclass(frozen=True)
+class PassFigures:
+    """One iteration's figures: means over its batches, unweighted.
+
+    ``cvfp`` and ``converged`` compare with the iteration before; ``prediction``, in the objective's own unit, is None
+    where nothing is predicted.
+    """
+
+    cvfp: float
+    diversity: float
+    prediction: float | None
+    total: float
+    gradient_norm: float
+    converged: int
+
+
+def batch_slices(num_tokens: int, batch_tokens: int, min_last_batch: int) -> list[slice]:
+    """Consecutive batches; a last one of fewer than ``min_last_batch`` tokens joins the one before."""
+    firsts = list(range(0, num_tokens, batch_tokens))
+    if len(firsts) > 1 and num_tokens - firsts[-1] < min_last_batch:
+        firsts.pop()
+    return [slice(first, last) for first, last in zip(firsts, [*firsts[1:], num_tokens], strict=True)]
+
+
+def context_noise(rows: slice, context_dim: int, std: float, seed: int, iteration: int) -> Tensor:
+    """Noise `[rows, C]` that depends on seed, iteration and token position, not on how tokens are batched."""
+    first_block, last_block = rows.start // _NOISE_BLOCK, (rows.stop - 1) // _NOISE_BLOCK
+    blocks = [
+        torch.randn(_NOISE_BLOCK, context_dim, generator=derived_generator("noise", seed, iteration, block))
+        for block in range(first_block, last_block + 1)
+    ]
+    offset = rows.start - first_block * _NOISE_BLOCK
+    return torch.cat(blocks)[offset : offset + rows.stop - rows.start].mul_(std)
+
+
+def exact_or_refuse(
+    model: NewLLM, embeds: TokenEmbeds, initial: Tensor, iteration: int, out: Tensor | None = None
+) -> ExactContexts:
+    """Exact contexts of the current weights; NotFiniteError that names the iteration where they are not finite."""
+    try:
+        return exact_contexts(model.context_block, embeds, initial, out=out)
+    except NotFiniteContextsError as error:
+        raise NotFiniteError(f"Phase 1, iteration {iteration}: {error}") from error
+
+
+class CvfpPass:
+    """Trains ``model.context_block`` one iteration at a time. ``previous`` `[N, C]`: contexts of the last iteration."""
+
+    def __init__(self, model: NewLLM, train_tokens: Tensor, config: Phase1Config, seed: int) -> None:
+        self.model, self.block = model, model.context_block
+        self.embeds = StreamEmbeddings(model, train_tokens)
+        self.config, self.seed = config, seed
+        self.diversity = diversity_loss(config.diversity_algorithm)
+        self.optimizer = torch.optim.Adam(self.block.parameters(), lr=config.learning_rate)
+        self.zero = torch.zeros(self.block.context_dim, device=train_tokens.device)
+        self.batches = batch_slices(len(train_tokens), config.batch_tokens, config.min_last_batch)
+        # Iteration 0: contexts without training. Rewritten in place, batch by batch, by every iteration.
+        self.previous = exact_or_refuse(model, self.embeds, self.zero, 0).contexts
+
+    def iterate(self, iteration: int) -> PassFigures:
+        """One pass over all batches and one step. Raises NotFiniteError."""
+        self.optimizer.zero_grad(set_to_none=True)
+        # Sums stay on the device: reading one per batch would make a GPU wait.
+        sums = self.zero.new_zeros(3, dtype=torch.float64)
+        converged = torch.zeros((), dtype=torch.int64, device=self.zero.device)
+        for rows, inputs, previous in self._inputs(iteration):
+            contexts = self.block(self._with_noise(inputs, rows, iteration), self.embeds[rows])
+            terms = cvfp_loss(contexts, previous), self.diversity(contexts)
+            weight = self.config.dist_reg_weight
+            total = (1 - weight) * terms[0] + weight * terms[1]
+            (total / len(self.batches)).backward()
+            contexts = contexts.detach()
+            sums += torch.stack([*terms, total]).detach()
+            converged += count_converged(contexts, previous, self.config.convergence_threshold)
+            if self.config.context_source == "previous_iteration":
+                previous.copy_(contexts)
+        cvfp, diversity, total_loss = (sums / len(self.batches)).tolist()
+        where = f"Phase 1, iteration {iteration}"
+        refuse_not_finite(where, {"cvfp": cvfp, self.config.diversity_algorithm: diversity})
+        norm = float(torch.nn.utils.clip_grad_norm_(self.block.parameters(), self.config.gradient_clip))
+        refuse_not_finite(where, {"gradient norm": norm})
+        self.optimizer.step()
+        largest = max(float(parameter.detach().abs().max()) for parameter in self.block.parameters())
+        refuse_not_finite(where, {"largest weight": largest})
+        return PassFigures(cvfp, diversity, None, total_loss, norm, int(converged))
+
+    def held_out_prediction(self, contexts: Tensor, tokens: Tensor) -> None:
+        """Nothing is predicted: the effective rank says which iteration to keep."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and states that the next iteration depends on, beside the block's weights."""
+        return {"previous": self.previous}, {"optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, tensors: Mapping[str, Tensor], states: Mapping[str, Any]) -> None:
+        """Go on from what ``state`` gave."""
+        self.previous.copy_(tensors["previous"])
+        self.optimizer.load_state_dict(states["optimizer"])
+
+    def _inputs(self, iteration: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Per batch: its rows, the contexts entering them, and a view of the previous iteration's contexts there.
+
+        Token 0 is entered by the last context of the previous iteration, the carry-over. The stored contexts of a
+        batch change before the next batch is drawn, so the row between two batches is kept aside.
+        """
+        if self.config.context_source == "exact":
+            yield from self._exact_inputs(iteration)
+            return
+        entering = self.previous[-1:].clone()
+        for rows in self.batches:
+            inputs = torch.cat([entering, self.previous[rows.start : rows.stop - 1]])
+            entering = self.previous[rows.stop - 1 : rows.stop].clone()
+            yield rows, inputs, self.previous[rows]
+
+    def _exact_inputs(self, iteration: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """The same with exact contexts of the current weights; CVFP still compares with the iteration before."""
+        entering = self.previous[-1].clone()
+        for first in range(0, len(self.batches), _EXACT_GROUP):
+            group = self.batches[first : first + _EXACT_GROUP]
+            offset = group[0].start
+            # Written behind the entering context: what enters token i lies in row i.
+            inputs = self.zero.new_empty(group[-1].stop - offset + 1, self.block.num_layers, self.block.context_dim)
+            inputs[0, -1] = entering
+            window = _Rows(self.embeds, slice(offset, group[-1].stop))
+            current = exact_or_refuse(self.model, window, entering, iteration, inputs[1:])
+            inputs, entering = inputs[:, -1], current.end
+            for rows in group:
+                yield rows, inputs[rows.start - offset : rows.stop - offset], self.previous[rows]
+            self.previous[offset : group[-1].stop] = current.contexts
+
+    def _with_noise(self, inputs: Tensor, rows: slice, iteration: int) -> Tensor:
+        if self.config.context_noise == 0:
+            return inputs
+        noise = context_noise(rows, inputs.shape[1], self.config.context_noise, self.seed, iteration)
+        return inputs + noise.to(inputs.device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A window of a stream's embeddings, sliced from its own start."""
+
+    embeds: StreamEmbeddings
+    rows: slice
+
+    def __len__(self) -> int:
+        return self.rows.stop - self.rows.start
+
+    def __getitem__(self, part: slice) -> Tensor:
+        start, stop, _ = part.indices(len(self))
+        return self.embeds[self.rows.start + start : self.rows.start + stop]

