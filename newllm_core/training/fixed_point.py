@@ -5,8 +5,9 @@ i - 1 had before: in the previous iteration (`context_source = previous_iteratio
 now (`exact`). That makes an iteration one large batch instead of a loop.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,11 +20,15 @@ from newllm_core.losses import cvfp_loss, diversity_loss
 from newllm_core.metrics.convergence import count_converged
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.runs.reproducibility import derived_generator
+from newllm_core.training.captured import RECORDABLE_LOSSES, CapturedStep, device_options
+from newllm_core.triton_support import runs_kernels
 
 # Noise is drawn in blocks of this many token positions, so that it does not depend on the batches.
 _NOISE_BLOCK = 1000
 # Batches whose exact contexts are computed in one call: enough tokens to run in parallel, few enough to hold.
 _EXACT_GROUP = 8
+# Of an iteration that is recorded as a CUDA graph, some hundred kernels a batch; the host keeps up with larger ones.
+_MOST_RECORDED_BATCHES = 256
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,12 @@ def context_noise(rows: slice, context_dim: int, std: float, seed: int, iteratio
 
 
 def exact_or_refuse(
-    model: NewLLM, embeds: TokenEmbeds, initial: Tensor, iteration: int, out: Tensor | None = None
-) -> ExactContexts:
+    model: NewLLM, embeds: TokenEmbeds, initial: Tensor, iteration: int, out: Tensor | None = None,
+    segment_length: int | None = None,
+) -> ExactContexts:  # fmt: skip
     """Exact contexts of the current weights; NotFiniteError that names the iteration where they are not finite."""
     try:
-        return exact_contexts(model.context_block, embeds, initial, out=out)
+        return exact_contexts(model.context_block, embeds, initial, out=out, segment_length=segment_length)
     except NotFiniteContextsError as error:
         raise NotFiniteError(f"Phase 1, iteration {iteration}: {error}") from error
 
@@ -79,20 +85,50 @@ class CvfpPass:
         self.embeds = StreamEmbeddings(model, train_tokens)
         self.config, self.seed = config, seed
         self.diversity = diversity_loss(config.diversity_algorithm)
-        self.optimizer = torch.optim.Adam(self.block.parameters(), lr=config.learning_rate)
-        self.zero = torch.zeros(self.block.context_dim, device=train_tokens.device)
+        device = train_tokens.device
+        self.optimizer = torch.optim.Adam(self.block.parameters(), lr=config.learning_rate, **device_options(device))
+        self.zero = torch.zeros(self.block.context_dim, device=device)
         self.batches = batch_slices(len(train_tokens), config.batch_tokens, config.min_last_batch)
         # Iteration 0: contexts without training. Rewritten in place, batch by batch, by every iteration.
-        self.previous = exact_or_refuse(model, self.embeds, self.zero, 0).contexts
+        first = exact_or_refuse(model, self.embeds, self.zero, 0)
+        self.previous = first.contexts
+        self.recorded = self._recording(first.segment_length) if runs_kernels(device) else None
+
+    def _recording(self, segment_length: int) -> "_RecordedIteration | None":
+        few = len(self.batches) <= _MOST_RECORDED_BATCHES
+        if not few or self.config.diversity_algorithm not in RECORDABLE_LOSSES:
+            return None
+        return _RecordedIteration(self, segment_length)
 
     def iterate(self, iteration: int) -> PassFigures:
         """One pass over all batches and one step. Raises NotFiniteError."""
+        if self.recorded is not None:
+            return self.recorded.iterate(iteration)
         self.optimizer.zero_grad(set_to_none=True)
+        means, converged = self.accumulate(self._inputs(iteration), partial(self._with_noise, iteration))
+        cvfp, diversity, total_loss = means.tolist()
+        where = f"Phase 1, iteration {iteration}"
+        refuse_not_finite(where, {"cvfp": cvfp, self.config.diversity_algorithm: diversity})
+        norm = float(torch.nn.utils.clip_grad_norm_(self.block.parameters(), self.config.gradient_clip))
+        refuse_not_finite(where, {"gradient norm": norm})
+        self.optimizer.step()
+        refuse_not_finite(where, {"largest weight": float(self.largest_weight())})
+        return PassFigures(cvfp, diversity, None, total_loss, norm, int(converged))
+
+    def largest_weight(self) -> Tensor:
+        """Its absolute value, on the device."""
+        return torch.stack([parameter.detach().abs().max() for parameter in self.block.parameters()]).max()
+
+    def accumulate(
+        self, batches: Iterator[tuple[slice, Tensor, Tensor]], add_noise: Callable[[Tensor, slice], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of all batches, as ``_inputs`` gives them; means of cvfp, diversity and total `[3]` in float64, and
+        how many tokens converged."""
         # Sums stay on the device: reading one per batch would make a GPU wait.
         sums = self.zero.new_zeros(3, dtype=torch.float64)
         converged = torch.zeros((), dtype=torch.int64, device=self.zero.device)
-        for rows, inputs, previous in self._inputs(iteration):
-            contexts = self.block(self._with_noise(inputs, rows, iteration), self.embeds[rows])
+        for rows, inputs, previous in batches:
+            contexts = self.block(add_noise(inputs, rows), self.embeds[rows])
             terms = cvfp_loss(contexts, previous), self.diversity(contexts)
             weight = self.config.dist_reg_weight
             total = (1 - weight) * terms[0] + weight * terms[1]
@@ -102,15 +138,7 @@ class CvfpPass:
             converged += count_converged(contexts, previous, self.config.convergence_threshold)
             if self.config.context_source == "previous_iteration":
                 previous.copy_(contexts)
-        cvfp, diversity, total_loss = (sums / len(self.batches)).tolist()
-        where = f"Phase 1, iteration {iteration}"
-        refuse_not_finite(where, {"cvfp": cvfp, self.config.diversity_algorithm: diversity})
-        norm = float(torch.nn.utils.clip_grad_norm_(self.block.parameters(), self.config.gradient_clip))
-        refuse_not_finite(where, {"gradient norm": norm})
-        self.optimizer.step()
-        largest = max(float(parameter.detach().abs().max()) for parameter in self.block.parameters())
-        refuse_not_finite(where, {"largest weight": largest})
-        return PassFigures(cvfp, diversity, None, total_loss, norm, int(converged))
+        return sums / len(self.batches), converged
 
     def held_out_prediction(self, contexts: Tensor, tokens: Tensor) -> None:
         """Nothing is predicted: the effective rank says which iteration to keep."""
@@ -130,9 +158,10 @@ class CvfpPass:
         Token 0 is entered by the last context of the previous iteration, the carry-over. The stored contexts of a
         batch change before the next batch is drawn, so the row between two batches is kept aside.
         """
-        if self.config.context_source == "exact":
-            yield from self._exact_inputs(iteration)
-            return
+        return self._exact_inputs(iteration) if self.config.context_source == "exact" else self.stale_inputs()
+
+    def stale_inputs(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """The same with the contexts that the previous iteration left."""
         entering = self.previous[-1:].clone()
         for rows in self.batches:
             inputs = torch.cat([entering, self.previous[rows.start : rows.stop - 1]])
@@ -155,11 +184,75 @@ class CvfpPass:
                 yield rows, inputs[rows.start - offset : rows.stop - offset], self.previous[rows]
             self.previous[offset : group[-1].stop] = current.contexts
 
-    def _with_noise(self, inputs: Tensor, rows: slice, iteration: int) -> Tensor:
+    def _with_noise(self, iteration: int, inputs: Tensor, rows: slice) -> Tensor:
         if self.config.context_noise == 0:
             return inputs
+        if runs_kernels(inputs.device):
+            from newllm_core.training.device_noise import noise_seed, with_noise
+
+            drawn = noise_seed(self.seed, iteration, inputs.device)
+            return with_noise(inputs, rows.start, self.config.context_noise, drawn)
         noise = context_noise(rows, inputs.shape[1], self.config.context_noise, self.seed, iteration)
         return inputs + noise.to(inputs.device, non_blocking=True)
+
+
+class _RecordedIteration:
+    """An iteration on a GPU: exact contexts of the whole stream first, all else as one CUDA graph.
+
+    The host reads the figures once, after the step that they may forbid; such a step's weights are never used.
+    """
+
+    def __init__(self, objective: CvfpPass, segment_length: int) -> None:
+        self.objective = objective
+        # A probe before every iteration would cost as much as the sweeps. Contexts are exact whatever this is.
+        self.segment_length = segment_length
+        previous = objective.previous
+        shape = len(previous) + 1, objective.block.num_layers, previous.shape[1]
+        exact = objective.config.context_source == "exact"
+        # What enters token i lies in row i, behind the carry-over.
+        self.entering = previous.new_empty(shape) if exact else None
+        self.step = CapturedStep(self._step)
+
+    def iterate(self, iteration: int) -> PassFigures:
+        objective = self.objective
+        if self.entering is not None:
+            carried = objective.previous[-1]
+            self.entering[0, -1] = carried
+            exact_or_refuse(
+                objective.model, objective.embeds, carried, iteration, self.entering[1:], self.segment_length
+            )
+        from newllm_core.training.device_noise import noise_seed
+
+        (figures,) = self.step(noise_seed(objective.seed, iteration, objective.zero.device))
+        cvfp, diversity, total, norm, largest, converged = figures.tolist()
+        named = {
+            "cvfp": cvfp, objective.config.diversity_algorithm: diversity, "gradient norm": norm,
+            "largest weight": largest,
+        }  # fmt: skip
+        refuse_not_finite(f"Phase 1, iteration {iteration}", named)
+        return PassFigures(cvfp, diversity, None, total, norm, int(converged))
+
+    def _step(self, drawn: Tensor) -> tuple[Tensor]:
+        """All after the exact contexts; cvfp, diversity, total, gradient norm, largest weight, converged, `[6]`."""
+        objective = self.objective
+        objective.optimizer.zero_grad(set_to_none=True)
+        batches = objective.stale_inputs() if self.entering is None else self._exact_inputs(self.entering)
+        means, converged = objective.accumulate(batches, partial(self._with_noise, drawn))
+        norm = torch.nn.utils.clip_grad_norm_(objective.block.parameters(), objective.config.gradient_clip)
+        objective.optimizer.step()
+        others = torch.stack([norm.double(), objective.largest_weight().double(), converged.double()])
+        return (torch.cat([means, others]),)
+
+    def _exact_inputs(self, entering: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        for rows in self.objective.batches:
+            yield rows, entering[rows, -1], self.objective.previous[rows]
+        self.objective.previous.copy_(entering[1:, -1])
+
+    def _with_noise(self, drawn: Tensor, inputs: Tensor, rows: slice) -> Tensor:
+        from newllm_core.training.device_noise import with_noise
+
+        std = self.objective.config.context_noise
+        return with_noise(inputs, rows.start, std, drawn) if std else inputs
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from newllm_core.config.language import Phase2Config
 from newllm_core.config.schema import ConfigError
 from newllm_core.contexts.store import Batch, context_batches
 from newllm_core.errors import NotFiniteError
-from newllm_core.gpu_memory import device_batch_size, find_executable
+from newllm_core.gpu_memory import device_batch_size, find_executable, is_out_of_memory
 from newllm_core.head.cross_entropy import Head, choose_head
 from newllm_core.head.sampled_softmax import SampledHead, epochs_head
 from newllm_core.head.unigram_bias import fit_unigram
@@ -32,6 +32,7 @@ from newllm_core.runs.checkpoint import (
 )
 from newllm_core.runs.progress import Seconds, Stopwatch, progress_bar
 from newllm_core.runs.reproducibility import derived_generator
+from newllm_core.training.captured import CapturedStep, DeviceRate, device_options
 from newllm_core.training.evaluation import Evaluation, evaluate, evaluation_head
 from newllm_core.training.phase1 import Phase1Result
 
@@ -156,7 +157,10 @@ class _Trainer:
         self.method = choose_head(config.head, train_tokens.device)
         self.head: Head | SampledHead = Head(model.output_weight(), self.method)
         self.parameters = model.phase2_parameters()
-        self.optimizer = torch.optim.AdamW(self.parameters, config.learning_rate, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, config.learning_rate, weight_decay=config.weight_decay,
+            **device_options(train_tokens.device),
+        )  # fmt: skip
         steps = math.ceil((len(train_tokens) - 1) / config.effective_batch_size) * config.max_epochs
         self.schedule = (
             torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps) if config.schedule == "cosine" else None
@@ -174,6 +178,9 @@ class _Trainer:
         self.epochs: list[EpochRecord] = []
         self.best_epoch, self.best_weights = 0, dict[str, Tensor]()
         self.watch = Stopwatch()
+        on_device = train_tokens.is_cuda and phase1.train_contexts.is_cuda
+        self.rate = DeviceRate(self.optimizer, train_tokens.device) if on_device else None
+        self.captured: CapturedStep | None = None
         if config.dropout:
             torch.manual_seed(derived_generator("phase 2 dropout", seed).initial_seed())
 
@@ -257,6 +264,8 @@ class _Trainer:
         num_targets = len(self.train_tokens) - 1
         bar = progress_bar(total=num_targets, desc=f"  epoch {epoch}", unit="token", unit_scale=True, leave=False)
         positions = self._positions(epoch, num_targets)
+        # A sampled head is another one every epoch, so the step is recorded anew.
+        self.captured = None if self.rate is None else CapturedStep(self._whole_step)
         if self.config.unseen_sample is not None:
             self.head = epochs_head(
                 self.model.head_weight.detach(), self.model.output_bias, self.method, self.train_tokens,
@@ -286,6 +295,11 @@ class _Trainer:
 
     def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One optimizer step over an effective batch, in as many parts as fit; (summed nats, number correct)."""
+        if self.rate is not None:
+            self.rate.update()
+        recorded = self._recorded_step(batch)
+        if recorded is not None:
+            return recorded
         outcome: list[tuple[Tensor, Tensor]] = []
 
         def attempt(part_size: int) -> None:
@@ -298,12 +312,43 @@ class _Trainer:
         went_through = find_executable(attempt, first_try)
         if went_through < first_try:
             self.device_batch_size = went_through
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
-        self.optimizer.step()
-        if self.schedule is not None:
-            self.schedule.step()
+        self._update()
+        self._advance()
         nats, correct = zip(*outcome, strict=True)
         return torch.stack(nats).sum(), torch.stack(correct).sum()
+
+    def _update(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
+        if self.rate is None:
+            self.optimizer.step()
+        else:
+            self.rate.step()
+
+    def _advance(self) -> None:
+        if self.schedule is not None:
+            self.schedule.step()
+
+    def _recorded_step(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """The same as a CUDA graph, where a whole effective batch fits at once; None where it is not to be used."""
+        whole = len(batch) == self.config.effective_batch_size <= self.device_batch_size
+        if self.captured is None or not whole:
+            return None
+        try:
+            nats, correct = self.captured(batch.contexts, batch.tokens, batch.targets)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            # No weight has moved yet: what ran out came before the update. The usual way tries smaller parts.
+            self.captured = None
+            return None
+        self._advance()
+        return nats, correct
+
+    def _whole_step(self, contexts: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        self.optimizer.zero_grad(set_to_none=True)
+        outcome = self._accumulate(Batch(contexts, tokens, targets), len(tokens))
+        self._update()
+        return outcome
 
     def _accumulate(self, part: Batch, effective: int) -> tuple[Tensor, Tensor]:
         hidden = self.model.hidden(part.contexts, part.tokens, self.config.dropout)

@@ -10,7 +10,6 @@ just what a readout with a unigram bias has to add.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,9 +24,12 @@ from newllm_core.losses import cvfp_loss, diversity_loss
 from newllm_core.metrics.convergence import count_converged
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.runs.reproducibility import derived_generator
+from newllm_core.training.captured import RECORDABLE_LOSSES, CapturedStep, DeviceRate, device_options
 from newllm_core.training.fixed_point import PassFigures, exact_or_refuse
 
 _HELD_OUT_ROWS = 1024  # of the held-out loss, computed at once
+# Means over a pass, in the order they are summed.
+_FIGURES = ("prediction", "diversity", "total", "gradient_norm", "cvfp", "converged")
 
 
 def contrastive_loss(predicted: Tensor, targets: Tensor, negatives: Tensor, embeds: Tensor) -> Tensor:
@@ -72,7 +74,7 @@ class PredictivePass:
         self.predictor = nn.Linear(self.block.context_dim, model.config.embed_dim).to(device)
         self.parameters = [*self.block.parameters(), *self.predictor.parameters()]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, config.learning_rate, weight_decay=config.prediction_weight_decay
+            self.parameters, config.learning_rate, weight_decay=config.prediction_weight_decay, **device_options(device)
         )
         self.steps = math.ceil((len(train_tokens) // config.prediction_streams - 1) / config.prediction_segment)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.steps * config.max_iterations)
@@ -82,20 +84,24 @@ class PredictivePass:
             self.targets = model.embed_for_contexts(every) / scale
         zero = torch.zeros(self.block.context_dim, device=device)
         self.previous = exact_or_refuse(model, self.embeds, zero, 0).contexts
+        self.sums = torch.zeros(len(_FIGURES), dtype=torch.float64, device=device)
+        self.rate = DeviceRate(self.optimizer, device) if device.type == "cuda" else None
+        recordable = self.rate is not None and config.diversity_algorithm in RECORDABLE_LOSSES
+        self.captured = CapturedStep(self._updated) if recordable else None
 
     def iterate(self, iteration: int) -> PassFigures:
         """One pass over the text. Raises NotFiniteError."""
         context = self.previous.new_zeros(self.config.prediction_streams, self.block.context_dim)
-        # Sums stay on the device: reading one per step would make a GPU wait.
-        sums: dict[str, Tensor] = defaultdict(lambda: context.new_zeros((), dtype=torch.float64))
+        self.sums.zero_()
         generator = derived_generator("prediction", self.seed, iteration)
         segments = ring_segments(
             len(self.tokens), self.config.prediction_streams, self.config.prediction_segment, generator
         )
         for positions in segments:
-            context = self._step(positions.to(self.tokens.device), context, generator, sums)
-        converged = int(sums.pop("converged"))
-        means = {name: float(value) / self.steps for name, value in sums.items()}
+            context = self._step(positions.to(self.tokens.device), context, self._negatives(generator))
+        totals = dict(zip(_FIGURES, self.sums.tolist(), strict=True))
+        converged = int(totals.pop("converged"))
+        means = {name: total / self.steps for name, total in totals.items()}
         refuse_not_finite(f"Phase 1, iteration {iteration}", means)
         return PassFigures(converged=converged, **means)
 
@@ -111,29 +117,37 @@ class PredictivePass:
         self.optimizer.load_state_dict(states["optimizer"])
         self.schedule.load_state_dict(states["schedule"])
 
-    def _step(self, positions: Tensor, context: Tensor, generator: torch.Generator, sums: dict[str, Tensor]) -> Tensor:
+    def _step(self, positions: Tensor, context: Tensor, negatives: Tensor) -> Tensor:
         """One segment `[B, T]` entered by ``context`` `[B, C]`; returns what enters the next."""
+        if self.rate is not None:
+            self.rate.update()
+        whole = positions.shape[1] == self.config.prediction_segment
+        step = self._updated if self.captured is None or not whole else self.captured
+        (context,) = step(positions, context, negatives)
+        self.schedule.step()
+        return context
+
+    def _updated(self, positions: Tensor, context: Tensor, negatives: Tensor) -> tuple[Tensor]:
+        """The device's share of a step, which leaves everything in place: losses, gradient, optimizer, figures."""
         contexts = self._contexts(positions, context)
         flat, rows = contexts.flatten(0, 1), positions.flatten()
         weight = self.config.dist_reg_weight
-        prediction = self._prediction(flat, self.tokens[(rows + 1) % len(self.tokens)], generator)
+        prediction = self._prediction(flat, self.tokens[(rows + 1) % len(self.tokens)], negatives)
         diversity = self.diversity(flat)
         total = (1 - weight) * prediction + weight * diversity
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
-        self.optimizer.step()
-        self.schedule.step()
+        if self.rate is None:
+            self.optimizer.step()
+        else:
+            self.rate.step()
         flat, before = flat.detach(), self.previous[rows]
-        figures = {
-            "prediction": prediction, "diversity": diversity, "total": total, "gradient_norm": norm,
-            "cvfp": cvfp_loss(flat, before),
-            "converged": count_converged(flat, before, self.config.convergence_threshold),
-        }  # fmt: skip
-        for name, value in figures.items():
-            sums[name] += value.detach()
+        moved = cvfp_loss(flat, before), count_converged(flat, before, self.config.convergence_threshold)
+        # Sums stay on the device: reading one per step would make a GPU wait.
+        self.sums += torch.stack([value.detach().double() for value in (prediction, diversity, total, norm, *moved)])
         self.previous[rows] = flat
-        return contexts[:, -1].detach()
+        return (contexts[:, -1].detach(),)
 
     def _contexts(self, positions: Tensor, context: Tensor) -> Tensor:
         """The last layer's, with dropout of the token input and noise on what enters. `[B, T]` -> `[B, T, C]`."""
@@ -149,13 +163,15 @@ class PredictivePass:
             contexts.append(context)
         return torch.stack(contexts, dim=1)
 
-    def _prediction(self, contexts: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+    def _prediction(self, contexts: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
         predicted = self.predictor(functional.dropout(contexts, self.config.prediction_dropout))
         if self.config.objective == "regression":
             return regression_loss(predicted, targets, self.targets)
-        return contrastive_loss(predicted, targets, self._negatives(generator), self.targets)
+        return contrastive_loss(predicted, targets, negatives, self.targets)
 
     def _negatives(self, generator: torch.Generator) -> Tensor:
+        if self.config.objective == "regression":
+            return self.tokens[:0]
         drawn = torch.randint(len(self.tokens), (self.config.prediction_negatives,), generator=generator)
         return self.tokens[drawn.to(self.tokens.device)]
 
