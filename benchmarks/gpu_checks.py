@@ -57,8 +57,8 @@ def all_checks(inputs: LanguageInputs) -> Iterator[Check]:
 
 
 def _relative(found: Tensor, reference: Tensor) -> float:
-    wide = reference.double().cpu()
-    return float((found.double().cpu() - wide).norm() / wide.norm())
+    wide = reference.detach().double().cpu()
+    return float((found.detach().double().cpu() - wide).norm() / wide.norm())
 
 
 def _largest(found: Tensor, reference: Tensor) -> float:
@@ -114,7 +114,7 @@ def _one_head(name: str, hidden: Tensor, weight: Tensor, targets: Tensor) -> Ite
         found = Head(weight, method).loss(states, targets)
         found.mean_nats.backward()  # type: ignore[no-untyped-call]
         assert states.grad is not None
-        apart = abs(float(found.mean_nats) - float(loss))
+        apart = abs(float(found.mean_nats.detach()) - float(loss.detach()))
         yield Check(f"{name}, {method}: loss", apart, loss_limit, "nats")
         yield Check(f"{name}, {method}: gradient", _relative(states.grad, wide.grad), gradient_limit, "relative")
 
@@ -128,7 +128,7 @@ def _losses(inputs: LanguageInputs) -> Iterator[Check]:
     for name, loss in losses.items():
         values, gradients = [], []
         for device in (CPU, GPU):
-            moved = contexts.to(device).requires_grad_()
+            moved = contexts.to(device).clone().requires_grad_()
             value = loss(moved)
             value.backward()  # type: ignore[no-untyped-call]
             assert moved.grad is not None

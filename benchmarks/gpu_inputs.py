@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
 from safetensors.torch import load, save
 from torch import Tensor
 
-from newllm_core.config.language import DataConfig
+from newllm_core.config.language import DataConfig, Settings, settings_from_parameters
 from newllm_core.data.ctranslate2_file import read_float16_rows
 from newllm_core.data.embeddings import WHISPER_VARIABLE, scaled_to_gpt2
 from newllm_core.data.packages import WHISPER_TINY_EN, locate
 from newllm_core.data.tokens import VOCAB_SIZE, load_token_streams, token_byte_lengths
-from newllm_core.runs.files import DATA_DIR
+from newllm_core.runs.files import DATA_DIR, PROJECT_ROOT
 from newllm_core.vision.config import VisionDataConfig
 from newllm_core.vision.data.registry import locate_source
 
@@ -79,6 +80,12 @@ def read_language(path: Path) -> LanguageInputs:
         embeddings=scaled_to_gpt2(rows.numpy()),
         byte_lengths=stored["byte_lengths"],
     )  # fmt: skip
+
+
+def best_settings() -> Settings:
+    """The better model's configuration, from its profile."""
+    profile = PROJECT_ROOT / "notebooks" / "profiles" / "best.yaml"
+    return settings_from_parameters(yaml.safe_load(profile.read_text(encoding="utf-8")))
 
 
 def write_images(path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.gpu_checks import GPU
-from benchmarks.gpu_inputs import LanguageInputs
+from benchmarks.gpu_inputs import LanguageInputs, best_settings
 from benchmarks.gpu_timing import Work, interleaved, kernels, milliseconds, peak_mb, summary
 from benchmarks.plain_notes import PlainNotes, PlainPhase1, PlainPhase2
 from newllm_core.config.language import ModelConfig, Phase1Config, Phase2Config
@@ -23,7 +23,6 @@ from newllm_core.contexts import shooting
 from newllm_core.head.cross_entropy import Head
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.runs.reproducibility import derived_generator
-from newllm_core.studies.variants import BEST
 from newllm_core.training import phase2
 from newllm_core.training.fixed_point import CvfpPass
 from newllm_core.training.phase1 import Phase1Result, all_contexts
@@ -66,7 +65,7 @@ def contexts(inputs: LanguageInputs) -> dict[str, Any]:
     }  # fmt: skip
     with torch.no_grad():
         start = embeds[0:_LOOP_TOKENS]
-        plain = PlainNotes(model)
+        plain = PlainNotes(model).to(GPU)
         loops = interleaved(
             {"eager loop": lambda: shooting.sequential_contexts(block, start, zero),
              "plain loop": lambda: plain.loop_contexts(start, zero)}, 2, warm_up=1,
@@ -118,48 +117,57 @@ def head(inputs: LanguageInputs) -> dict[str, Any]:
 
 
 def _head_case(hidden: Tensor, weight: Tensor, targets: Tensor) -> dict[str, Any]:
-    works = {name: way for name, way in _head_ways(hidden, weight, targets).items()}
-    times = interleaved(works, _ROUNDS)
+    ways = _head_ways(hidden, weight, targets)
+    times = interleaved({name: way.run for name, way in ways.items()}, _ROUNDS)
     figures: dict[str, Any] = {}
     for name, found in times.items():
-        figures[name] = {**found, "tokens_per_second": _HEAD_ROWS / found["median_ms"] * 1e3}
-        # The gradient of the hidden states belongs to every way.
-        figures[name]["extra_memory_mb"] = peak_mb(works[name]) - hidden.numel() * 4 / 1e6
-    own = Head(weight, "fused")
-    figures["fused"]["head_copy_mb"] = own._operand().numel() * 2 / 1e6
-    return {"rows": _HEAD_ROWS, "ways": figures, "kernels": kernels(works["fused"])}
+        figures[name] = {
+            **found, "tokens_per_second": _HEAD_ROWS / found["median_ms"] * 1e3,
+            "extra_memory_mb": ways[name].extra_memory_mb(),
+        }  # fmt: skip
+    return {"rows": _HEAD_ROWS, "ways": figures, "kernels": kernels(ways["fused"].run)}
 
 
-def _head_ways(hidden: Tensor, weight: Tensor, targets: Tensor) -> dict[str, Work]:
-    """Each leaves the gradient of the mean loss in its own hidden states."""
-    half, states16 = weight.to(torch.bfloat16), hidden.to(torch.bfloat16).requires_grad_()
+@dataclasses.dataclass(frozen=True)
+class _HeadWay:
+    """Leaves the gradient of the mean loss in ``states``. ``head_copy``: a rounded head that was made beforehand."""
+
+    states: Tensor
+    loss: Callable[[Tensor], Tensor]
+    head_copy: Tensor | None = None
+
+    def run(self) -> None:
+        self.states.grad = None
+        self.loss(self.states).backward()  # type: ignore[no-untyped-call]
+
+    def extra_memory_mb(self) -> float:
+        """Beside the hidden states and their gradient; with the head's copy."""
+        self.states.grad = None
+        copied = 0 if self.head_copy is None else self.head_copy.nbytes
+        return peak_mb(self.run) + (copied - self.states.nbytes) / 1e6
+
+
+def _head_ways(hidden: Tensor, weight: Tensor, targets: Tensor) -> dict[str, _HeadWay]:
     states = hidden.clone().requires_grad_()
-
-    def differentiated(loss: Callable[[Tensor], Tensor], given: Tensor) -> Work:
-        def work() -> None:
-            given.grad = None
-            loss(given).backward()  # type: ignore[no-untyped-call]
-
-        return work
-
-    heads = {name: Head(weight, name) for name in ("fused", "blocks-bf16", "blocks")}
-    ways = {
-        name: differentiated(lambda given, head=head: head.loss(given, targets).mean_nats, states)  # type: ignore[misc]
-        for name, head in heads.items()
-    }
+    half, states16 = weight.to(torch.bfloat16), hidden.to(torch.bfloat16).requires_grad_()
+    ways = {}
+    for name in ("fused", "blocks-bf16", "blocks"):
+        head = Head(weight, name)
+        copied = head._frozen_operand if name != "blocks" else None
+        ways[name] = _HeadWay(states, lambda given, head=head: head.loss(given, targets).mean_nats, copied)  # type: ignore[misc]
     compiled = torch.compile(_chunk_loss)
-    ways["PyTorch: chunks, bf16"] = differentiated(lambda given: _chunked(_chunk_loss, given, half, targets), states16)
-    ways["PyTorch: compiled chunks, bf16"] = differentiated(
-        lambda given: _chunked(compiled, given, half, targets), states16
-    )
+    rounded: dict[str, Callable[[Tensor], Tensor]] = {
+        "PyTorch: chunks, bf16": lambda given: _chunked(_chunk_loss, given, half, targets),
+        "PyTorch: compiled chunks, bf16": lambda given: _chunked(compiled, given, half, targets),
+    }
     if hasattr(functional, "linear_cross_entropy"):  # new in torch 2.13
-        ways["PyTorch: linear_cross_entropy, bf16"] = differentiated(
-            lambda given: functional.linear_cross_entropy(given, half, targets), states16
+        rounded["PyTorch: linear_cross_entropy, bf16"] = lambda given: functional.linear_cross_entropy(
+            given, half, targets
         )
     liger = _liger()
     if liger is not None:
-        ways["Liger, bf16"] = differentiated(lambda given: liger(half, given, targets), states16)
-    return ways
+        rounded["Liger, bf16"] = lambda given: liger(half, given, targets)
+    return ways | {name: _HeadWay(states16, loss, half) for name, loss in rounded.items()}
 
 
 def _chunk_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -200,18 +208,18 @@ def iteration(inputs: LanguageInputs) -> dict[str, Any]:
     eager.recorded = None
     works: dict[str, Work] = {f"project, {source}": _next_iteration(one) for source, one in ours.items()}
     works["project, previous_iteration, not recorded"] = _next_iteration(eager)
+    plain = PlainNotes(_colab_model()).to(GPU)
+    first = eager.previous.clone().unsqueeze(1)
+    plain.loop_contexts = lambda embeds, initial: first  # type: ignore[method-assign]
     with torch.device(GPU):
-        plain = PlainNotes(_colab_model())
-        first = eager.previous.clone().unsqueeze(1)
-        plain.loop_contexts = lambda embeds, initial: first  # type: ignore[method-assign]
         plain_pass = PlainPhase1(plain, tokens, Phase1Config())
 
         def plain_iteration() -> None:
             with torch.device(GPU):
                 plain_pass.iterate(1)
 
-        works["plain (stale contexts)"] = plain_iteration
-        times = interleaved(works, _ROUNDS, warm_up=5)
+    works["plain (stale contexts)"] = plain_iteration
+    times = interleaved(works, _ROUNDS, warm_up=5)
     return {
         "tokens": len(tokens), "context_dim": 500, "embed_dim": 768, "ways": times,
         "extra_memory_mb": {name: peak_mb(work) for name, work in works.items()},
@@ -235,7 +243,7 @@ def phase2_step(inputs: LanguageInputs) -> dict[str, Any]:
     works = {
         "project": _epoch(tokens, contexts_, recorded=True), "project, not recorded": _epoch(tokens, contexts_, False),
     }  # fmt: skip
-    plain = PlainPhase2(PlainNotes(_colab_model()), contexts_, tokens, Phase2Config())
+    plain = PlainPhase2(PlainNotes(_colab_model()).to(GPU), contexts_, tokens, Phase2Config())
     works["plain"] = lambda: plain.epoch(torch.randperm(len(tokens) - 1, device=GPU))
     times = interleaved(works, 3, warm_up=1)
     return {
@@ -256,12 +264,10 @@ def _epoch(tokens: Tensor, contexts_: Tensor, recorded: bool) -> Work:
 def predictive_step(inputs: LanguageInputs) -> dict[str, Any]:
     """One pass over 57,173 tokens by the better model's Phase 1: C = 576 with gains."""
     tokens = inputs.train[:57_173].to(GPU)
-    works, steps = {}, 0
+    works, steps, settings = {}, 0, best_settings()
     for name, recorded in (("project", True), ("project, not recorded", False)):
-        shape = ModelConfig(context_dim=576, weight_std=0.04, time_scales=True)
-        names = {field.name for field in dataclasses.fields(Phase1Config)}
-        config = Phase1Config(**{name: value for name, value in BEST.items() if name in names})
-        objective = PredictivePass(NewLLM(shape, inputs.embeddings).to(GPU), tokens, config, 42)
+        model = NewLLM(settings.model, inputs.embeddings).to(GPU)
+        objective = PredictivePass(model, tokens, settings.phase1, 42)
         if not recorded:
             objective.captured = None
         works[name], steps = _next_iteration(objective), objective.steps

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.gpu_checks import GPU
-from benchmarks.gpu_inputs import IMAGES, LANGUAGE, LanguageInputs, read_language, restore_images
-from newllm_core.baselines.config import baseline_config
-from newllm_core.baselines.train import train_baseline
-from newllm_core.config.language import ModelConfig, Phase1Config, Phase2Config
+from benchmarks.gpu_inputs import IMAGES, LANGUAGE, LanguageInputs, best_settings, read_language, restore_images
+from newllm_core.config.language import ModelConfig
 from newllm_core.experiment.measure import per_conversation_sums
 from newllm_core.metrics.prediction import NATS_PER_BIT, perplexity
 from newllm_core.model import NewLLM
 from newllm_core.runs.reproducibility import derived_generator, seed_everything
-from newllm_core.studies.variants import BEST
 from newllm_core.training.captured import CapturedStep, DeviceRate, device_options
 from newllm_core.training.phase1 import train_phase1
 from newllm_core.training.phase2 import train_phase2
@@ -83,20 +80,14 @@ def _row(inputs: LanguageInputs, train: Tensor, nats: Tensor, seconds: float) ->
     }  # fmt: skip
 
 
-def _of(kind: type[Any], changes: Mapping[str, Any]) -> Any:
-    """A config with those of ``changes`` that are its own."""
-    names = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{name: value for name, value in changes.items() if name in names})
-
-
 def _best_nats(inputs: LanguageInputs, train: Tensor, validation: Tensor) -> tuple[Tensor, dict[str, Any]]:
-    model = NewLLM(_of(ModelConfig, BEST), inputs.embeddings, _SEED).to(GPU)
+    settings = best_settings()
+    model = NewLLM(settings.model, inputs.embeddings, _SEED).to(GPU)
     torch.manual_seed(derived_generator("phase 1 of contenders", _SEED).initial_seed())
     began = time.perf_counter()
-    phase1 = train_phase1(model, train, validation, _of(Phase1Config, BEST), _SEED)
+    phase1 = train_phase1(model, train, validation, settings.phase1, _SEED)
     phase1_seconds = time.perf_counter() - began
-    config = dataclasses.replace(_of(Phase2Config, BEST), patience=BEST["phase2_patience"])
-    phase2 = train_phase2(model, phase1, train, validation, config, _SEED)
+    phase2 = train_phase2(model, phase1, train, validation, settings.phase2, _SEED)
     assert phase1.history is not None  # it has just been trained
     details = {
         "phase1_seconds": phase1_seconds, "iterations_kept": phase1.history.best_iteration,
@@ -106,6 +97,10 @@ def _best_nats(inputs: LanguageInputs, train: Tensor, validation: Tensor) -> tup
 
 
 def _gru_nats(inputs: LanguageInputs, train: Tensor, validation: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    # Imported here: the networks' list names the n-gram models too, whose library the other studies do without.
+    from newllm_core.baselines.registry import baseline_config
+    from newllm_core.baselines.train import train_baseline
+
     model = NewLLM(ModelConfig(), inputs.embeddings, _SEED).to(GPU)
     result = train_baseline(model, train, validation, baseline_config("gru-cache"), _SEED)
     return result.nats, {"best_epoch": result.best_epoch, "epochs": [e.validation_perplexity for e in result.epochs]}

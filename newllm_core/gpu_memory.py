@@ -22,8 +22,8 @@ LOGIT_COPIES = 3.5
 SAFETY = 0.5
 HEAD_SHARE = 0.5
 SMALLEST_BATCH, LARGEST_BATCH = 256, 16_384
-# The blocked head holds blocks, a rounded copy of the head, and no logits: a fixed amount.
-BLOCKED_HEAD_BYTES = 200 * 2**20
+# The blocked and the fused head hold blocks, a rounded copy of the head, and few logits: a fixed amount.
+BLOCKED_HEAD_BYTES = 300 * 2**20
 LARGEST_BLOCKED_BATCH = 65_536
 
 
