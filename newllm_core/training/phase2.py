@@ -182,16 +182,21 @@ class _Trainer(TrainingLoop[EpochRecord]):
 
     def row(self, number: int) -> EpochRecord:
         validation = self._evaluate(Head(self.model.output_weight().detach(), self.method))
-        train_loss = float(self.within.sums["training loss"]) / self.num_targets
+        train_loss, train_accuracy = self.epoch_means()
         return EpochRecord(
             epoch=number,
             train_loss=train_loss,
             train_perplexity=perplexity(train_loss),
-            train_accuracy=int(self.within.sums["correct"]) / self.num_targets,
+            train_accuracy=train_accuracy,
             validation_loss=validation.mean_nats,
             validation_perplexity=perplexity(validation.mean_nats),
             validation_accuracy=validation.accuracy,
         )
+
+    def epoch_means(self) -> tuple[float, float]:
+        """Nats a token and accuracy, over the steps of the epoch that has just been trained."""
+        sums = self.within.sums
+        return float(sums["training loss"]) / self.num_targets, int(sums["correct"]) / self.num_targets
 
     def score(self, row: EpochRecord) -> float:
         return -row.validation_loss
