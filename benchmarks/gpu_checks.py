@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.gpu_inputs import LanguageInputs
+from benchmarks.phase2_epoch import trained_epoch
 from newllm_core.config.language import ModelConfig, Phase1Config, Phase2Config
 from newllm_core.contexts.shooting import exact_contexts, sequential_contexts
 from newllm_core.head.cross_entropy import Head, with_output_bias, with_unit_columns
@@ -196,7 +197,7 @@ def _phase2(inputs: LanguageInputs) -> Iterator[Check]:
                 NewLLM(_SMALL, inputs.embeddings).to(device), Phase1Result(moved, moved[:1001], None), ids, ids[:1001],
                 dataclasses.replace(config, head=head), 42, None,
             )  # fmt: skip
-            losses.append(trainer._train_epoch(1)[0])
+            losses.append(trained_epoch(trainer, 1)[0])
             weights.append(torch.cat([value.detach().flatten().cpu() for value in trainer.parameters]))
         name = "Phase 2 epoch" + (", sampled softmax" if sampled else "")
         yield Check(f"{name}: training loss", abs(losses[1] - losses[0]), 5e-3, "nats")
@@ -229,7 +230,7 @@ def _out_of_memory(inputs: LanguageInputs) -> Iterator[Check]:
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(limit)
         try:
-            loss, _ = trainer._train_epoch(1)
+            loss, _ = trained_epoch(trainer, 1)
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
         outcomes.append((loss, trainer.device_batch_size))

@@ -17,6 +17,7 @@ from torch.nn import functional
 from benchmarks.gpu_checks import GPU
 from benchmarks.gpu_inputs import LanguageInputs, best_settings
 from benchmarks.gpu_timing import Work, interleaved, kernels, milliseconds, peak_mb, summary
+from benchmarks.phase2_epoch import trained_epoch
 from benchmarks.plain_notes import PlainNotes, PlainPhase1, PlainPhase2
 from newllm_core.config.language import ModelConfig, Phase1Config, Phase2Config
 from newllm_core.contexts import shooting
@@ -258,7 +259,7 @@ def _epoch(tokens: Tensor, contexts_: Tensor, recorded: bool) -> Work:
     trainer = phase2._Trainer(_colab_model(), result, tokens, tokens[:1001], Phase2Config(), 42, None)
     if not recorded:
         trainer.rate = None
-    return lambda: trainer._train_epoch(1)
+    return lambda: trained_epoch(trainer, 1)
 
 
 def predictive_step(inputs: LanguageInputs) -> dict[str, Any]:

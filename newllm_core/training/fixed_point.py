@@ -5,22 +5,22 @@ i - 1 had before: in the previous iteration (`context_source = previous_iteratio
 now (`exact`). That makes an iteration one large batch instead of a loop.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from newllm_core.config.language import Phase1Config
-from newllm_core.contexts.shooting import ExactContexts, NotFiniteContextsError, TokenEmbeds, exact_contexts
-from newllm_core.errors import NotFiniteError, refuse_not_finite
+from newllm_core.contexts.shooting import exact_contexts
+from newllm_core.errors import refuse_not_finite
 from newllm_core.losses import cvfp_loss, diversity_loss
 from newllm_core.metrics.convergence import count_converged
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.training.captured import RECORDABLE_LOSSES, CapturedStep, device_options
+from newllm_core.training.loop import Stateful
 from newllm_core.triton_support import runs_kernels
 
 # Noise is drawn in blocks of this many token positions, so that it does not depend on the batches.
@@ -66,17 +66,6 @@ def context_noise(rows: slice, context_dim: int, std: float, seed: int, iteratio
     return torch.cat(blocks)[offset : offset + rows.stop - rows.start].mul_(std)
 
 
-def exact_or_refuse(
-    model: NewLLM, embeds: TokenEmbeds, initial: Tensor, iteration: int, out: Tensor | None = None,
-    segment_length: int | None = None,
-) -> ExactContexts:  # fmt: skip
-    """Exact contexts of the current weights; NotFiniteError that names the iteration where they are not finite."""
-    try:
-        return exact_contexts(model.context_block, embeds, initial, out=out, segment_length=segment_length)
-    except NotFiniteContextsError as error:
-        raise NotFiniteError(f"Phase 1, iteration {iteration}: {error}") from error
-
-
 class CvfpPass:
     """Trains ``model.context_block`` one iteration at a time. ``previous`` `[N, C]`: contexts of the last iteration."""
 
@@ -90,7 +79,7 @@ class CvfpPass:
         self.zero = torch.zeros(self.block.context_dim, device=device)
         self.batches = batch_slices(len(train_tokens), config.batch_tokens, config.min_last_batch)
         # Iteration 0: contexts without training. Rewritten in place, batch by batch, by every iteration.
-        first = exact_or_refuse(model, self.embeds, self.zero, 0)
+        first = exact_contexts(self.block, self.embeds, self.zero)
         self.previous = first.contexts
         self.recorded = self._recording(first.segment_length) if runs_kernels(device) else None
 
@@ -105,14 +94,13 @@ class CvfpPass:
         if self.recorded is not None:
             return self.recorded.iterate(iteration)
         self.optimizer.zero_grad(set_to_none=True)
-        means, converged = self.accumulate(self._inputs(iteration), partial(self._with_noise, iteration))
+        means, converged = self.accumulate(self._inputs(), partial(self._with_noise, iteration))
         cvfp, diversity, total_loss = means.tolist()
-        where = f"Phase 1, iteration {iteration}"
-        refuse_not_finite(where, {"cvfp": cvfp, self.config.diversity_algorithm: diversity})
+        refuse_not_finite({"cvfp": cvfp, self.config.diversity_algorithm: diversity})
         norm = float(torch.nn.utils.clip_grad_norm_(self.block.parameters(), self.config.gradient_clip))
-        refuse_not_finite(where, {"gradient norm": norm})
+        refuse_not_finite({"gradient norm": norm})
         self.optimizer.step()
-        refuse_not_finite(where, {"largest weight": float(self.largest_weight())})
+        refuse_not_finite({"largest weight": float(self.largest_weight())})
         return PassFigures(cvfp, diversity, None, total_loss, norm, int(converged))
 
     def largest_weight(self) -> Tensor:
@@ -143,22 +131,20 @@ class CvfpPass:
     def held_out_prediction(self, contexts: Tensor, tokens: Tensor) -> None:
         """Nothing is predicted: the effective rank says which iteration to keep."""
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and states that the next iteration depends on, beside the block's weights."""
-        return {"previous": self.previous}, {"optimizer": self.optimizer.state_dict()}
+    def tensors(self) -> dict[str, Tensor]:
+        """What the next iteration depends on, beside the block's weights."""
+        return {"previous": self.previous}
 
-    def load_state(self, tensors: Mapping[str, Tensor], states: Mapping[str, Any]) -> None:
-        """Go on from what ``state`` gave."""
-        self.previous.copy_(tensors["previous"])
-        self.optimizer.load_state_dict(states["optimizer"])
+    def stateful(self) -> dict[str, Stateful]:
+        return {"optimizer": self.optimizer}
 
-    def _inputs(self, iteration: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def _inputs(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Per batch: its rows, the contexts entering them, and a view of the previous iteration's contexts there.
 
         Token 0 is entered by the last context of the previous iteration, the carry-over. The stored contexts of a
         batch change before the next batch is drawn, so the row between two batches is kept aside.
         """
-        return self._exact_inputs(iteration) if self.config.context_source == "exact" else self.stale_inputs()
+        return self._exact_inputs() if self.config.context_source == "exact" else self.stale_inputs()
 
     def stale_inputs(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """The same with the contexts that the previous iteration left."""
@@ -168,7 +154,7 @@ class CvfpPass:
             entering = self.previous[rows.stop - 1 : rows.stop].clone()
             yield rows, inputs, self.previous[rows]
 
-    def _exact_inputs(self, iteration: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def _exact_inputs(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """The same with exact contexts of the current weights; CVFP still compares with the iteration before."""
         entering = self.previous[-1].clone()
         for first in range(0, len(self.batches), _EXACT_GROUP):
@@ -178,7 +164,7 @@ class CvfpPass:
             inputs = self.zero.new_empty(group[-1].stop - offset + 1, self.block.num_layers, self.block.context_dim)
             inputs[0, -1] = entering
             window = _Rows(self.embeds, slice(offset, group[-1].stop))
-            current = exact_or_refuse(self.model, window, entering, iteration, inputs[1:])
+            current = exact_contexts(self.block, window, entering, out=inputs[1:])
             inputs, entering = inputs[:, -1], current.end
             for rows in group:
                 yield rows, inputs[rows.start - offset : rows.stop - offset], self.previous[rows]
@@ -218,8 +204,8 @@ class _RecordedIteration:
         if self.entering is not None:
             carried = objective.previous[-1]
             self.entering[0, -1] = carried
-            exact_or_refuse(
-                objective.model, objective.embeds, carried, iteration, self.entering[1:], self.segment_length
+            exact_contexts(
+                objective.block, objective.embeds, carried, out=self.entering[1:], segment_length=self.segment_length
             )
         from newllm_core.training.device_noise import noise_seed
 
@@ -229,7 +215,7 @@ class _RecordedIteration:
             "cvfp": cvfp, objective.config.diversity_algorithm: diversity, "gradient norm": norm,
             "largest weight": largest,
         }  # fmt: skip
-        refuse_not_finite(f"Phase 1, iteration {iteration}", named)
+        refuse_not_finite(named)
         return PassFigures(cvfp, diversity, None, total, norm, int(converged))
 
     def _step(self, drawn: Tensor) -> tuple[Tensor]:

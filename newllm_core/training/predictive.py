@@ -10,14 +10,13 @@ just what a readout with a unigram bias has to add.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from newllm_core.config.language import Phase1Config
+from newllm_core.contexts.shooting import exact_contexts
 from newllm_core.data.stream import ring_segments
 from newllm_core.errors import refuse_not_finite
 from newllm_core.losses import cvfp_loss, diversity_loss
@@ -25,7 +24,8 @@ from newllm_core.metrics.convergence import count_converged
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.training.captured import RECORDABLE_LOSSES, CapturedStep, DeviceRate, device_options
-from newllm_core.training.fixed_point import PassFigures, exact_or_refuse
+from newllm_core.training.fixed_point import PassFigures
+from newllm_core.training.loop import Stateful
 
 _HELD_OUT_ROWS = 1024  # of the held-out loss, computed at once
 # Means over a pass, in the order they are summed.
@@ -83,7 +83,7 @@ class PredictivePass:
             scale = 1.0 if config.objective == "regression" else math.sqrt(model.config.embed_dim)
             self.targets = model.embed_for_contexts(every) / scale
         zero = torch.zeros(self.block.context_dim, device=device)
-        self.previous = exact_or_refuse(model, self.embeds, zero, 0).contexts
+        self.previous = exact_contexts(self.block, self.embeds, zero).contexts
         self.sums = torch.zeros(len(_FIGURES), dtype=torch.float64, device=device)
         self.rate = DeviceRate(self.optimizer, device) if device.type == "cuda" else None
         recordable = self.rate is not None and config.diversity_algorithm in RECORDABLE_LOSSES
@@ -102,20 +102,15 @@ class PredictivePass:
         totals = dict(zip(_FIGURES, self.sums.tolist(), strict=True))
         converged = int(totals.pop("converged"))
         means = {name: total / self.steps for name, total in totals.items()}
-        refuse_not_finite(f"Phase 1, iteration {iteration}", means)
+        refuse_not_finite(means)
         return PassFigures(converged=converged, **means)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and states that the next iteration depends on, beside the block's weights."""
-        tensors = {"previous": self.previous, **self.predictor.state_dict()}
-        return tensors, {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+    def tensors(self) -> dict[str, Tensor]:
+        """What the next iteration depends on, beside the block's weights."""
+        return {"previous": self.previous, **{f"predictor.{n}": v for n, v in self.predictor.state_dict().items()}}
 
-    def load_state(self, tensors: Mapping[str, Tensor], states: Mapping[str, Any]) -> None:
-        """Go on from what ``state`` gave."""
-        self.previous.copy_(tensors["previous"])
-        self.predictor.load_state_dict({name: tensors[name] for name in self.predictor.state_dict()})
-        self.optimizer.load_state_dict(states["optimizer"])
-        self.schedule.load_state_dict(states["schedule"])
+    def stateful(self) -> dict[str, Stateful]:
+        return {"optimizer": self.optimizer, "schedule": self.schedule}
 
     def _step(self, positions: Tensor, context: Tensor, negatives: Tensor) -> Tensor:
         """One segment `[B, T]` entered by ``context`` `[B, C]`; returns what enters the next."""
