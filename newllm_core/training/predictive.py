@@ -26,6 +26,7 @@ from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.training.captured import RECORDABLE_LOSSES, CapturedStep, DeviceRate, device_options
 from newllm_core.training.fixed_point import PassFigures
 from newllm_core.training.loop import Stateful
+from newllm_core.triton_support import runs_kernels
 
 _HELD_OUT_ROWS = 1024  # of the held-out loss, computed at once
 # Means over a pass, in the order they are summed.
@@ -150,6 +151,8 @@ class PredictivePass:
         ids = [self.tokens[(positions - lag) % len(self.tokens)] for lag in earlier]
         embeds = torch.cat([self.model.embed_for_contexts(lagged) for lagged in ids], dim=-1)
         parts = self.block.token_parts(functional.dropout(embeds, self.config.prediction_dropout))
+        if runs_kernels(context.device) and self.block.num_layers == 1:
+            return self._contexts_by_kernels(context, parts[0])
         contexts = []
         for step in range(positions.shape[1]):
             if self.config.context_noise:
@@ -157,6 +160,15 @@ class PredictivePass:
             context = self.block.forward_from_token_parts(context, [part[:, step] for part in parts])[-1]
             contexts.append(context)
         return torch.stack(contexts, dim=1)
+
+    def _contexts_by_kernels(self, context: Tensor, part: Tensor) -> Tensor:
+        """The same on a GPU, for a block of one layer."""
+        from newllm_core.training.triton_segment import segment_contexts
+
+        std, noise = self.config.context_noise, None
+        if std:
+            noise = std * torch.randn(part.shape[1], *context.shape, device=part.device)
+        return segment_contexts(self.block.context_layers()[0], context, part, noise)
 
     def _prediction(self, contexts: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
         predicted = self.predictor(functional.dropout(contexts, self.config.prediction_dropout))
