@@ -175,8 +175,9 @@ class _Trainer(TrainingLoop[EpochRecord]):
             torch.manual_seed(derived_generator("phase 2 dropout", seed).initial_seed())
 
     def steps(self, number: int) -> Iterator[None]:
-        # A sampled head is another one every epoch, so the step is recorded anew.
-        self.captured = None if self.rate is None else CapturedStep(self._whole_step)
+        if self.rate is not None and (self.captured is None or self.config.unseen_sample is not None):
+            # A sampled head is another one every epoch, so the step is recorded anew.
+            self.captured = CapturedStep(self._whole_step)
         if self.config.unseen_sample is not None:
             self.head = epochs_head(
                 self.model.head_weight.detach(), self.model.output_bias, self.method, self.train_tokens,
