@@ -19,7 +19,8 @@ from newllm_core.data.errors import DataError
 IMAGE_FORMATS = ("JPEG", "PNG")  # Pillow's decoders; its many others are never tried on a file
 IMAGE_MODES = ("1", "L", "P", "RGB")  # Pillow's names; anything else would lose alpha, depth or colour space
 MAX_PIXELS = 64_000_000  # 192 MB as RGB
-# By the value of the EXIF tag Orientation; 1 is upright.
+_UPRIGHT = 1
+# By the value of the EXIF tag Orientation.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -58,7 +59,7 @@ def decode_image(content: bytes, channels: int, origin: str) -> np.ndarray:
 
 def _upright(image: Image.Image) -> Image.Image:
     # ImageOps.exif_transpose writes all tags anew, and fails on odd ones that have nothing to do with orientation.
-    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT))
     return image if turn is None else image.transpose(turn)
 
 
