@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import binomtest
 
+from newllm_core.intervals import wilson_interval
 from newllm_core.runs.checkpoint import discard_checkpoint
 from newllm_core.runs.files import (
     RESULTS_DIR,
@@ -60,7 +60,6 @@ Record = dict[str, Any]
 WEIGHTS_NAME, CHECKPOINT_DIR = "model.safetensors", "checkpoint"
 VISION_DIR = RESULTS_DIR / "vision"
 SCORES = ("tpe_scalar", "tpe_params")  # by the λ they divide by
-_CONFIDENCE = 0.95
 
 
 def run_vision(
@@ -135,10 +134,9 @@ def _record(
 
 def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
     """Accuracy with its 95 % interval (Wilson), loss in nats an image."""
-    interval = binomtest(evaluation.num_correct, evaluation.num_images).proportion_ci(_CONFIDENCE, method="wilson")
     return {
         "accuracy": evaluation.accuracy,
-        "accuracy_interval": [float(interval.low), float(interval.high)],
+        "accuracy_interval": list(wilson_interval(evaluation.num_correct, evaluation.num_images)),
         "loss": evaluation.loss,
         "correct": evaluation.num_correct,
         "images": evaluation.num_images,
