@@ -2,7 +2,7 @@
 
 Over seeds and conversations: Student's t on a clustered standard error. Not the percentile bootstrap over both: with
 three seeds that covers 75 % instead of 95 % where seeds scatter most, this one 93 %
-(`tests/comparison/test_intervals.py`). Resampling of sizes and of blocks of tokens is in `scaling/bootstrap.py` and
+(`tests/test_intervals.py`). Resampling of sizes and of blocks of tokens is in `scaling/bootstrap.py` and
 `metrics/spectrum.py`; level and types are these.
 """
 

@@ -76,11 +76,6 @@ class StreamRank:
         """0 … 1 of the context width."""
         return self.value / self.context_dim
 
-    @property
-    def ceiling(self) -> int:
-        """The most that so few tokens allow; white noise of that shape has ``noise_effective_rank``."""
-        return min(self.num_tokens, self.context_dim)
-
     def __str__(self) -> str:
         return f"{self.value:.2f}/{self.context_dim} = {self.share:.1%} ({self.num_tokens:,} tokens)"
 

@@ -97,7 +97,7 @@ def _draw_panel(axis: Axes, panel: ForestPanel, places: Sequence[int], colours: 
         else:
             axis.text(1.02, place, "reference" if number == panel.reference else NOT_MEASURED, **beside)
     known = [estimate for estimate in panel.estimates if estimate is not None]
-    for no_difference in {estimate.no_difference for estimate in known} - {None}:
+    for no_difference in {estimate.no_difference for estimate in known if estimate.no_difference is not None}:
         axis.axvline(no_difference, color=PLAIN_COLOUR, lw=1.2, zorder=0)
         if no_difference == 1:
             _ratio_axis(axis, known)
@@ -136,7 +136,7 @@ def _legend(estimates: Sequence[Estimate], colours: Mapping[str, str]) -> list[L
             any(len(one.by_seed) == 1 for one in estimates),
             "D",
             "0.7",
-            "one seed, whose own spread is not in the interval",
+            "one seed: its spread is not in the interval",
         ),
         (any(len(one.by_seed) > 1 for one in estimates), "|", "black", "a seed"),
     )

@@ -1,5 +1,6 @@
 """The pictures of the leaderboard: ratios of perplexity, paired, from rows only."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,16 +9,14 @@ from matplotlib.figure import Figure
 from newllm_core.comparison.leaderboard import Standing, perplexity_ratio, ratios_to_references
 from newllm_core.intervals import Estimate, seeds_text
 from newllm_core.report.forest import ForestLabel, ForestPanel, plot_forest
-from newllm_core.report.style import GREEN, PLAIN_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, new_axes
+from newllm_core.report.style import BLUE, GREEN, SKY, TRAIN_COLOUR, VALIDATION_COLOUR, VERMILION, new_axes
 
+# By a row's kind; what is shown of it, and in which colour.
 _KINDS = {
-    "model": "ContextBlock, and its controls", "network": "trained end to end", "pretrained": "trained on other text",
+    "model": "a ContextBlock", "control": "its controls", "network": "trained end to end", "counts": "counts",
+    "pretrained": "trained on other text",
 }  # fmt: skip
-_COUNTS = "counts"  # every other kind
-_COLOURS = {
-    _KINDS["model"]: TRAIN_COLOUR, _KINDS["network"]: VALIDATION_COLOUR, _COUNTS: GREEN,
-    _KINDS["pretrained"]: PLAIN_COLOUR,
-}  # fmt: skip
+_COLOURS = dict(zip(_KINDS.values(), (BLUE, SKY, VERMILION, GREEN, "black")))
 _XLABEL = "ratio of perplexities (below 1: better), 95 %"
 
 
@@ -33,7 +32,7 @@ def plot_standings(found: Sequence[Standing], reference: str | None = None) -> F
     place = names.index(reference) if reference else 0
     held = found[place]
     ratios = [None if one is held else perplexity_ratio(one, held) for one in found]
-    labels = [ForestLabel(one.label, _note(one), kind=_kind(one)) for one in found]
+    labels = [ForestLabel(one.label, _note(one), kind=_KINDS[one.variant["kind"]]) for one in found]
     panel = ForestPanel(f"Perplexity over that of {held.label}", _XLABEL, ratios, reference=place)
     return plot_forest(labels, [panel], _source(found), _COLOURS)
 
@@ -48,12 +47,14 @@ def plot_ratios(found: Sequence[Standing]) -> Figure:
     pairs = ratios_to_references(found)
     if not pairs:
         raise ValueError("plot_ratios: expected a variant whose reference is there too, given none")
-    references = [other.label for _, other, _ in pairs]
-    references.sort(key=references.count, reverse=True)
-    pairs.sort(key=lambda each: (references.index(each[1].label), each[2].value))
-    labels = [ForestLabel(one.label, group=f"against: {other.label}", kind=_kind(one)) for one, other, _ in pairs]
+    references = Counter(other.label for _, other, _ in pairs)
+    pairs.sort(key=lambda each: (-references[each[1].label], each[1].label, each[2].value))
+    labels = [
+        ForestLabel(one.label, group=f"against: {other.label}", kind=_KINDS[one.variant["kind"]])
+        for one, other, _ in pairs
+    ]
     ratios: list[Estimate | None] = [ratio for *_, ratio in pairs]
-    held = pairs[0][1].label if len(set(references)) == 1 else "its reference"
+    held = pairs[0][1].label if len(references) == 1 else "its reference"
     panel = ForestPanel(f"Perplexity over that of {held}", _XLABEL, ratios)
     return plot_forest(labels, [panel], _source(found), _COLOURS)
 
@@ -80,10 +81,6 @@ def _check_tokens(found: Sequence[Standing]) -> None:
     tokens = sorted({one.tokens for one in found})
     if len(tokens) != 1:
         raise ValueError(f"expected variants with one number of training tokens, given {tokens}")
-
-
-def _kind(one: Standing) -> str:
-    return _KINDS.get(one.variant["kind"], _COUNTS)
 
 
 def _note(one: Standing) -> str:

@@ -47,6 +47,7 @@ def new_axes(columns: int, width: float = 4.6, height: float = 3.4) -> tuple[Fig
     axes = [figure.add_subplot(1, columns, number + 1) for number in range(columns)]
     for axis in axes:
         axis.grid(alpha=0.3)
+        axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
 

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, t
 
-from benchmarks import reference_nkat
 from newllm_core.comparison.accuracy import accuracy_difference, comparison_table, mean_accuracy, readable_table
 from newllm_core.comparison.groups import ComparisonError
 from newllm_core.config.language import RunConfig
@@ -29,6 +28,7 @@ from newllm_core.vision.report.score_table import card_lines, score_table
 from newllm_core.vision.settings import VisionSettings
 from newllm_core.vision.variant_series import VariantRuns, VariantSeries, estimated_seconds
 from newllm_core.vision.variants import CENTRE, Variant, diagnosis_variants, term_variants
+from reproduce import reference_nkat
 
 CIFAR = VisionSettings(data=VisionDataConfig(dataset="cifar10-jpeg"), model=model_preset("quick"))
 SMALL = VisionSettings(
@@ -240,7 +240,7 @@ def test_the_score_table_has_targets_where_there_are_any() -> None:
 
 
 def test_the_reference_runs_are_possible_and_none_is_another() -> None:
-    """What `python -m benchmarks.reference_nkat` will train: the profile's lists, before any image is read."""
+    """What `python -m reproduce.reference_nkat` will train: the profile's lists, before any image is read."""
     lists = reference_nkat.all_series()
     assert [len(one.run_dirs()) for one in lists.values()] == [6, 9, 1, 1, 1]
     rescue, baseline = lists["rescue"].points["rescue"], lists["rescue"].points["baseline"]

@@ -1,9 +1,9 @@
 """The committed records of notebooks 04 and 05 at the `cpu` profile, with their tables and pictures.
 
-    python -m benchmarks.reference_experiments            # trains what is missing: see --estimate
-    python -m benchmarks.reference_experiments --estimate # points, finished points, hours; trains nothing
-    python -m benchmarks.reference_experiments --only scaling --seeds 42 43 44 45    # a further seed
-    python -m benchmarks.reference_experiments --only diversity --phase1-only        # effective ranks, no perplexity
+    python -m reproduce.reference_experiments            # trains what is missing: see --estimate
+    python -m reproduce.reference_experiments --estimate # points, finished points, hours; trains nothing
+    python -m reproduce.reference_experiments --only scaling --seeds 42 43 44 45    # a further seed
+    python -m reproduce.reference_experiments --only diversity --phase1-only        # effective ranks, no perplexity
 
 A finished record is committed under results/reference/experiments, so a later run, with more seeds, sizes or losses,
 computes only what is new. Tables and pictures go to results/reference/scaling and results/reference/diversity.

@@ -1,10 +1,10 @@
 """The rows of `results/reference/controls.json`: controls and baselines on the embedded corpus, at 57,173 tokens.
 
-    python -m benchmarks.controls --estimate                    # rows, finished rows, hours; runs nothing
-    python -m benchmarks.controls                               # runs what is missing
-    python -m benchmarks.controls --report                      # table, sentences and pictures of what is there
-    python -m benchmarks.controls --names gru lstm --seeds 42   # some of it
-    python -m benchmarks.controls --samples 320                 # 259,763 tokens
+    python -m reproduce.controls --estimate                    # rows, finished rows, hours; runs nothing
+    python -m reproduce.controls                               # runs what is missing
+    python -m reproduce.controls --report                      # table, sentences and pictures of what is there
+    python -m reproduce.controls --names gru lstm --seeds 42   # some of it
+    python -m reproduce.controls --samples 320                 # 259,763 tokens
 
 Finished rows are committed under results/reference/contenders; table, rows by contender and picture are made anew from
 all that are there. One thread, so that two lists can run side by side on two cores.
@@ -14,7 +14,6 @@ import argparse
 import os
 from collections.abc import Mapping
 
-from benchmarks.reference_experiments import REFERENCE, centre
 from newllm_core.comparison.leaderboard import (
     Standing,
     contexts_table,
@@ -31,6 +30,7 @@ from newllm_core.studies.estimate import estimate_contenders
 from newllm_core.studies.runners import read_rows, run_contenders
 from newllm_core.studies.sweep import vary
 from newllm_core.studies.variants import GROUPS
+from reproduce.reference_experiments import REFERENCE, centre
 
 ROWS = REFERENCE / "contenders"
 ALL = [name for group, members in GROUPS.items() if group != "ceilings" for name in members]

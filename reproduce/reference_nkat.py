@@ -1,10 +1,10 @@
 """The committed figures of the vision line at the `nkat_cpu` profile: quick model, two CPU cores.
 
-    python -m benchmarks.reference_nkat --estimate              # runs, finished runs, hours; trains nothing
-    python -m benchmarks.reference_nkat                         # all parts, each goes on where it was stopped
-    python -m benchmarks.reference_nkat --only rescue           # CIFAR-10 with and without the rescue pack, three seeds
-    python -m benchmarks.reference_nkat --only search           # the study, with its workers
-    python -m benchmarks.reference_nkat --report                # tables and pictures of what is there
+    python -m reproduce.reference_nkat --estimate              # runs, finished runs, hours; trains nothing
+    python -m reproduce.reference_nkat                         # all parts, each goes on where it was stopped
+    python -m reproduce.reference_nkat --only rescue           # CIFAR-10 with and without the rescue pack, three seeds
+    python -m reproduce.reference_nkat --only search           # the study, with its workers
+    python -m reproduce.reference_nkat --report                # tables and pictures of what is there
 
 Records go to results/reference/nkat/runs, tables and pictures to results/reference/nkat; weights stay beside records
 and are not committed. One thread a run, so that two parts can run side by side on two cores. A part whose images are
@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reference_experiments import REFERENCE
 from newllm_core.batch.notebooks import load_profile
 from newllm_core.comparison import accuracy as comparison
 from newllm_core.config.schema import settings_of_type
@@ -35,6 +34,7 @@ from newllm_core.vision.search.run import run_search
 from newllm_core.vision.settings import VisionSettings, for_data_set, vision_parameter_fields, with_parameters
 from newllm_core.vision.variant_series import VariantRuns, VariantSeries
 from newllm_core.vision.variants import Variant, term_variants
+from reproduce.reference_experiments import REFERENCE
 
 NKAT = REFERENCE / "nkat"
 RUNS, SEARCH = NKAT / "runs", NKAT / "search"
