@@ -19,11 +19,12 @@ from newllm_core.comparison.leaderboard import (
     contexts_table,
     expectation_sentences,
     perplexity_ratio,
-    seeds_text,
     standings,
     standings_table,
 )
+from newllm_core.comparison.tables import readable_table
 from newllm_core.config.schema import changed
+from newllm_core.intervals import seeds_text
 from newllm_core.report.leaderboard import group_pictures
 from newllm_core.report.style import save_figure
 from newllm_core.runs.files import write_json, write_text
@@ -50,10 +51,12 @@ def report() -> None:
     """Table, ratios, sentences, `controls.json` and pictures per number of tokens, from every committed row."""
     found = standings(read_rows(ROWS))
     write_json(REFERENCE / "controls.json", {"rows": [one.record() for one in found]})
-    lines = [standings_table(found, "untrained").to_string(), "", contexts_table(found).to_string(), ""]
+    lines = [
+        readable_table(table).to_string() for table in (standings_table(found, "untrained"), contexts_table(found))
+    ]
     for tokens in sorted({one.tokens for one in found}):
         here = {one.name: one for one in found if one.tokens == tokens}
-        lines += ratio_lines(here)
+        lines += ["", *ratio_lines(here)]
         for group, figure in group_pictures(list(here.values())).items():
             ending = "" if group == "contenders" else f"_{group}"
             save_figure(figure, REFERENCE / f"controls_{tokens}{ending}.png")
@@ -69,8 +72,7 @@ def ratio_lines(here: Mapping[str, Standing]) -> list[str]:
         if {one, other} <= here.keys():
             ratio = perplexity_ratio(here[one], here[other])
             lines.append(
-                f"{here[one].tokens:,} tokens, {seeds_text(ratio.num_seeds)}: PPL {one} / {other} "
-                f"{ratio.value:.3f} {ratio}"
+                f"{here[one].tokens:,} tokens, {seeds_text(ratio)}: PPL {one} / {other} {ratio.text()}: {ratio.verdict}"
             )
     return lines
 

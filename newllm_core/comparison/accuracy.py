@@ -34,7 +34,7 @@ def variants_of(records: Sequence[Record]) -> list[VariantRuns]:
     return [VariantRuns(members[0]["variant"], tuple(members)) for members in runs.values()]
 
 
-def _percent(record: Record, part: str) -> Estimate:
+def percent_accuracy(record: Record, part: str) -> Estimate:
     """Accuracy of one run in %, with Wilson's interval over images."""
     if part not in PARTS:
         raise ComparisonError(f"expected part 'selection' or 'test', given {part!r}")
@@ -46,7 +46,7 @@ def _percent(record: Record, part: str) -> Estimate:
 
 def mean_accuracy(runs: VariantRuns, part: str) -> Estimate:
     """Accuracy in %, mean over seeds with its t-interval; of a single seed with Wilson's, over images."""
-    figures = [_percent(record, part) for record in runs.records]
+    figures = [percent_accuracy(record, part) for record in runs.records]
     return figures[0] if len(figures) == 1 else over_seeds([one.value for one in figures], percent=True)
 
 
@@ -61,7 +61,7 @@ def accuracy_difference(runs: VariantRuns, reference: VariantRuns, part: str) ->
     seeds = [[record["seed"] for record in one.records] for one in (runs, reference)]
     if seeds[0] != seeds[1]:
         raise ComparisonError(f"expected the same seeds, given {seeds[0]} and {seeds[1]}")
-    mine, others = ([_percent(record, part) for record in one.records] for one in (runs, reference))
+    mine, others = ([percent_accuracy(record, part) for record in one.records] for one in (runs, reference))
     if len(mine) == 1:
         return newcombe_difference(mine[0], others[0])
     return paired_difference([one.value for one in mine], [one.value for one in others])

@@ -46,8 +46,9 @@ def _rank_share(record: Record) -> float:
 
 
 def _converged_share(record: Record) -> float | None:
+    """Of training tokens; iteration 1 has no trained one before it to compare with."""
     rate = record["phase1"]["convergence"]["train"]
-    return None if rate is None else 100 * rate
+    return None if rate is None or record["phase1"]["best_iteration"] == 1 else 100 * rate
 
 
 # Ranks are of the validation contexts, uncentred, % of C; convergence of the training tokens; contraction in nats a

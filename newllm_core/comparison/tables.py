@@ -53,4 +53,4 @@ def _cell(name: str, value: Any, *interval: float) -> str:
 
 def _pattern(name: str, value: Any) -> str:
     ratio, percent, whole = name.startswith("×"), name.endswith("%"), float(value).is_integer()
-    return _PATTERNS.get(name) or ("{:.3f}" if ratio else "{:,.1f}" if percent else "{:,.0f}" if whole else "{:g}")
+    return _PATTERNS.get(name) or ("{:.3f}" if ratio else "{:,.1f}" if percent else "{:,.0f}" if whole else "{:.4g}")

@@ -22,6 +22,7 @@ from newllm_core.experiment.checks import (
     repeated_passes,
 )
 from newllm_core.experiment.estimate import Estimate, duration_text, estimate, list_text
+from newllm_core.experiment.loss_cost import loss_cost
 from newllm_core.experiment.measure import (
     describe,
     generate_text,
@@ -83,6 +84,7 @@ __all__ = [
     "generate_text",
     "identity_check",
     "list_text",
+    "loss_cost",
     "load_model",
     "measure_phase1",
     "per_conversation_sums",

@@ -1,7 +1,7 @@
 """The pictures of the leaderboard: ratios of perplexity, paired, from rows only."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ def plot_standings(found: Sequence[Standing], reference: str | None = None) -> F
     place = names.index(reference) if reference else 0
     held = found[place]
     ratios = [None if one is held else perplexity_ratio(one, held) for one in found]
-    labels = [ForestLabel(one.label, _note(one), kind=_KINDS[one.variant["kind"]]) for one in found]
+    labels = [ForestLabel(one.label, _note(one), kind=_kind(one)) for one in found]
     panel = ForestPanel(f"Perplexity over that of {held.label}", _XLABEL, ratios, reference=place)
     return plot_forest(labels, [panel], _source(found), _COLOURS)
 
@@ -49,10 +49,7 @@ def plot_ratios(found: Sequence[Standing]) -> Figure:
         raise ValueError("plot_ratios: expected a variant whose reference is there too, given none")
     references = Counter(other.label for _, other, _ in pairs)
     pairs.sort(key=lambda each: (-references[each[1].label], each[1].label, each[2].value))
-    labels = [
-        ForestLabel(one.label, group=f"against: {other.label}", kind=_KINDS[one.variant["kind"]])
-        for one, other, _ in pairs
-    ]
+    labels = [ForestLabel(one.label, group=f"against: {other.label}", kind=_kind(one)) for one, other, _ in pairs]
     ratios: list[Estimate | None] = [ratio for *_, ratio in pairs]
     held = pairs[0][1].label if len(references) == 1 else "its reference"
     panel = ForestPanel(f"Perplexity over that of {held}", _XLABEL, ratios)
@@ -83,23 +80,30 @@ def _check_tokens(found: Sequence[Standing]) -> None:
         raise ValueError(f"expected variants with one number of training tokens, given {tokens}")
 
 
+def _kind(one: Standing) -> str:
+    return _KINDS[one.variant["kind"]]
+
+
 def _note(one: Standing) -> str:
     seeds = "no seed" if one.is_seedless else seeds_text(one.perplexity)
     minutes = f"{one.cpu_seconds / 60:.1f} CPU minutes"
     return f"PPL {one.perplexity.value:,.1f}, {one.parameters_text} trained parameters, {minutes}, {seeds}"
 
 
-def plot_exponents(found: Sequence[Any], target: float, source: str) -> Figure:
-    """Initial Lyapunov exponents against the width: as drawn, and with the recurrent weights scaled."""
+def plot_exponents(found: Sequence[Mapping[str, Any]], target: float, source: str) -> Figure:
+    """Initial Lyapunov exponents against the width: as drawn, and with the recurrent weights scaled.
+
+    ``found``: `training.WidthExponent` as mappings.
+    """
     figure, (axis,) = new_axes(1, width=6)
-    widths = [one.context_dim for one in found]
-    axis.plot(widths, [one.drawn for one in found], "o-", color=TRAIN_COLOUR, label="as drawn (notes)")
+    widths = [one["context_dim"] for one in found]
+    axis.plot(widths, [one["drawn"] for one in found], "o-", color=TRAIN_COLOUR, label="as drawn (notes)")
     axis.plot(
-        [one.context_dim for one in found if one.scaled.success],
-        [one.scaled.exponent for one in found if one.scaled.success],
+        [one["context_dim"] for one in found if one["scaled"]["success"]],
+        [one["scaled"]["exponent"] for one in found if one["scaled"]["success"]],
         "s-", color=VALIDATION_COLOUR, label=f"recurrent weights scaled to {target:+.2f}",
     )  # fmt: skip
-    factors = [f"× {one.scaled.scale:.2f}" if one.scaled.success else "none" for one in found]
+    factors = [f"× {one['scaled']['scale']:.2f}" if one["scaled"]["success"] else "none" for one in found]
     axis.set_xticks(widths, [f"{width}\n{factor}" for width, factor in zip(widths, factors, strict=True)])
     axis.axhline(0, color="grey", lw=1)
     axis.margins(x=0.15, y=0.2)
