@@ -16,7 +16,7 @@ from newllm_core.comparison.groups import ComparisonError
 from newllm_core.comparison.tables import VERDICT, Cell, table_of
 from newllm_core.intervals import NOT_MEASURED, Estimate, clustered_mean, paired_ratio, seeds_text
 
-Row = dict[str, Any]
+Row = dict[str, Any]  # of `studies`
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,12 @@ def perplexity_ratio(one: Standing, other: Standing) -> Estimate:
     return paired_ratio(sums[: len(seeds)], sums[len(seeds) :], counts)
 
 
-def ratios_to_references(found: Sequence[Standing]) -> list[tuple[Standing, Standing, Estimate]]:
-    """(variant, its reference, ratio) of each whose reference was run on as many tokens."""
+def ratios_to_references(
+    variants: Sequence[Standing], found: Sequence[Standing]
+) -> list[tuple[Standing, Standing, Estimate]]:
+    """(variant, its reference, ratio) of each whose reference is among ``found`` at as many tokens."""
     there = {(one.name, one.tokens): one for one in found}
-    pairs = [(one, there.get((one.variant["reference"] or "", one.tokens))) for one in found]
+    pairs = [(one, there.get((one.variant["reference"] or "", one.tokens))) for one in variants]
     return [(one, other, perplexity_ratio(one, other)) for one, other in pairs if other is not None]
 
 
@@ -152,7 +154,7 @@ def expectation_sentences(found: Sequence[Standing]) -> list[str]:
     return [
         f"{one.name} ({one.variant['sentence']}). Expected: {one.variant['expected']}. Came: {ratio.text()} "
         f"of the PPL of {other.name}, {seeds_text(ratio)}: {ratio.verdict}."
-        for one, other, ratio in ratios_to_references(found)
+        for one, other, ratio in ratios_to_references(found, found)
     ]
 
 

@@ -37,14 +37,14 @@ def plot_standings(found: Sequence[Standing], reference: str | None = None) -> F
     return plot_forest(labels, [panel], _source(found), _COLOURS)
 
 
-def plot_ratios(found: Sequence[Standing]) -> Figure:
+def plot_ratios(variants: Sequence[Standing], found: Sequence[Standing]) -> Figure:
     """Perplexity over that of what each variant is held against, by reference, lowest ratio on top.
 
     Who has no reference among ``found`` is left out. Raises ValueError when that is everyone, and for several numbers
     of tokens.
     """
     _check_tokens(found)
-    pairs = ratios_to_references(found)
+    pairs = ratios_to_references(variants, found)
     if not pairs:
         raise ValueError("plot_ratios: expected a variant whose reference is there too, given none")
     references = Counter(other.label for _, other, _ in pairs)
@@ -57,20 +57,18 @@ def plot_ratios(found: Sequence[Standing]) -> Figure:
 
 
 def group_pictures(found: Sequence[Standing]) -> dict[str, Figure]:
-    """By the rows' own groups, of variants at one number of tokens: ratios, or standings where none has a reference.
+    """By group, of variants at one number of training tokens: standings of the leaderboard, ratios of the others.
 
     Groups whose members' references are all missing are left out.
     """
     _check_tokens(found)
-    there, pictures = {one.name: one for one in found}, {}
+    names, pictures = {one.name for one in found}, {}
     for group in dict.fromkeys(one.variant["group"] for one in found):
         members = [one for one in found if one.variant["group"] == group]
-        references = {one.variant["reference"] for one in members} - {None}
-        if not references:
+        if group == "leaderboard":
             pictures[group] = plot_standings(members)
-        elif any(one.variant["reference"] in there for one in members):
-            others = [there[name] for name in references if name in there and there[name] not in members]
-            pictures[group] = plot_ratios([*members, *others])
+        elif any(one.variant["reference"] in names for one in members):
+            pictures[group] = plot_ratios(members, found)
     return pictures
 
 

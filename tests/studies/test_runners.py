@@ -1,4 +1,4 @@
-"""Contenders on real text at a small size: the same targets for all, rows read again, figures with known answers."""
+"""Rows of the leaderboard on real text at a small size: the same targets for all, rows read again, known answers."""
 
 import dataclasses
 import math
@@ -10,8 +10,9 @@ import torch
 from test_sweep import SMALL as ONE_CONVERSATION
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from newllm_core.baselines.config import BASELINES
+from newllm_core.baselines import gpt2 as gpt2_module
 from newllm_core.baselines.gpt2 import gpt2_nats
+from newllm_core.baselines.registry import BASELINES
 from newllm_core.comparison.groups import ComparisonError
 from newllm_core.comparison.leaderboard import (
     contexts_table,
@@ -20,49 +21,50 @@ from newllm_core.comparison.leaderboard import (
     standings,
     standings_table,
 )
+from newllm_core.comparison.tables import readable_table
 from newllm_core.config.schema import ConfigError
 from newllm_core.report.leaderboard import group_pictures, plot_ratios, plot_standings
 from newllm_core.runs.files import RunError, read_json, write_json
-from newllm_core.studies import runners as contenders_module
-from newllm_core.studies.estimate import estimate_contenders
-from newllm_core.studies.runners import Row, changed_contexts, read_rows, row_path, run_contender, run_contenders
-from newllm_core.studies.variants import CONTENDERS
+from newllm_core.studies import runners as runners_module
+from newllm_core.studies.estimate import estimate_rows
+from newllm_core.studies.runners import Row, changed_contexts, read_rows, row_path, run_row, run_rows
+from newllm_core.studies.variants import known_variants, variant
 from newllm_core.training.phase1 import Phase1Result
 
 # Two validation conversations, for an interval.
 SMALL = dataclasses.replace(
     ONE_CONVERSATION, data=dataclasses.replace(ONE_CONVERSATION.data, validation_range=(10, 12))
 )
+LEADERS = [name for name, one in known_variants().items() if one.group == "leaderboard"]
+NETWORKS = [name for name, one in BASELINES.items() if one.kind == "network"]
 NETWORK = {"width": 8, "num_layers": 1, "num_heads": 2, "max_epochs": 1, "num_streams": 2, "segment_tokens": 8}
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
-    folder = tmp_path_factory.mktemp("contenders")
-    return run_contenders(
-        list(CONTENDERS), SMALL, [1, 2], folder / "rows", network_changes=NETWORK, data_dir=folder / "data"
-    )
+    folder = tmp_path_factory.mktemp("leaderboard")
+    return run_rows(LEADERS, SMALL, [1, 2], folder / "rows", network_changes=NETWORK, data_dir=folder / "data")
 
 
 def row(name: str, nats: list[float], seed: int = 1, tokens: int = 100) -> Row:
-    """What `run_contender` writes, without the run."""
+    """What `run_row` writes, without the run."""
     return {
-        "name": name, "seed": seed, "tokens": {"train": tokens, "validation": 31}, "corpus": "made up",
-        "embeddings": "none", "validation_conversations": {"nats": nats, "tokens": [10, 20]},
+        "variant": variant(name).record(), "seed": seed, "tokens": {"train": tokens, "validation": 31},
+        "corpus": "made up", "embeddings": "none", "validation_conversations": {"nats": nats, "tokens": [10, 20]},
         "validation_perplexity": math.exp(sum(nats) / 30), "bits_per_byte": 1.5, "trainable_parameters": 7,
-        "cpu_seconds": 60.0, "config": {"run": {"seed": seed}},
+        "cpu_seconds": 60.0, "config": {} if variant(name).kind == "counts" else {"run": {"seed": seed}},
     }  # fmt: skip
 
 
 def named(rows: list[Row], name: str) -> list[Row]:
-    return [one for one in rows if one["name"] == name]
+    return [one for one in rows if one["variant"]["name"] == name]
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_contender_runs_and_all_are_judged_on_the_same_targets(rows: list[Row]) -> None:
-    assert {one["name"] for one in rows} == set(CONTENDERS)
+def test_every_leader_runs_and_all_are_judged_on_the_same_targets(rows: list[Row]) -> None:
+    assert {one["variant"]["name"] for one in rows} == set(LEADERS)
     assert len({tuple(one["validation_conversations"]["tokens"]) for one in rows}) == 1
     for one in rows:
         parts = one["validation_conversations"]
@@ -71,31 +73,31 @@ def test_every_contender_runs_and_all_are_judged_on_the_same_targets(rows: list[
 
 
 def test_counts_have_one_row_and_everything_else_one_a_seed(rows: list[Row]) -> None:
-    counted = {name: len(named(rows, name)) for name in CONTENDERS}
+    counted = {name: len(named(rows, name)) for name in LEADERS}
     assert {name for name, count in counted.items() if count == 1} == {"unigram", "kneser-ney-5"}
     assert set(counted.values()) == {1, 2}
 
 
 def test_only_what_is_trained_is_counted(rows: list[Row]) -> None:
-    counts = {name: named(rows, name)[0]["trainable_parameters"] for name in CONTENDERS}
+    counts = {name: named(rows, name)[0]["trainable_parameters"] for name in LEADERS}
     block = counts["trained"] - counts["untrained"]
     model = SMALL.model
     assert block == model.context_dim * (model.context_dim + 1 + model.embed_dim + 2)
     assert counts["notes"] == counts["shuffled"] == counts["trained"] and counts["last-token"] == counts["untrained"]
-    assert counts["unigram"] == counts["kneser-ney-5"] == 0 and all(counts[name] > 0 for name in BASELINES)
+    assert counts["unigram"] == counts["kneser-ney-5"] == 0 and all(counts[name] > 0 for name in NETWORKS)
 
 
 def test_a_row_is_read_again_and_another_configuration_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, data_dir = tmp_path / "rows", tmp_path / "data"
-    first = run_contender("unigram", SMALL, folder, {}, data_dir)
-    monkeypatch.setattr(contenders_module, "prepare", None)  # would fail if anything were computed
-    assert run_contender("unigram", SMALL, folder, {}, data_dir) == first
+    first = run_row("unigram", SMALL, folder, {}, data_dir)
+    monkeypatch.setattr(runners_module, "prepare", None)  # would fail if anything were computed
+    assert run_row("unigram", SMALL, folder, {}, data_dir) == first
     (path,) = folder.glob("*.json")
     stored = read_json(path)
     stored["config"]["data"]["num_samples"] += 1
     write_json(path, stored)
     with pytest.raises(RunError, match="num_samples"):
-        run_contender("unigram", SMALL, folder, {}, data_dir)
+        run_row("unigram", SMALL, folder, {}, data_dir)
 
 
 def test_rows_of_other_embeddings_have_other_names() -> None:
@@ -109,32 +111,32 @@ def test_gpt2_is_a_row_without_a_seed_and_trains_nothing(tmp_path: Path, monkeyp
     """The real model needs a network: a small one in the same files."""
     config = GPT2Config(vocab_size=50_257, n_positions=32, n_embd=8, n_layer=1, n_head=2)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
-    monkeypatch.setattr(contenders_module, "gpt2_nats", lambda tokens: gpt2_nats(tokens, str(tmp_path / "gpt2")))
-    rows = run_contenders(["gpt2"], SMALL, [1, 2], tmp_path / "rows", data_dir=tmp_path / "data")
+    monkeypatch.setattr(gpt2_module, "gpt2_nats", lambda tokens: gpt2_nats(tokens, str(tmp_path / "gpt2")))
+    rows = run_rows(["gpt2"], SMALL, [1, 2], tmp_path / "rows", data_dir=tmp_path / "data")
     assert len(rows) == 1 and rows[0]["trainable_parameters"] == 0
     assert rows[0]["validation_perplexity"] == pytest.approx(50_257, rel=0.2)
 
 
 def test_unknown_names_and_impossible_values_stop_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'unigram'"):
-        run_contenders(["trained", "unigramm"], SMALL, [1], tmp_path)
+        run_rows(["trained", "unigramm"], SMALL, [1], tmp_path)
     with pytest.raises(ConfigError, match="widht"):
-        run_contenders(["trained", "gru"], SMALL, [1], tmp_path, network_changes={"widht": 8})
+        run_rows(["trained", "gru"], SMALL, [1], tmp_path, network_changes={"widht": 8})
     better = dataclasses.replace(SMALL, phase2=dataclasses.replace(SMALL.phase2, dropout=0.4))
     with pytest.raises(ConfigError, match="changes to the notes' model: expected dropout=0.0, given 0.4"):
-        run_contenders(["trained"], better, [1], tmp_path)
+        run_rows(["trained"], better, [1], tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_estimate_is_of_what_is_missing(tmp_path: Path) -> None:
     folder, options = tmp_path / "rows", {"network_changes": NETWORK, "data_dir": tmp_path / "data"}
     names = ["unigram", "untrained", "gru"]
-    run_contenders(names[:1], SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
-    found = estimate_contenders(names, SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
+    run_rows(names[:1], SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
+    found = estimate_rows(names, SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
     assert (found.num_rows, found.num_finished) == (5, 1) and 0 < found.longest_seconds < math.inf
     assert str(found).startswith("5 rows, 1 finished; the others at most about ")
     assert len(list(folder.glob("*.json"))) == 1
-    done = estimate_contenders(names[:1], SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
+    done = estimate_rows(names[:1], SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
     assert str(done) == "1 rows, all finished"
 
 
@@ -159,8 +161,9 @@ def test_contexts_of_the_controls() -> None:
 def test_standings_are_sorted_and_their_intervals_hold_the_value() -> None:
     found = standings([row("gru", [20, 50]), row("gru", [21, 52], seed=2), row("unigram", [60, 110])])
     assert [one.name for one in found] == ["gru", "unigram"]
-    assert found[0].seeds == (1, 2) and found[0].perplexity == pytest.approx(math.exp(71.5 / 30))
-    assert all(one.interval is not None and one.interval[0] < one.perplexity < one.interval[1] for one in found)
+    assert found[0].seeds == (1, 2) and found[0].perplexity.value == pytest.approx(math.exp(71.5 / 30))
+    for one in (standing.perplexity for standing in found):
+        assert one.interval is not None and one.interval[0] < one.value < one.interval[1]
     record = found[0].record()
     assert record["seeds"] == [1, 2] and record["cpu_seconds"] == 60 and record["name"] == "gru"
 
@@ -183,12 +186,12 @@ def test_a_constant_ratio_has_no_spread_and_is_distinguishable() -> None:
     gru, lstm = standings(rows)
     ratio = perplexity_ratio(gru, lstm)
     assert ratio.value == pytest.approx(math.exp(-0.1))
-    assert ratio.interval == pytest.approx((math.exp(-0.1), math.exp(-0.1))) and ratio.distinguishable
+    assert ratio.interval == pytest.approx((math.exp(-0.1), math.exp(-0.1))) and ratio.is_distinguishable
 
 
 def test_counts_are_held_against_every_seed() -> None:
     gru, unigram = standings([row("gru", [20, 50], 1), row("gru", [22, 54], 2), row("unigram", [60, 110])])
-    assert perplexity_ratio(gru, unigram).num_seeds == 2
+    assert len(perplexity_ratio(gru, unigram).by_seed) == 2
     assert perplexity_ratio(unigram, gru).value == pytest.approx(1 / perplexity_ratio(gru, unigram).value)
 
 
@@ -196,15 +199,17 @@ def test_sentences_say_what_was_expected_and_what_came() -> None:
     found = standings([row("trained", [20, 50]), row("w-1.0", [20, 50]), row("odcm", [10, 30]), row("sigreg", [9, 80])])
     sentences = {text.split(" ")[0]: text for text in expectation_sentences(found)}
     assert set(sentences) == {"w-1.0", "odcm", "sigreg"}
-    assert "Expected: the same: the term's share is small. Came: 1.000 of the PPL of trained" in sentences["w-1.0"]
-    assert "not distinguishable" in sentences["sigreg"] and "one seed" in sentences["odcm"]
+    came = "Came: 1.000 [1.000, 1.000] of the PPL of trained, 1 seed: not distinguishable."
+    assert sentences["w-1.0"].endswith(f"Expected: the same: the term's share is small. {came}")
+    assert sentences["sigreg"].endswith("not distinguishable.")
+    assert sentences["odcm"].endswith("1 seed: distinguishable for this seed alone.")
     assert expectation_sentences(standings([row("w-1.0", [20, 50])])) == []
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
     other_text = row("lstm", [1.0, 2.0])
     other_text["validation_conversations"] = {"nats": [1.0, 2.0], "tokens": [11, 20]}
-    with pytest.raises(ComparisonError, match="same validation conversations"):
+    with pytest.raises(ComparisonError, match="the same conversations"):
         standings([row("gru", [20, 50]), other_text])
     with pytest.raises(ComparisonError, match="one configuration"):
         other = row("gru", [20, 51], 2)
@@ -218,26 +223,38 @@ def test_what_cannot_be_compared_is_refused() -> None:
         perplexity_ratio(gru, lstm)
 
 
-def test_table_and_picture_name_every_contender(rows: list[Row]) -> None:
+def test_table_and_picture_name_every_variant(rows: list[Row]) -> None:
     found = standings(rows)
     table = standings_table(found, "untrained")
     assert list(table.index) == [one.name for one in found]
-    assert table.loc["untrained", "× untrained"] == "–"
+    shown = readable_table(table)
+    assert shown.loc["untrained", "× untrained"] == shown.loc["untrained", "verdict"] == "–"
+    assert shown.loc["unigram", "seeds"] == "–" and shown.loc["gru", "verdict"] in (
+        "distinguishable",
+        "not distinguishable",
+    )
     (axis,) = plot_standings(found).axes
-    assert [label.get_text().split("\n")[0] for label in axis.get_yticklabels()] == [one.name for one in found]
+    assert [label.get_text().split("\n")[0] for label in axis.get_yticklabels()] == [one.label for one in found]
+    (axis,) = plot_standings(found, "untrained").axes
+    assert axis.texts[list(table.index).index("untrained")].get_text() == "reference"
+    with pytest.raises(ValueError, match="a reference among .*, given 'lost'"):
+        plot_standings(found, "lost")
     with pytest.raises(ValueError, match="one number of training tokens"):
         plot_standings(standings([row("gru", [20, 50]), row("gru", [20, 50], tokens=50)]))
 
 
 def test_picture_of_ratios_shows_those_with_a_reference_and_marks_what_is_not_distinguishable() -> None:
     near, far = row("w-1.0", [20.2, 49.9]), row("w-0.5", [22, 54])
-    (axis,) = plot_ratios(standings([row("trained", [20, 50]), near, far, row("gru", [10, 20])])).axes
-    assert [label.get_text().split(" / ")[0] for label in axis.get_yticklabels()] == ["w-1.0", "w-0.5"]
+    found = standings([row("trained", [20, 50]), near, far, row("gru", [10, 20])])
+    (axis,) = plot_ratios(found, found).axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == [
+        variant(name).label for name in ("w-1.0", "w-0.5")
+    ]
     marks = [line for line in axis.lines if line.get_marker() == "D"]  # one seed
     assert [mark.get_markerfacecolor() == "white" for mark in marks] == [True, False]
     assert marks[1].get_xdata()[0] == pytest.approx(math.exp(0.2))
     with pytest.raises(ValueError, match="whose reference is there too"):
-        plot_ratios(standings([row("gru", [20, 50])]))
+        plot_ratios(standings([row("gru", [20, 50])]), found)
 
 
 def test_a_group_has_a_picture_when_someone_can_be_shown(tmp_path: Path) -> None:
@@ -245,16 +262,16 @@ def test_a_group_has_a_picture_when_someone_can_be_shown(tmp_path: Path) -> None
     for number, one in enumerate(together):
         write_json(tmp_path / f"{number}.json", one)
     pictures = group_pictures(standings(read_rows(tmp_path)))
-    assert set(pictures) == {"contenders", "decisions"}  # of best's parts one is there, but not best
-    labels = [label.get_text().split("\n")[0] for label in pictures["contenders"].axes[0].get_yticklabels()]
-    assert labels == ["trained"]
+    assert set(pictures) == {"leaderboard", "decisions"}  # of best's parts one is there, but not best
+    labels = [label.get_text().split("\n")[0] for label in pictures["leaderboard"].axes[0].get_yticklabels()]
+    assert labels == [variant("trained").label]
     assert group_pictures(standings([row("best-no-cache", [20, 50])])) == {}
 
 
 def test_figures_of_contexts_are_of_those_who_read_them(rows: list[Row]) -> None:
     table = contexts_table(standings(rows))
     assert "untrained" in table.index and not {"gru", "last-token", "shuffled", "unigram"} & set(table.index)
-    ranks = [100 * row["details"]["validation_rank"]["share"] for row in rows if row["name"] == "untrained"]
+    ranks = [100 * row["details"]["validation_rank"]["share"] for row in rows if row["variant"]["name"] == "untrained"]
     assert float(table.loc["untrained", "ER %"]) == pytest.approx(sum(ranks) / len(ranks), abs=0.051)
 
 

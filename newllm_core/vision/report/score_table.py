@@ -7,7 +7,6 @@ import pandas as pd
 
 from newllm_core.comparison.accuracy import percent_accuracy
 from newllm_core.comparison.tables import Cell, table_of
-from newllm_core.intervals import NOT_MEASURED
 from newllm_core.vision.experiment import Record, score_cards
 from newllm_core.vision.report.runs import target_name
 from newllm_core.vision.score import (
@@ -57,4 +56,4 @@ def card_lines(score: str, card: ScoreCard) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    return NOT_MEASURED if value is None else f"{value:.3f}"
+    return "not defined" if value is None else f"{value:.3f}"
