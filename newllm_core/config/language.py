@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from newllm_core.config.schema import ConfigError, choice, number, settings_of_type, validate
+from newllm_core.config.schema import ConfigError, choice, location, number, settings_of_type, validate
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,9 @@ class DataConfig:
     """Which text, which conversations of it, and which frozen token embeddings."""
 
     corpus: str = choice("chitchat", "ultrachat", "file")
-    conversations_file: str | None = None  # .jsonl or .parquet in UltraChat's `messages` schema; corpus "file" only
+    conversations_file: str | None = (
+        location()
+    )  # .jsonl or .parquet in UltraChat's `messages` schema; corpus "file" only
     num_samples: int = number(80, low=1)  # training conversations, in corpus order
     train_range: tuple[int, int] | None = None  # (first, past the last) to take them from; None: all but validation
     validation_range: tuple[int, int] = (1000, 1020)  # notes: samples 1000–1019

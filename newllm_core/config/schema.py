@@ -31,6 +31,11 @@ def choice(default: str, *others: str) -> Any:
     return field(default=default, metadata={"choices": (default, *others)})
 
 
+def location() -> Any:
+    """A field that says where something lies, or None. It is no part of what a run is: its content is, by its hash."""
+    return field(default=None, metadata={"location": True})
+
+
 def _type_matches(value: Any, expected: Any) -> bool:
     if isinstance(expected, types.UnionType):
         return any(_type_matches(value, option) for option in typing.get_args(expected))
@@ -137,7 +142,22 @@ def settings_of_type(
     return settings_type(**{name: from_mapping(kind, sections[name]) for name, kind in kinds.items()})  # type: ignore[arg-type]
 
 
+def config_values(config: Any) -> dict[str, Any]:
+    """Its fields as JSON gives them back, so that a stored one compares equal; locations are null."""
+    values: dict[str, Any] = json.loads(json.dumps(_without_locations(config), allow_nan=False))
+    return values
+
+
+def _without_locations(value: Any) -> Any:
+    if not dataclasses.is_dataclass(value):
+        return value
+    return {
+        spec.name: None if spec.metadata.get("location") else _without_locations(getattr(value, spec.name))
+        for spec in dataclasses.fields(value)
+    }
+
+
 def config_hash(*configs: Any) -> str:
-    """Eight hexadecimal digits that change with any field of any of the configs."""
-    text = json.dumps([dataclasses.asdict(config) for config in configs], sort_keys=True, allow_nan=False)
+    """Eight hexadecimal digits that change with any field of any of the configs but locations."""
+    text = json.dumps([config_values(config) for config in configs], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -16,7 +16,7 @@ from typing import Any
 from newllm_core.config.language import DataConfig
 from newllm_core.data.errors import DataError
 from newllm_core.data.packages import CHITCHAT, locate
-from newllm_core.runs.files import sha256_file
+from newllm_core.runs.files import content_sha256
 
 ULTRACHAT = ("HuggingFaceH4/ultrachat_200k", "train_sft")  # data set, split
 # Filter of the chitchat corpus, design.md section 2. Longer turns and links are pasted text, not conversation.
@@ -107,7 +107,7 @@ def _open_file(path: Path) -> Corpus:
         raise DataError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty; expected one conversation per line or row")
-    source = sha256_file(path)
+    source = content_sha256(path)
     unit = "line" if path.suffix == ".jsonl" else "row"
     rows = readers[path.suffix]
     return Corpus(f"file-{source[:8]}", source, str(path), lambda: conversations_from_rows(rows(path), str(path), unit))

@@ -22,6 +22,13 @@ from newllm_core.experiment.checks import (
     repeated_passes,
 )
 from newllm_core.experiment.estimate import Estimate, duration_text, estimate, list_text
+from newllm_core.experiment.identity import (
+    identity_of,
+    phase1_folder_name,
+    run_folder_name,
+    run_identity,
+    settings_of,
+)
 from newllm_core.experiment.measure import (
     describe,
     generate_text,
@@ -41,14 +48,10 @@ from newllm_core.experiment.prepare import Prepared, prepare
 from newllm_core.experiment.run import (
     PHASE2_CHECKPOINT,
     TOKEN_WEIGHTS,
-    configs_record,
     load_model,
-    phase1_folder_name,
     phase1_only_record,
     run_experiment,
-    run_folder_name,
     run_phase1,
-    settings_of,
 )
 
 __all__ = [
@@ -74,7 +77,6 @@ __all__ = [
     "TrainAndMeasure",
     "as_record",
     "compare_stale",
-    "configs_record",
     "convergence_verdict",
     "describe",
     "duration_text",
@@ -82,6 +84,7 @@ __all__ = [
     "fixed_point_check",
     "generate_text",
     "identity_check",
+    "identity_of",
     "list_text",
     "load_model",
     "measure_phase1",
@@ -95,6 +98,7 @@ __all__ = [
     "repeated_passes",
     "run_experiment",
     "run_folder_name",
+    "run_identity",
     "run_phase1",
     "settings_of",
     "validation_spectrum",

@@ -27,7 +27,7 @@ from newllm_core.runs.files import (
     write_json,
     write_text,
 )
-from newllm_core.runs.folder import refuse_other_config
+from newllm_core.runs.identity import Identity, refuse_other_run
 
 PROGRESS_NAME = "progress.json"
 
@@ -87,7 +87,7 @@ def load_checkpoint(place: CheckpointPlace | None, device: torch.device) -> Chec
         return None
     folder = place.folder
     progress = read_json(folder / PROGRESS_NAME)
-    refuse_other_config(progress, place.configs, folder)
+    refuse_other_run(progress, Identity(place.configs), folder)
     weights, states = (folder / f"{progress['files']}.{ending}" for ending in ("safetensors", "pt"))
     for path in (weights, states):
         if not has_valid_checksum(path):

@@ -13,6 +13,7 @@ from newllm_core.config.language import DataConfig, ModelConfig, Phase1Config, P
 from newllm_core.data import load_token_streams, load_tokenizer, token_byte_lengths
 from newllm_core.experiment import run as experiment_module
 from newllm_core.experiment.estimate import estimate
+from newllm_core.experiment.identity import phase1_folder_name, run_folder_name, settings_of
 from newllm_core.experiment.measure import per_conversation_sums
 from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS
 from newllm_core.experiment.prepare import prepare
@@ -20,12 +21,9 @@ from newllm_core.experiment.run import (
     PHASE2_CHECKPOINT,
     TOKEN_WEIGHTS,
     load_model,
-    phase1_folder_name,
     phase1_only_record,
     run_experiment,
-    run_folder_name,
     run_phase1,
-    settings_of,
 )
 from newllm_core.head.cross_entropy import Head
 from newllm_core.report.phases import plot_epochs, plot_forgetting, plot_phase1, plot_spectrum, plot_tokens
@@ -33,7 +31,7 @@ from newllm_core.report.style import save_figure
 from newllm_core.report.text import data_table, epoch_table, iteration_table, report, spectrum_table
 from newllm_core.runs.checkpoint import Checkpoint, save_checkpoint
 from newllm_core.runs.files import RunError, read_json, write_json
-from newllm_core.runs.folder import figures_of
+from newllm_core.runs.identity import figures_of
 from newllm_core.training import phase2 as phase2_module
 from newllm_core.training.evaluation import evaluate, evaluation_head
 from newllm_core.training.phase1 import all_contexts
