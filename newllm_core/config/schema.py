@@ -36,6 +36,11 @@ def location() -> Any:
     return field(default=None, metadata={"location": True})
 
 
+def later(spec: Any) -> Any:
+    """A field that was added after runs had been kept: names and records leave it out at its default."""
+    return field(default=spec.default, metadata={**spec.metadata, "later": True})
+
+
 def _type_matches(value: Any, expected: Any) -> bool:
     if isinstance(expected, types.UnionType):
         return any(_type_matches(value, option) for option in typing.get_args(expected))
@@ -142,18 +147,38 @@ def settings_of_type(
     return settings_type(**{name: from_mapping(kind, sections[name]) for name, kind in kinds.items()})  # type: ignore[arg-type]
 
 
+def changed(settings: AnySettings, changes: Mapping[str, Any]) -> AnySettings:
+    """``settings`` with some fields changed at once, by their flat names (``parameter_fields``); lists become tuples.
+
+    Raises ConfigError for an unknown name, an impossible value or an impossible combination.
+    """
+    known = parameter_fields(type(settings))
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        if name not in known:
+            raise ConfigError(unknown_name_message("parameter", name, known))
+        section, key = known[name]
+        sections.setdefault(section, {})[key] = tuple(value) if isinstance(value, list) else value
+    replaced = {name: dataclasses.replace(getattr(settings, name), **values) for name, values in sections.items()}
+    return dataclasses.replace(settings, **replaced)
+
+
 def config_values(config: Any) -> dict[str, Any]:
-    """Its fields as JSON gives them back, so that a stored one compares equal; locations are null."""
-    values: dict[str, Any] = json.loads(json.dumps(_without_locations(config), allow_nan=False))
+    """What names and records say of a config, as JSON gives it back, so that a stored one compares equal.
+
+    Locations are null, and what was added later is left out at its default.
+    """
+    values: dict[str, Any] = json.loads(json.dumps(_values(config), allow_nan=False))
     return values
 
 
-def _without_locations(value: Any) -> Any:
+def _values(value: Any) -> Any:
     if not dataclasses.is_dataclass(value):
         return value
     return {
-        spec.name: None if spec.metadata.get("location") else _without_locations(getattr(value, spec.name))
+        spec.name: None if spec.metadata.get("location") else _values(getattr(value, spec.name))
         for spec in dataclasses.fields(value)
+        if not (spec.metadata.get("later") and getattr(value, spec.name) == spec.default)
     }
 
 

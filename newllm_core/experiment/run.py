@@ -18,7 +18,7 @@ from newllm_core.config.language import DataConfig, ModelConfig, Phase1Config, P
 from newllm_core.experiment.identity import identity_of, run_identity, settings_of
 from newllm_core.experiment.measure import describe, measure_phase1, phase2_record, validation_spectrum
 from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS, PHASE1_RECORD, phase1_in_folder
-from newllm_core.experiment.prepare import Prepared, prepare
+from newllm_core.experiment.prepare import Prepared, check_phase1, prepare
 from newllm_core.model import NewLLM
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import DATA_DIR, load_tensors, read_json
@@ -41,6 +41,7 @@ def run_phase1(prepared: Prepared, config: Phase1Config, phase1_dir: Path) -> tu
     """
 
     def train(checkpoints: CheckpointPlace) -> tuple[Phase1Result, dict[str, Any]]:
+        check_phase1(prepared, config, phase1_dir)
         before = validation_spectrum(prepared, config)
         result = train_phase1(
             prepared.model, prepared.train_tokens, prepared.validation_tokens, config, prepared.run.seed, checkpoints

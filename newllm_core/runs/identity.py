@@ -46,9 +46,9 @@ def refuse_other_run(stored: Mapping[str, Any], identity: Identity, place: Path)
 def _other_config(stored: Mapping[str, Any], identity: Identity) -> Iterator[str]:
     for section, values in identity.config.items():
         kept = stored["config"].get(section, {})
-        for name, value in values.items():
-            if kept.get(name) != value:
-                yield f"{section}.{name} = {kept.get(name)!r}, asked for {value!r}"
+        for name in {**kept, **values}:
+            if kept.get(name) != values.get(name):
+                yield f"{section}.{name} = {kept.get(name)!r}, asked for {values.get(name)!r}"
 
 
 def _other_content(stored: Mapping[str, Any], identity: Identity) -> Iterator[str]:

@@ -237,7 +237,9 @@ def changed(value: Any, spec: dataclasses.Field[Any]) -> Any:
     return value * 0.5 if isinstance(value, float) and spec.metadata["high"] else value + 1
 
 
-@pytest.mark.parametrize(("config_type", "name"), [pair for pair in FIELDS if pair[1] != "conversations_file"])
+@pytest.mark.parametrize(
+    ("config_type", "name"), [pair for pair in FIELDS if pair[1] not in ("conversations_file", "missing_text")]
+)
 def test_the_hash_changes_with_any_field(config_type: type, name: str) -> None:
     spec = next(spec for spec in dataclasses.fields(config_type) if spec.name == name)
     default = config_type()
@@ -245,14 +247,14 @@ def test_the_hash_changes_with_any_field(config_type: type, name: str) -> None:
     assert config_hash(DataConfig(), other) != config_hash(DataConfig(), default)
 
 
-def test_a_file_is_no_part_of_the_hash_by_its_place() -> None:
+def test_a_file_is_no_part_of_the_hash_by_its_place_but_what_is_left_out_of_it_is() -> None:
     one, other = (DataConfig(corpus="file", conversations_file=name) for name in "ab")
-    assert config_hash(one) == config_hash(other)
-    assert config_values(one) == {
-        **dataclasses.asdict(one),
-        "conversations_file": None,
-        "validation_range": [1000, 1020],
-    }
+    skipping = DataConfig(corpus="file", conversations_file="a", missing_text="skip-message")
+    assert config_hash(one) == config_hash(other) != config_hash(skipping)
+    assert config_values(one)["conversations_file"] is None and "missing_text" not in config_values(one)
+    assert config_values(skipping)["missing_text"] == "skip-message"
+    with pytest.raises(ConfigError, match="missing_text: only for corpus='file', given corpus='chitchat'"):
+        DataConfig(missing_text="skip-message")
 
 
 PHASE1_CONFIGS = st.builds(
