@@ -1,7 +1,7 @@
 """One experiment: data → Phase 1 → Phase 2 → record.
 
-Each phase leaves its result in a folder of its own and is not run again while that is there. Phase 1 leaves a
-checkpoint every five minutes and Phase 2 after every epoch, so an interrupted experiment goes on where it stopped.
+Each phase leaves its result in a folder of its own and is not run again while that is there. Both leave checkpoints,
+within epochs too, in a hundredth of their time, so an interrupted experiment goes on where it stopped.
 Experiments that differ in Phase 2 alone share Phase 1.
 """
 
