@@ -20,6 +20,7 @@ from newllm_core.runs.files import sha256_file
 from newllm_core.vision.data.image_file import DAMAGE, decode_image, open_image, stack_images, unequal_size
 from newllm_core.vision.data.records import LabelledImages
 
+SPLITS = ("train", "test")
 LAYOUT = "train/<class>/<image> and test/<class>/<image>"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_ENCODED_BYTES = 64 << 20  # of an image as a file
