@@ -8,12 +8,15 @@ Both go on where they were interrupted. Parameters are the fields of VisionSetti
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from newllm_core.batch.notebooks import parse_value
-from newllm_core.config.schema import changed, parameter_fields
+from newllm_core.config.schema import ConfigError, changed, parameter_fields, unknown_name_message
+from newllm_core.data.errors import DataError
+from newllm_core.runs.files import RunError
 from newllm_core.vision.config import (
     AUGMENTATION_PACKS,
     DATASET_NAMES,
@@ -24,6 +27,7 @@ from newllm_core.vision.config import (
 )
 from newllm_core.vision.experiment import VISION_DIR, Record, run_vision
 from newllm_core.vision.search.config import SEARCH_PROFILES, SEARCH_SPACES, search_profile
+from newllm_core.vision.search.journal import SearchError
 from newllm_core.vision.search.plan import SearchPlan
 from newllm_core.vision.search.run import run_search
 from newllm_core.vision.settings import VisionSettings, for_data_set, run_name
@@ -39,8 +43,12 @@ def command_settings(arguments: argparse.Namespace) -> VisionSettings:
     presets = [] if arguments.model == "full" else [arguments.model]
     base = VisionSettings(model=model_preset(*presets), augmentation=augmentation_pack(arguments.augmentation))
     given = {name: _value(text) for name, text in arguments.parameters}
+    known = parameter_fields(VisionSettings)
+    for name in given:
+        if name not in known:
+            raise ConfigError(unknown_name_message("parameter", name, known))
     # The data's first: what the model must fit depends on them.
-    of_data = {name for name, (section, _) in parameter_fields(VisionSettings).items() if section == "data"}
+    of_data = {name for name, (section, _) in known.items() if section == "data"}
     start = VisionSettings(data=VisionDataConfig(dataset=arguments.data_sets[0]))
     data = changed(start, {name: value for name, value in given.items() if name in of_data}).data
     fitted = for_data_set(base, data)
@@ -103,8 +111,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str] | None = None) -> None:
+    """Run the command; what is wrong with its input ends it with one message."""
     arguments = _parser().parse_args(words)
-    arguments.action(arguments)
+    try:
+        arguments.action(arguments)
+    except (ConfigError, DataError, RunError, SearchError) as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
