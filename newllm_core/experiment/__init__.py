@@ -13,7 +13,6 @@ from newllm_core.experiment.checks import (
     Check,
     RepeatedPasses,
     StaleComparison,
-    as_record,
     compare_stale,
     convergence_verdict,
     fixed_point_check,
@@ -38,6 +37,7 @@ from newllm_core.experiment.phase1_cache import (
     phase1_in_folder,
 )
 from newllm_core.experiment.prepare import Prepared, prepare
+from newllm_core.experiment.record import FORMAT, check_run_record
 from newllm_core.experiment.run import (
     PHASE2_CHECKPOINT,
     TOKEN_WEIGHTS,
@@ -58,6 +58,7 @@ __all__ = [
     "CVFP_PASS",
     "Check",
     "Estimate",
+    "FORMAT",
     "IDENTITY_MAX_COSINE",
     "IDENTITY_MIN_DISTANCE",
     "PHASE1_CHECKPOINT",
@@ -72,7 +73,7 @@ __all__ = [
     "StaleComparison",
     "TOKEN_WEIGHTS",
     "TrainAndMeasure",
-    "as_record",
+    "check_run_record",
     "compare_stale",
     "configs_record",
     "convergence_verdict",

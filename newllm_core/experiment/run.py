@@ -20,6 +20,7 @@ from newllm_core.config.schema import config_hash, from_mapping
 from newllm_core.experiment.measure import describe, measure_phase1, phase2_record, validation_spectrum
 from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS, phase1_in_folder
 from newllm_core.experiment.prepare import Prepared, prepare
+from newllm_core.experiment.record import check_run_record
 from newllm_core.losses import user_loss_fingerprint
 from newllm_core.runs.checkpoint import CheckpointPlace, discard_checkpoint
 from newllm_core.runs.files import DATA_DIR, load_tensors, read_json, save_tensors, write_json
@@ -106,6 +107,7 @@ def run_experiment(
     configs = configs_record(data, model, phase1, run, phase2)
     if is_complete(run_dir):
         record: dict[str, Any] = read_json(run_dir / RECORD_NAME)
+        check_run_record(record, str(run_dir / RECORD_NAME))
         refuse_other_config(record, configs, run_dir)
         discard_checkpoint(run_dir / PHASE2_CHECKPOINT)  # of an interruption just before it was discarded
         logger.info("complete already: %s", run_dir / RECORD_NAME)
@@ -129,6 +131,7 @@ def run_experiment(
     if model.freeze_embedding:
         del trained["embedding"]
     save_tensors(run_dir / TOKEN_WEIGHTS, {name: value for name, value in trained.items() if "embed_norm" not in name})
+    check_run_record(record, str(run_dir / RECORD_NAME))
     write_json(run_dir / RECORD_NAME, record)
     discard_checkpoint(checkpoints.folder)
     return record

@@ -1,0 +1,63 @@
+"""Records of earlier versions in today's format; what was not recorded then stays missing.
+
+Format 1 had no number, its checks stood in a list, exponent and horizon did not say their tokens, and nothing said
+which processor computed.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from newllm_core.config.language import Settings
+from newllm_core.experiment.checks import rank_check
+from newllm_core.experiment.record import FORMAT, RUN_SECTIONS
+from newllm_core.metrics.rank import StreamRank, noise_effective_rank
+
+Record = dict[str, Any]
+
+# That format 1 measured on, where the validation text was as long.
+_EXPONENT_TOKENS, _HORIZON_TOKENS, _IDENTITY_TOKENS = 4096, 8192, 8192
+_CHECKS = {"effective rank": "rank", "identity mapping": "identity", "CVFP convergence": "fixed_point"}
+
+
+def migrated_run(record: Mapping[str, Any]) -> Record:
+    """A language run's record in today's format; one that has it already comes back equal."""
+    found = dict(record)
+    if "format" not in found:
+        found = {"format": FORMAT, **found, "phase1": _phase1(found["phase1"], found["tokens"]["validation"])}
+        found.setdefault("arithmetic", None)
+    return {**found, "config": completed_config(found["config"])}
+
+
+def completed_config(config: Mapping[str, Any]) -> Record:
+    """With the fields that were added since, at their defaults: a new field's default is what was done before."""
+    kinds = typing.get_type_hints(Settings)
+    completed = dict(config)
+    for section in RUN_SECTIONS:
+        if section in completed:
+            defaults = {spec.name: spec.default for spec in dataclasses.fields(kinds[section])}
+            completed[section] = {**defaults, **completed[section]}
+    return completed
+
+
+def _phase1(phase1: Mapping[str, Any], num_validation: int) -> Record:
+    measured = num_validation - 1
+    ranks = dict(phase1["effective_rank"])
+    for part in ("train", "validation"):
+        ranks[f"{part}_ceiling"] = noise_effective_rank(ranks[f"{part}_tokens"], ranks["context_dim"])
+    return {
+        **phase1,
+        "effective_rank": ranks,
+        "checks": _checks(phase1["checks"], ranks, min(_IDENTITY_TOKENS, measured)),
+        "contraction_tokens": min(_EXPONENT_TOKENS, measured),
+        "forgetting": {**phase1["forgetting"], "tokens": min(_HORIZON_TOKENS, measured)},
+        "spectrum": {"measures": None, **phase1["spectrum"]},
+    }
+
+
+def _checks(listed: list[Mapping[str, Any]], ranks: Mapping[str, Any], identity_tokens: int) -> Record:
+    checks = {_CHECKS[check["name"]]: {"verdict": check["verdict"], **check["figures"]} for check in listed}
+    checks["identity"]["tokens"] = identity_tokens
+    rank = rank_check(StreamRank(ranks["validation"], ranks["context_dim"], ranks["validation_tokens"]))
+    return {**checks, "rank": {"verdict": rank.verdict, **rank.figures}}
