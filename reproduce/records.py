@@ -5,13 +5,17 @@ python -m reproduce.records migrate results/reference     every record below, br
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from newllm_core.experiment.migration import migrated_run
 from newllm_core.experiment.record import FORMAT, RUN_KEYS, RUN_SECTIONS, check_run_record, config_keys
 from newllm_core.runs.files import read_json, write_json, write_text
+from newllm_core.runs.folder import figures_of
+from newllm_core.runs.record_differences import differences
 from newllm_core.runs.record_keys import key_table
 
 PAGE = f"""# Records
@@ -68,14 +72,80 @@ def migration_of(record: Any) -> Callable[[Any], Any] | None:
     return None
 
 
+def compare(before: Path, after: Path, passed_over: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Every JSON file below ``before`` with its differences to the one below ``after``, both in today's format.
+
+    The other one is the file at the same place, or else the record of the same configuration. Seconds, commits and
+    paths may differ, and so may what only one format records.
+
+    Args:
+        passed_over: starts of dotted paths that are expected to differ.
+    """
+    firsts, seconds = _figures_below(before), _figures_below(after)
+    same_run = {_identity(figures): name for name, figures in seconds.items() if _identity(figures)}
+    for name, figures in firsts.items():
+        other = seconds.get(name) or seconds.get(same_run.get(_identity(figures), ""))
+        if other is None:
+            yield name, ["no such file, and no record of this configuration"]
+        else:
+            lines = differences(figures, other)
+            yield name, [line for line in lines if not line.startswith((*_UNRECORDED, *passed_over))]
+
+
+# What format 1 did not know.
+_UNRECORDED = ("arithmetic: ", "read: ")
+
+
+def _figures_below(folder: Path) -> dict[str, Any]:
+    """Figures of every JSON file below ``folder`` but the committed ones, by relative path."""
+    found = {}
+    for path in sorted(folder.rglob("*.json")):
+        name = path.relative_to(folder).as_posix()
+        if not name.startswith("reference/"):
+            content = read_json(path)
+            migration = migration_of(content)
+            found[name] = _without_seconds(figures_of(migration(content) if migration else content))
+    return found
+
+
+def _without_seconds(figures: Any) -> Any:
+    if isinstance(figures, dict):
+        return {key: _without_seconds(value) for key, value in figures.items() if not key.endswith("seconds")}
+    return [_without_seconds(value) for value in figures] if isinstance(figures, list) else figures
+
+
+def _identity(figures: Any) -> str:
+    """The same for two records of one configuration; empty for other files."""
+    if not isinstance(figures, dict) or "config" not in figures:
+        return ""
+    return json.dumps([sorted(figures), figures.get("name"), figures["config"]], sort_keys=True)
+
+
+def print_comparison(before: Path, after: Path, passed_over: Sequence[str]) -> int:
+    """Prints each file that differs, and counts; returns the number of files that differ."""
+    found = list(compare(before, after, passed_over))
+    for name, lines in found:
+        for line in lines:
+            print(f"{name}: {line}")
+    differing = sum(1 for _, lines in found if lines)
+    print(f"{len(found)} files, {len(found) - differing} identical, {differing} not")
+    return differing
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("document").add_argument("page", type=Path)
     commands.add_parser("migrate").add_argument("folder", type=Path)
+    comparison = commands.add_parser("compare")
+    comparison.add_argument("before", type=Path)
+    comparison.add_argument("after", type=Path)
+    comparison.add_argument("--except", dest="passed_over", action="append", default=[], help="start of a dotted path")
     arguments = parser.parse_args()
     if arguments.command == "document":
         write_text(arguments.page, page())
+    elif arguments.command == "compare":
+        sys.exit(bool(print_comparison(arguments.before, arguments.after, arguments.passed_over)))
     else:
         print(f"{migrate(arguments.folder)} records changed")
 

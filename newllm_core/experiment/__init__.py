@@ -23,10 +23,10 @@ from newllm_core.experiment.checks import (
 from newllm_core.experiment.estimate import Estimate, duration_text, estimate, list_text
 from newllm_core.experiment.measure import (
     describe,
-    generate_text,
     measure_phase1,
     per_conversation_sums,
     phase2_record,
+    sample_text,
     validation_spectrum,
 )
 from newllm_core.experiment.phase1_cache import (
@@ -81,7 +81,6 @@ __all__ = [
     "duration_text",
     "estimate",
     "fixed_point_check",
-    "generate_text",
     "identity_check",
     "list_text",
     "load_model",
@@ -97,6 +96,7 @@ __all__ = [
     "run_experiment",
     "run_folder_name",
     "run_phase1",
+    "sample_text",
     "settings_of",
     "validation_spectrum",
 ]

@@ -29,7 +29,7 @@ from newllm_core.metrics.forgetting import (
 from newllm_core.metrics.prediction import bits_per_byte
 from newllm_core.metrics.rank import singular_values, stream_rank
 from newllm_core.metrics.spectrum import spectrum_figures
-from newllm_core.model import ContextBlock, StreamEmbeddings
+from newllm_core.model import ContextBlock, StreamEmbeddings, generate_text
 from newllm_core.runs.reproducibility import (
     arithmetic,
     current_commit,
@@ -41,8 +41,7 @@ from newllm_core.training.phase1 import IterationRecord, Phase1History, Phase1Re
 from newllm_core.training.phase2 import Phase2Result
 
 _IDENTITY_TOKENS = 8192  # that the identity check looks at
-_SAMPLE_PROMPTS = ("Hi, how are you", "What do you like to do")
-_SAMPLE_TOKENS, _SAMPLE_TEMPERATURE, _SAMPLE_TOP_K = 40, 0.8, 40
+SAMPLE_PROMPTS = ("Hi, how are you", "What do you like to do")
 
 
 def measure_phase1(
@@ -181,7 +180,7 @@ def phase2_record(prepared: Prepared, result: Phase2Result) -> dict[str, Any]:
     total = float(result.validation.nats.double().sum())
     record["best"]["validation_bits_per_byte"] = bits_per_byte(total, int(target_bytes.sum()))
     record["validation_conversations"] = per_conversation_sums(result.validation.nats, stream.boundaries)
-    record["generated"] = [{"prompt": prompt, "text": generate_text(prepared, prompt)} for prompt in _SAMPLE_PROMPTS]
+    record["generated"] = [{"prompt": prompt, "text": sample_text(prepared, prompt)} for prompt in SAMPLE_PROMPTS]
     record["seconds"] = result.seconds
     return record
 
@@ -197,11 +196,7 @@ def per_conversation_sums(nats: Tensor, boundaries: Tensor) -> dict[str, list[fl
     return {"nats": sums.tolist(), "tokens": torch.bincount(owner, minlength=num_conversations).tolist()}
 
 
-def generate_text(prepared: Prepared, prompt: str) -> str:
+def sample_text(prepared: Prepared, prompt: str) -> str:
     """A continuation sampled with a fixed seed: the same model writes the same text."""
-    tokenizer = load_tokenizer()
-    ids = prepared.train_tokens.new_tensor(tokenizer.encode(prompt).ids)
     generator = derived_generator("generate", prepared.run.seed, prompt)
-    tokens = prepared.model.generate(ids, _SAMPLE_TOKENS, _SAMPLE_TEMPERATURE, _SAMPLE_TOP_K, generator)
-    text: str = tokenizer.decode(tokens[len(ids) :].tolist())
-    return text
+    return generate_text(prepared.model, load_tokenizer(), prompt, generator=generator)
