@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from newllm_core.baselines.config import BaselineConfig
-from newllm_core.baselines.networks import build_network
+from newllm_core.baselines.registry import build_network
 from newllm_core.data.stream import ring_segments
 from newllm_core.errors import NotFiniteError
 from newllm_core.head.continuous_cache import cached_nats

@@ -137,6 +137,22 @@ def settings_of_type(
     return settings_type(**{name: from_mapping(kind, sections[name]) for name, kind in kinds.items()})  # type: ignore[arg-type]
 
 
+def changed(settings: AnySettings, changes: Mapping[str, Any]) -> AnySettings:
+    """``settings`` with some fields changed at once, by their flat names (``parameter_fields``); lists become tuples.
+
+    Raises ConfigError for an unknown name, an impossible value or an impossible combination.
+    """
+    known = parameter_fields(type(settings))
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        if name not in known:
+            raise ConfigError(unknown_name_message("parameter", name, known))
+        section, key = known[name]
+        sections.setdefault(section, {})[key] = tuple(value) if isinstance(value, list) else value
+    replaced = {name: dataclasses.replace(getattr(settings, name), **values) for name, values in sections.items()}
+    return dataclasses.replace(settings, **replaced)
+
+
 def config_hash(*configs: Any) -> str:
     """Eight hexadecimal digits that change with any field of any of the configs."""
     text = json.dumps([dataclasses.asdict(config) for config in configs], sort_keys=True, allow_nan=False)

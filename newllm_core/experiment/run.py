@@ -19,7 +19,7 @@ from newllm_core.config.language import DataConfig, ModelConfig, Phase1Config, P
 from newllm_core.config.schema import config_hash, from_mapping
 from newllm_core.experiment.measure import describe, measure_phase1, phase2_record, validation_spectrum
 from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS, phase1_in_folder
-from newllm_core.experiment.prepare import Prepared, prepare
+from newllm_core.experiment.prepare import Prepared, check_phase1, prepare
 from newllm_core.experiment.record import check_run_record
 from newllm_core.losses import user_loss_fingerprint
 from newllm_core.runs.checkpoint import CheckpointPlace, discard_checkpoint
@@ -60,6 +60,7 @@ def run_phase1(prepared: Prepared, config: Phase1Config, phase1_dir: Path) -> tu
     """
 
     def train(checkpoints: CheckpointPlace) -> tuple[Phase1Result, dict[str, Any]]:
+        check_phase1(prepared, config, phase1_dir)
         watch = Stopwatch()
         before = validation_spectrum(prepared, config)
         result = train_phase1(

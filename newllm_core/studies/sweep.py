@@ -5,16 +5,15 @@ the first unfinished point, two lists share the points they have in common, and 
 share Phase 1. Finished records that are committed under ``results/reference/experiments`` count as finished.
 """
 
-import dataclasses
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from newllm_core.config.language import Settings
-from newllm_core.config.schema import ConfigError, parameter_fields, unknown_name_message
+from newllm_core.config.schema import ConfigError, changed
 from newllm_core.data import load_embeddings, load_token_streams
 from newllm_core.experiment.estimate import duration_text, estimate, list_text
 from newllm_core.experiment.prepare import prepare
@@ -38,6 +37,40 @@ Record = dict[str, Any]
 Axes = Mapping[str, Sequence[Any]]  # parameter name -> values
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A named change of a base, and what a reader is told of it: tables and pictures are made from that alone.
+
+    Attributes:
+        name: short, for commands, tables and file names.
+        label: words, for pictures.
+        changes: flat parameter -> value, made at once.
+        group: variants of one group stand together.
+        kind: what it is, e.g. "model".
+        sentence: the same in a sentence, where a label says too little.
+        reference: name of the variant that its figures are held against, if any.
+        expected: what was thought of that before it was run.
+    """
+
+    name: str
+    label: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    group: str = "variants"
+    kind: str = "model"
+    sentence: str = ""
+    reference: str | None = None
+    expected: str | None = None
+
+    def settings(self, base: Any) -> Any:
+        """``base``, changed. Raises ConfigError for an unknown parameter, an impossible value or combination."""
+        return changed(base, self.changes)
+
+    def record(self) -> dict[str, Any]:
+        """As a record's ``variant``: what it is called and means now, whatever the code calls it later."""
+        told = ("name", "label", "kind", "group", "sentence", "reference", "expected")
+        return {name: getattr(self, name) for name in told}
+
+
 class SeriesError(RuntimeError):
     """A list of experiments that was not agreed to."""
 
@@ -52,16 +85,6 @@ class Folders:
     data: Path = DATA_DIR
 
 
-def vary(base: Settings, parameter: str, value: Any) -> Settings:
-    """``base`` with one parameter changed, named as in a notebook. Raises ConfigError for an unknown name or value."""
-    fields = parameter_fields(Settings)
-    if parameter not in fields:
-        raise ConfigError(unknown_name_message("axis", parameter, fields))
-    section, name = fields[parameter]
-    changed = dataclasses.replace(getattr(base, section), **{name: value})
-    return dataclasses.replace(base, **{section: changed})
-
-
 def grid(base: Settings, axes: Axes) -> list[Settings]:
     """Every combination of the axes' values; the first axis changes slowest.
 
@@ -72,7 +95,7 @@ def grid(base: Settings, axes: Axes) -> list[Settings]:
     for values in itertools.product(*axes.values()):
         point = base
         for parameter, value in zip(axes, values, strict=True):
-            point = vary(point, parameter, value)
+            point = changed(point, {parameter: value})
         points.append(point)
     return _distinct(points)
 
@@ -80,7 +103,7 @@ def grid(base: Settings, axes: Axes) -> list[Settings]:
 def one_axis_at_a_time(centre: Settings, axes: Axes) -> list[Settings]:
     """The centre, then every value of every axis with all else as in the centre. Raises ConfigError as ``grid``."""
     _refuse_empty_axes(axes)
-    varied = [vary(centre, parameter, value) for parameter, values in axes.items() for value in values]
+    varied = [changed(centre, {parameter: value}) for parameter, values in axes.items() for value in values]
     return _distinct([centre, *varied])
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from newllm_core.config.language import RunConfig
-from newllm_core.config.schema import ConfigError, config_hash, from_mapping, parameter_fields, unknown_name_message
+from newllm_core.config.schema import ConfigError, config_hash, from_mapping
 from newllm_core.vision.config import (
     PRESETS,
     AugmentationConfig,
@@ -40,27 +40,6 @@ class VisionSettings:
 
     def __post_init__(self) -> None:
         check_model_and_augmentation(self.model, self.augmentation)
-
-
-def vision_parameter_fields() -> dict[str, tuple[str, str]]:
-    """Flat parameter -> (section, field); a name that two sections share has its section in front."""
-    return parameter_fields(VisionSettings)
-
-
-def with_parameters(settings: VisionSettings, parameters: Mapping[str, Any]) -> VisionSettings:
-    """``settings`` with some fields changed, by their flat names; lists become tuples.
-
-    Raises ConfigError for an unknown name, an impossible value or an impossible combination.
-    """
-    known = vision_parameter_fields()
-    sections: dict[str, dict[str, Any]] = {}
-    for name, value in parameters.items():
-        if name not in known:
-            raise ConfigError(unknown_name_message("parameter", name, known))
-        section, key = known[name]
-        sections.setdefault(section, {})[key] = tuple(value) if isinstance(value, list) else value
-    changed = {name: dataclasses.replace(getattr(settings, name), **values) for name, values in sections.items()}
-    return dataclasses.replace(settings, **changed)
 
 
 def for_data_set(settings: VisionSettings, data: VisionDataConfig) -> VisionSettings:
