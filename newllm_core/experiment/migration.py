@@ -4,14 +4,11 @@ Format 1 had no number, its checks stood in a list, exponent and horizon did not
 which processor computed.
 """
 
-import dataclasses
-import typing
 from collections.abc import Mapping
 from typing import Any
 
-from newllm_core.config.language import Settings
 from newllm_core.experiment.checks import rank_check
-from newllm_core.experiment.record import FORMAT, RUN_SECTIONS
+from newllm_core.experiment.record import FORMAT
 from newllm_core.metrics.rank import StreamRank, noise_effective_rank
 
 Record = dict[str, Any]
@@ -23,22 +20,10 @@ _CHECKS = {"effective rank": "rank", "identity mapping": "identity", "CVFP conve
 
 def migrated_run(record: Mapping[str, Any]) -> Record:
     """A language run's record in today's format; one that has it already comes back equal."""
-    found = dict(record)
-    if "format" not in found:
-        found = {"format": FORMAT, **found, "phase1": _phase1(found["phase1"], found["tokens"]["validation"])}
-        found.setdefault("arithmetic", None)
-    return {**found, "config": completed_config(found["config"])}
-
-
-def completed_config(config: Mapping[str, Any]) -> Record:
-    """With the fields that were added since, at their defaults: a new field's default is what was done before."""
-    kinds = typing.get_type_hints(Settings)
-    completed = dict(config)
-    for section in RUN_SECTIONS:
-        if section in completed:
-            defaults = {spec.name: spec.default for spec in dataclasses.fields(kinds[section])}
-            completed[section] = {**defaults, **completed[section]}
-    return completed
+    if "format" in record:
+        return dict(record)
+    phase1 = _phase1(record["phase1"], record["tokens"]["validation"])
+    return {"format": FORMAT, **record, "arithmetic": None, "phase1": phase1}
 
 
 def _phase1(phase1: Mapping[str, Any], num_validation: int) -> Record:

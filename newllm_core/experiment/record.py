@@ -181,10 +181,10 @@ RUN_KEYS: dict[str, Key] = {
 
 
 def config_keys(sections: typing.Iterable[str]) -> dict[str, Key]:
-    """`config.<section>.<field>` for every field of these sections of ``Settings``."""
+    """`config.<section>.<field>` for these sections of ``Settings``; fields of later stand where they are set."""
     kinds = typing.get_type_hints(Settings)
     return {
-        f"config.{section}.{spec.name}": Key("any", _values_of(spec))
+        f"config.{section}.{spec.name}": Key("any", _values_of(spec), optional=spec.metadata.get("later", False))
         for section in sections
         for spec in dataclasses.fields(kinds[section])
     }
@@ -192,10 +192,10 @@ def config_keys(sections: typing.Iterable[str]) -> dict[str, Key]:
 
 def _values_of(spec: dataclasses.Field[Any]) -> str:
     """Which values a config field takes, and its default."""
-    limits = {name: value for name, value in spec.metadata.items() if value is not None}
+    limits = spec.metadata
     if "choices" in limits:
         return f"one of {', '.join(limits['choices'])}"
-    ranges = [f"{_RANGE_WORDS[name]} {value:g}" for name, value in limits.items()]
+    ranges = [f"{words} {limits[name]:g}" for name, words in _RANGE_WORDS.items() if limits.get(name) is not None]
     return "; ".join([str(getattr(spec.type, "__name__", spec.type)), *ranges, f"default {spec.default!r}"])
 
 
