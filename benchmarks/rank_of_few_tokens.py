@@ -14,8 +14,9 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.reference_experiments import REFERENCE, centre
+from newllm_core.experiment.identity import phase1_folder_name
 from newllm_core.experiment.prepare import prepare
-from newllm_core.experiment.run import phase1_folder_name, run_phase1
+from newllm_core.experiment.run import run_phase1
 from newllm_core.metrics.few_tokens import few_token_rank
 from newllm_core.metrics.spectrum import spectrum_figures
 from newllm_core.report.style import MARK_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, new_axes, save_figure, source_line

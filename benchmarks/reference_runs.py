@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from newllm_core.batch.notebooks import load_profile
 from newllm_core.config.language import settings_from_parameters
-from newllm_core.experiment.run import run_folder_name
+from newllm_core.experiment.identity import run_folder_name
 from newllm_core.report.style import save_figure
 from newllm_core.runs.files import PROJECT_ROOT, RESULTS_DIR, read_json, write_json
 from newllm_core.runs.folder import RECORD_NAME

@@ -14,7 +14,7 @@ from typing import Any
 from newllm_core.experiment.migration import migrated_run
 from newllm_core.experiment.record import FORMAT, RUN_KEYS, RUN_SECTIONS, check_run_record, config_keys
 from newllm_core.runs.files import read_json, write_json, write_text
-from newllm_core.runs.folder import figures_of
+from newllm_core.runs.identity import figures_of
 from newllm_core.runs.record_differences import differences
 from newllm_core.runs.record_keys import key_table
 
@@ -49,7 +49,7 @@ def migrate(folder: Path) -> int:
     """
     changed = 0
     for path, record, today in migrated_records(folder):
-        check_run_record(today, str(path))
+        check_run_record(today, path)
         if today != record:
             write_json(path, today)
             changed += 1

@@ -21,6 +21,13 @@ from newllm_core.experiment.checks import (
     repeated_passes,
 )
 from newllm_core.experiment.estimate import Estimate, duration_text, estimate, list_text
+from newllm_core.experiment.identity import (
+    identity_of,
+    phase1_folder_name,
+    run_folder_name,
+    run_identity,
+    settings_of,
+)
 from newllm_core.experiment.measure import (
     describe,
     measure_phase1,
@@ -41,14 +48,10 @@ from newllm_core.experiment.record import FORMAT, check_run_record
 from newllm_core.experiment.run import (
     PHASE2_CHECKPOINT,
     TOKEN_WEIGHTS,
-    configs_record,
     load_model,
-    phase1_folder_name,
     phase1_only_record,
     run_experiment,
-    run_folder_name,
     run_phase1,
-    settings_of,
 )
 
 __all__ = [
@@ -75,13 +78,13 @@ __all__ = [
     "TrainAndMeasure",
     "check_run_record",
     "compare_stale",
-    "configs_record",
     "convergence_verdict",
     "describe",
     "duration_text",
     "estimate",
     "fixed_point_check",
     "identity_check",
+    "identity_of",
     "list_text",
     "load_model",
     "measure_phase1",
@@ -95,6 +98,7 @@ __all__ = [
     "repeated_passes",
     "run_experiment",
     "run_folder_name",
+    "run_identity",
     "run_phase1",
     "sample_text",
     "settings_of",

@@ -169,6 +169,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "arithmetic": arithmetic(),
         "versions": library_versions(),
         "commit": current_commit(),
+        "paths": {"conversations_file": prepared.data.conversations_file},
     }
 
 

@@ -23,7 +23,24 @@ def migrated_run(record: Mapping[str, Any]) -> Record:
     if "format" in record:
         return dict(record)
     phase1 = _phase1(record["phase1"], record["tokens"]["validation"])
-    return {"format": FORMAT, **record, "arithmetic": None, "phase1": phase1}
+    config, paths = _without_paths(record["config"])
+    return {
+        "format": FORMAT, **record, "arithmetic": None, "config": config, "paths": paths,
+        "read": _read(record["provenance"]), "phase1": phase1,
+    }  # fmt: skip
+
+
+def _without_paths(config: Mapping[str, Any]) -> tuple[Record, Record]:
+    """A path is no part of what a run is; what it led to is, under "read"."""
+    paths = {"conversations_file": config["data"]["conversations_file"]}
+    return {**config, "data": {**config["data"], **dict.fromkeys(paths)}}, paths
+
+
+def _read(provenance: Mapping[str, Any]) -> Record:
+    train, embeddings = provenance["train"], provenance["embeddings"]
+    read = {"text": train["source"], "vocabulary": train["tokenizer_sha256"]}
+    is_file = embeddings["name"] in ("whisper-tiny.en", "gpt2")
+    return {**read, "embeddings": embeddings["source_sha256"]} if is_file else read
 
 
 def _phase1(phase1: Mapping[str, Any], num_validation: int) -> Record:

@@ -6,6 +6,7 @@ A record is checked when it is written and when it is read: keys, kinds, and fig
 import dataclasses
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from newllm_core.config.language import Settings
@@ -91,8 +92,8 @@ RUN_KEYS: dict[str, Key] = {
     "commit": Key("text", "of the checkout, `+changes` with files that differ", missing="outside a git checkout"),
     "config.user_loss": Key("object", "only where a user registered the diversity loss", optional=True),
     "config.user_loss.source_sha256": Key("hash", "of that loss's source"),
-    "read": Key("object", "what was read", optional=True),
-    "read.*": Key("hash", "of the content of each file or stream read, by name"),
+    "read.*": Key("text", "SHA-256 of what was read, or its name where it was streamed: text, vocabulary, embeddings"),
+    "paths.conversations_file": Key("text", "where the user's file lay", missing="none was read"),
     "phase1.iterations": Key("count", "iterations run", "iterations"),
     "phase1.max_iterations": Key("count", "iterations allowed", "iterations"),
     "phase1.best_iteration": Key("count", "the one whose weights were kept; 0 when nothing was trained"),
@@ -205,16 +206,13 @@ PHASE1_SECTIONS = ("data", "model", "phase1", "run")
 RUN_SECTIONS = (*PHASE1_SECTIONS, "phase2")
 
 
-def check_run_record(record: Mapping[str, Any], source: str) -> None:
-    """Raises RunError that names every wrong key of a `run.json` and every figure that contradicts another.
-
-    ``source`` is the file, for the message.
-    """
+def check_run_record(record: Mapping[str, Any], path: Path) -> None:
+    """Raises RunError that names every wrong key of the `run.json` at ``path``, and figures that contradict others."""
     if record.get("format") != FORMAT:
         raise RunError(
-            f"{source}: expected a record of format {FORMAT}, given {record.get('format', 'none')}; "
+            f"{path}: expected a record of format {FORMAT}, given {record.get('format', 'none')}; "
             "`python -m reproduce.records migrate` brings records of earlier versions up to date"
         )
     lines = wrong_keys(record, {**RUN_KEYS, **config_keys(RUN_SECTIONS)}) or contradictions(record)
     if lines:
-        raise RunError("\n  ".join([f"{source}: not a run's record:", *lines]))
+        raise RunError("\n  ".join([f"{path}: not a run's record:", *lines]))

@@ -30,7 +30,7 @@ from newllm_core.comparison.paired import (
 )
 from newllm_core.config.language import DataConfig, ModelConfig, Phase1Config, Phase2Config, RunConfig, Settings
 from newllm_core.config.schema import changed
-from newllm_core.experiment.run import configs_record
+from newllm_core.experiment.identity import run_identity
 from newllm_core.intervals import clustered_mean, over_seeds
 from newllm_core.report.comparison import (
     comparison_source,
@@ -54,7 +54,7 @@ HARD = np.array([0.2, -0.1, 0.0, 0.1])  # nats a token that a conversation is ha
 
 def made(point: Settings = CENTRE, share: float = 60.0, loss: float = 6.0, phase2: bool = True) -> Record:
     """A record with planted figures: ER and calibrated ER ``share`` % of C, ``loss`` nats a token before HARD."""
-    config = configs_record(point.data, point.model, point.phase1, point.run, point.phase2 if phase2 else None)
+    config = run_identity(point, phase1_only=not phase2).config
     width, trained, tokens = point.model.context_dim, point.phase1.max_iterations > 0, 700 * point.data.num_samples
     rank = {"validation": share * width / 100, "validation_untrained": 0.3 * width, "context_dim": width}
     rows = [{"iteration": step, "train_rank": {"share": 0.5}, "validation_rank": {"share": 0.6} if step % 2 else None}

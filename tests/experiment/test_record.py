@@ -77,7 +77,7 @@ def test_the_page_is_made_of_the_descriptions() -> None:
 )
 def test_a_wrong_key_is_named_with_its_path(committed: dict[str, Any], path: str, change: Change, message: str) -> None:
     with pytest.raises(RunError) as error:
-        check_run_record(changed(committed, path, change), "run.json")
+        check_run_record(changed(committed, path, change), Path("run.json"))
     assert message in str(error.value) and str(error.value).startswith("run.json: ")
 
 
@@ -93,7 +93,7 @@ def test_a_wrong_key_is_named_with_its_path(committed: dict[str, Any], path: str
 def test_an_altered_figure_contradicts_another(committed: dict[str, Any], path: str) -> None:
     """The eighth digit of a figure, as a bit that flipped on a disk changes it."""
     with pytest.raises(RunError, match="gives"):
-        check_run_record(changed(committed, path, times(1 - 3e-8)), "run.json")
+        check_run_record(changed(committed, path, times(1 - 3e-8)), Path("run.json"))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_an_altered_count_contradicts_another(committed: dict[str, Any], path: s
         holder[name] -= 1
 
     with pytest.raises(RunError, match="but"):
-        check_run_record(changed(committed, path, one_less), "run.json")
+        check_run_record(changed(committed, path, one_less), Path("run.json"))
 
 
 def test_a_null_is_allowed_only_where_it_has_a_meaning(committed: dict[str, Any]) -> None:
@@ -129,7 +129,7 @@ def test_every_key_has_a_definition_and_a_row() -> None:
 def as_format_1(record: dict[str, Any]) -> dict[str, Any]:
     """What the version before wrote for the same run."""
     earlier = copy.deepcopy(record)
-    for name in ("format", "arithmetic"):
+    for name in ("format", "arithmetic", "read", "paths"):
         del earlier[name]
     phase1 = earlier["phase1"]
     del phase1["contraction_tokens"], phase1["forgetting"]["tokens"], phase1["checks"]["identity"]["tokens"]
@@ -148,7 +148,7 @@ def test_a_record_of_an_earlier_version_is_refused_with_the_command_and_migrated
 ) -> None:
     earlier = as_format_1(committed)
     with pytest.raises(RunError, match="python -m reproduce.records migrate"):
-        check_run_record(earlier, "run.json")
+        check_run_record(earlier, Path("run.json"))
     (tmp_path / "run.json").write_text(json.dumps(earlier), encoding="utf-8")
     assert migrate(tmp_path) == 1
     assert read_json(tmp_path / "run.json") == committed
@@ -158,10 +158,10 @@ def test_a_record_of_an_earlier_version_is_refused_with_the_command_and_migrated
 def test_a_config_field_that_came_later_stands_only_where_it_is_set(committed: dict[str, Any]) -> None:
     assert "missing_text" not in committed["config"]["data"]
     with_it = changed(committed, "config.data.missing_text", to("skip-message"))
-    check_run_record(with_it, "run.json")
+    check_run_record(with_it, Path("run.json"))
     earlier = changed(committed, "config.phase2.schedule", lambda holder, name: holder.pop(name))
     with pytest.raises(RunError, match="config.phase2.schedule: missing"):
-        check_run_record(earlier, "run.json")
+        check_run_record(earlier, Path("run.json"))
 
 
 plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()

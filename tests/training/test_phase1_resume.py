@@ -12,7 +12,7 @@ from test_experiment import SMALL, run_small
 from newllm_core.experiment.phase1_cache import PHASE1_CHECKPOINT
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import RunError
-from newllm_core.runs.folder import figures_of
+from newllm_core.runs.identity import figures_of
 from newllm_core.training import phase1 as phase1_module
 from newllm_core.training.phase1 import Phase1History, train_phase1
 
@@ -44,7 +44,7 @@ def train(
 
 def interrupt(values: dict[str, Any], folder: Path, iteration: int) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_after(phase1_module, iteration, patch)
+        stop_after("Phase 1", iteration, patch)
         torch.manual_seed(SEED)
         train(values, folder)
 
@@ -93,7 +93,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path, monkeypatch: pyte
 def test_an_experiment_interrupted_within_phase_1_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = run_small(tmp_path / "whole", tmp_path / "data")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_after(phase1_module, 1, patch)
+        stop_after("Phase 1", 1, patch)
         run_small(tmp_path / "resumed", tmp_path / "data", SMALL)
     place = tmp_path / "resumed" / "phase1" / PHASE1_CHECKPOINT
     assert place.is_dir()
