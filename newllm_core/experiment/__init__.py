@@ -28,6 +28,7 @@ from newllm_core.experiment.identity import (
     run_identity,
     settings_of,
 )
+from newllm_core.experiment.loss_cost import loss_cost
 from newllm_core.experiment.measure import (
     describe,
     measure_phase1,
@@ -87,6 +88,7 @@ __all__ = [
     "identity_of",
     "list_text",
     "load_model",
+    "loss_cost",
     "measure_phase1",
     "per_conversation_sums",
     "phase1_folder_name",

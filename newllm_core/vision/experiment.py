@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import binomtest
 
+from newllm_core.intervals import wilson_interval
 from newllm_core.runs.files import RESULTS_DIR, RunError, has_valid_checksum, load_tensors, read_json
 from newllm_core.runs.folder import RECORD_NAME, RunFolder, is_complete
 from newllm_core.runs.reproducibility import (
@@ -51,7 +51,6 @@ Record = dict[str, Any]
 WEIGHTS_NAME, CHECKPOINT_DIR = "model.safetensors", "checkpoint"
 VISION_DIR = RESULTS_DIR / "vision"
 SCORES = ("tpe_scalar", "tpe_params")  # by the λ they divide by
-_CONFIDENCE = 0.95
 
 
 def run_vision(
@@ -134,10 +133,9 @@ def _record(
 
 def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
     """Accuracy with its 95 % interval (Wilson), loss in nats an image."""
-    interval = binomtest(evaluation.num_correct, evaluation.num_images).proportion_ci(_CONFIDENCE, method="wilson")
     return {
         "accuracy": evaluation.accuracy,
-        "accuracy_interval": [float(interval.low), float(interval.high)],
+        "accuracy_interval": list(wilson_interval(evaluation.num_correct, evaluation.num_images)),
         "loss": evaluation.loss,
         "correct": evaluation.num_correct,
         "images": evaluation.num_images,

@@ -2,7 +2,7 @@
 
     python -m newllm_core.batch notebooks/03_phase2.ipynb -f notebooks/profiles/notes.yaml --out results/notebooks/notes
     python -m newllm_core.batch notebooks/03_phase2.ipynb -f notebooks/profiles/cpu.yaml --out results/notebooks/cpu
-    python -m benchmarks.reference_runs            # copies what these two left; nothing is trained here
+    python -m reproduce.reference_runs            # copies what these two left; nothing is trained here
 
 Writes results/reference/runs/<profile>.json and results/reference/readme.png.
 """
