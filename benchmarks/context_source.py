@@ -11,8 +11,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from newllm_core.batch.notebooks import load_profile
-from newllm_core.config.language import RunConfig, settings_from_parameters
+from newllm_core.config.language import RunConfig, Settings
+from newllm_core.config.profiles import load_profile
 from newllm_core.experiment.run import run_experiment
 from newllm_core.runs.files import PROJECT_ROOT, RESULTS_DIR, write_json
 
@@ -21,7 +21,7 @@ SOURCES = ("previous_iteration", "exact")
 
 def measure(source: str, seed: int, max_epochs: int, runs_dir: Path) -> dict[str, Any]:
     """One run of the profile, with at most ``max_epochs`` epochs; the figures that the choice rests on."""
-    settings = settings_from_parameters(load_profile(PROJECT_ROOT / "notebooks" / "profiles" / "cpu.yaml"))
+    settings = Settings.from_parameters(load_profile(PROJECT_ROOT / "notebooks" / "profiles" / "cpu.yaml"))
     phase1 = dataclasses.replace(settings.phase1, context_source=source)
     run: RunConfig = dataclasses.replace(settings.run, seed=seed)
     phase2 = dataclasses.replace(settings.phase2, max_epochs=max_epochs)

@@ -14,9 +14,9 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from newllm_core.batch.notebooks import load_profile
 from newllm_core.comparison import paired as diversity
-from newllm_core.config.language import Settings, settings_from_parameters
+from newllm_core.config.language import Settings
+from newllm_core.config.profiles import load_profile
 from newllm_core.losses import DIVERSITY_ALGORITHMS
 from newllm_core.report import comparison as plots_diversity
 from newllm_core.report import scaling as plots_scaling
@@ -35,7 +35,7 @@ NUM_THREADS = 1
 
 def centre() -> Settings:
     profile = load_profile(PROJECT_ROOT / "notebooks" / "profiles" / "cpu.yaml")
-    return vary(settings_from_parameters(profile), "num_threads", NUM_THREADS)
+    return vary(Settings.from_parameters(profile), "num_threads", NUM_THREADS)
 
 
 def scaling_points(seeds: Sequence[int]) -> list[Settings]:

@@ -2,16 +2,15 @@
 
 A field's metadata says which values it takes; ``validate`` enforces that when a config is built, so an
 impossible value is an error where it is written, not an hour into a run. Unknown names are errors too:
-``from_mapping`` and ``settings_from_parameters`` say which name was given and which one is nearest to it.
+``from_mapping`` and ``Settings.from_parameters`` say which name was given and which one is nearest to it.
 """
 
 import dataclasses
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from newllm_core.config.schema import ConfigError, choice, number, settings_of_type, validate
+from newllm_core.config.notebook import NotebookSettings
+from newllm_core.config.schema import ConfigError, choice, number, validate
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(NotebookSettings):
     """One complete set of configs, as a notebook's parameters give it."""
 
     data: DataConfig = DataConfig()
@@ -202,8 +201,3 @@ class Settings:
     phase2: Phase2Config = Phase2Config()
     scaling: ScalingConfig = ScalingConfig()
     run: RunConfig = RunConfig()
-
-
-def settings_from_parameters(parameters: Mapping[str, Any], extra: typing.Iterable[str] = ()) -> Settings:
-    """Those of the language model; see ``settings_of_type``."""
-    return settings_of_type(Settings, parameters, extra)

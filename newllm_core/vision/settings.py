@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from newllm_core.config.language import RunConfig
-from newllm_core.config.schema import ConfigError, config_hash, from_mapping, parameter_fields, unknown_name_message
+from newllm_core.config.notebook import NotebookSettings
+from newllm_core.config.schema import ConfigError, changed, config_hash, from_mapping, parameter_fields
 from newllm_core.vision.config import (
     PRESETS,
     AugmentationConfig,
@@ -29,7 +30,7 @@ STORED_FORMS: Mapping[str, tuple[int, int]] = {
 
 
 @dataclass(frozen=True)
-class VisionSettings:
+class VisionSettings(NotebookSettings):
     """Everything that one run's figures depend on. Raises ConfigError where sections exclude each other."""
 
     data: VisionDataConfig = VisionDataConfig()
@@ -52,15 +53,7 @@ def with_parameters(settings: VisionSettings, parameters: Mapping[str, Any]) -> 
 
     Raises ConfigError for an unknown name, an impossible value or an impossible combination.
     """
-    known = vision_parameter_fields()
-    sections: dict[str, dict[str, Any]] = {}
-    for name, value in parameters.items():
-        if name not in known:
-            raise ConfigError(unknown_name_message("parameter", name, known))
-        section, key = known[name]
-        sections.setdefault(section, {})[key] = tuple(value) if isinstance(value, list) else value
-    changed = {name: dataclasses.replace(getattr(settings, name), **values) for name, values in sections.items()}
-    return dataclasses.replace(settings, **changed)
+    return changed(settings, parameters)
 
 
 def for_data_set(settings: VisionSettings, data: VisionDataConfig) -> VisionSettings:
