@@ -24,12 +24,12 @@ from newllm_core.comparison.leaderboard import (
     standings,
     standings_table,
 )
+from newllm_core.config.schema import changed
 from newllm_core.report.leaderboard import group_pictures
 from newllm_core.report.style import save_figure
 from newllm_core.runs.files import write_json, write_text
 from newllm_core.studies.estimate import estimate_contenders
 from newllm_core.studies.runners import read_rows, run_contenders
-from newllm_core.studies.sweep import vary
 from newllm_core.studies.variants import GROUPS
 
 ROWS = REFERENCE / "contenders"
@@ -87,7 +87,7 @@ def main() -> None:
         report()
         return
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    base = vary(centre(), "num_samples", arguments.samples)
+    base = changed(centre(), {"num_samples": arguments.samples})
     for name in arguments.names:
         seeds = arguments.seeds or (PAIRED_SEEDS if name in PAIRED else SEEDS)
         print(f"{name}: {estimate_contenders([name], base, seeds, ROWS)}", flush=True)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from newllm_core.comparison import paired as diversity
 from newllm_core.config.language import Settings
 from newllm_core.config.profiles import load_profile
+from newllm_core.config.schema import changed
 from newllm_core.losses import DIVERSITY_ALGORITHMS
 from newllm_core.report import comparison as plots_diversity
 from newllm_core.report import scaling as plots_scaling
@@ -24,7 +25,7 @@ from newllm_core.report.style import save_figure
 from newllm_core.runs.files import PROJECT_ROOT, RESULTS_DIR, write_json, write_text
 from newllm_core.scaling import analysis as scaling_analysis
 from newllm_core.scaling.law import sample_sizes
-from newllm_core.studies.sweep import Folders, Record, Series, comparison_points, grid, vary
+from newllm_core.studies.sweep import Folders, Record, Series, comparison_points, grid
 
 REFERENCE = RESULTS_DIR / "reference"
 SEEDS = [42, 43, 44]
@@ -35,7 +36,7 @@ NUM_THREADS = 1
 
 def centre() -> Settings:
     profile = load_profile(PROJECT_ROOT / "notebooks" / "profiles" / "cpu.yaml")
-    return vary(Settings.from_parameters(profile), "num_threads", NUM_THREADS)
+    return changed(Settings.from_parameters(profile), {"num_threads": NUM_THREADS})
 
 
 def scaling_points(seeds: Sequence[int]) -> list[Settings]:
@@ -49,7 +50,7 @@ def scaling_points(seeds: Sequence[int]) -> list[Settings]:
 def diversity_points(seeds: Sequence[int]) -> list[Settings]:
     """Notebook 05's list: every algorithm with every seed."""
     axes = {"diversity_algorithm": list(DIVERSITY_ALGORITHMS)}
-    return comparison_points(vary(centre(), "max_iterations", DIVERSITY_ITERATIONS), axes, seeds, full_grid=False)
+    return comparison_points(changed(centre(), {"max_iterations": DIVERSITY_ITERATIONS}), axes, seeds, full_grid=False)
 
 
 def axes_points(seeds: Sequence[int]) -> list[Settings]:

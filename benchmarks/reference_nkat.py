@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.reference_experiments import REFERENCE
 from newllm_core.comparison import accuracy as comparison
 from newllm_core.config.profiles import load_profile
+from newllm_core.config.schema import changed, parameter_fields
 from newllm_core.config.values import read_as
 from newllm_core.report.style import save_figure
 from newllm_core.runs.files import PROJECT_ROOT, read_json, write_json, write_text
@@ -32,7 +33,7 @@ from newllm_core.vision.report import search as plots_search
 from newllm_core.vision.search.config import SEARCH_SPACES, search_profile
 from newllm_core.vision.search.plan import SearchPlan
 from newllm_core.vision.search.run import run_search
-from newllm_core.vision.settings import VisionSettings, for_data_set, vision_parameter_fields, with_parameters
+from newllm_core.vision.settings import VisionSettings, for_data_set
 from newllm_core.vision.variant_series import VariantRuns, VariantSeries
 from newllm_core.vision.variants import Variant, term_variants
 
@@ -57,7 +58,7 @@ def profile() -> dict[str, Any]:
 
 
 def centre() -> VisionSettings:
-    known = vision_parameter_fields()
+    known = parameter_fields(VisionSettings)
     settings = VisionSettings.from_parameters({name: value for name, value in profile().items() if name in known})
     return for_data_set(settings, settings.data)
 
@@ -70,7 +71,7 @@ def long_settings() -> dict[str, VisionSettings]:
     """One run a data set, on all its training images."""
     base = centre()
     return {
-        name: with_parameters(for_data_set(base, dataclasses.replace(base.data, dataset=name)), changes)
+        name: changed(for_data_set(base, dataclasses.replace(base.data, dataset=name)), changes)
         for name, changes in LONG_RUNS.items()
     }
 
@@ -83,7 +84,7 @@ def all_series() -> dict[str, VariantSeries]:
         for name, settings in long_settings().items()
     }
     # Nine runs, each in a sixth of the time that one takes on all images.
-    fewer = with_parameters(centre(), {"num_train_images": values["few_images"]})
+    fewer = changed(centre(), {"num_train_images": values["few_images"]})
     return {
         "rescue": VariantSeries(centre(), rescue_variants(), seeds, read_test=True, folder=RUNS),
         "term": VariantSeries(fewer, term_variants(()), seeds, read_test=True, folder=RUNS),
@@ -96,7 +97,7 @@ def search_plan() -> SearchPlan:
     images = values["search_images"]
     few = [dataclasses.replace(base.data, dataset=name, num_train_images=images) for name in values["data_sets"]]
     quick = search_profile("quick", num_trials=values["search_trials"], gate_threshold=values["gate_threshold"])
-    fitted = with_parameters(base, {"epochs": values["search_epochs"]})
+    fitted = changed(base, {"epochs": values["search_epochs"]})
     return SearchPlan(fitted, few[0], tuple(few[1:]), quick, SEARCH_SPACES[values["search_space"]])
 
 

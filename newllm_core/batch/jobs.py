@@ -80,7 +80,9 @@ def job_parameters(job: Job) -> dict[str, Any]:
         given = {**(load_profile(job.profile) if job.profile else {}), **job.parameters}
         line = settings_type_of(own)
         further = own.keys() - parameter_fields(line).keys()
-        written = own | {name: Parameter(value, own[name].kind if name in own else Any) for name, value in given.items()}
+        written = own | {
+            name: Parameter(value, own[name].kind if name in own else Any) for name, value in given.items()
+        }
         values = read_parameters(line, written, further)
         line.from_parameters(values, further)
         injected = {name: values[name] for name in given}

@@ -21,7 +21,6 @@ from newllm_core.config.schema import (
     from_mapping,
     number,
     parameter_fields,
-    settings_of_type,
     unknown_name_message,
     validate,
 )
@@ -45,7 +44,6 @@ __all__ = [
     "from_mapping",
     "number",
     "parameter_fields",
-    "settings_of_type",
     "unknown_name_message",
     "validate",
 ]

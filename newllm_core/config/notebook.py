@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from newllm_core.config.schema import ConfigError, parameter_fields, parameter_kinds, require_kind, settings_of_type
+from newllm_core.config.schema import ConfigError, changed, parameter_fields, parameter_kinds, require_kind
 from newllm_core.config.values import read_as
 
 _INJECTED = re.compile(r"^# Parameters$", re.MULTILINE)  # how papermill's cell begins
@@ -34,9 +34,9 @@ class NotebookSettings:
     """What ``Settings`` of either line have in common: how they come from a notebook's flat parameters."""
 
     @classmethod
-    def from_parameters(cls, parameters: Mapping[str, Any], own: Iterable[str] = ()) -> Self:
-        """Flat parameters by their names; see ``schema.settings_of_type``. Raises ConfigError."""
-        return settings_of_type(cls, parameters, own)
+    def from_parameters(cls, parameters: Mapping[str, Any], own: Collection[str] = ()) -> Self:
+        """The defaults, changed by flat parameters; see ``schema.changed``. Raises ConfigError."""
+        return changed(cls(), parameters, own)
 
     @classmethod
     def from_notebook(cls, own: Collection[str] = ()) -> Self:
@@ -80,10 +80,10 @@ def cell_parameters(source: str) -> dict[str, Parameter]:
 
 def _assigned_literal(statement: ast.stmt) -> tuple[str, Parameter]:
     """The name and value of ``name = literal``, annotated or not. Raises ValueError for any other statement."""
-    name, value = _target(statement), getattr(statement, "value", None)
-    if name is not None:
+    name = _target(statement)
+    if name is not None and isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
         try:
-            found = ast.literal_eval(value)
+            found = ast.literal_eval(statement.value)
         except ValueError:
             pass  # not a literal: said below, with the line
         else:
@@ -179,7 +179,7 @@ def _merged(cells: Iterable[str]) -> dict[str, Parameter]:
 
 
 def _plain_values(namespace: Mapping[str, Any], known: Collection[str]) -> dict[str, Parameter]:
-    """Where the kernel keeps no sources each cell runs once, in order: so far it holds parameters, and names of code."""
+    """Where a kernel keeps no sources, each cell runs once: so far it holds parameters, and what code imported."""
     ours = {
         name: value
         for name, value in namespace.items()
@@ -199,4 +199,3 @@ def _shell() -> Any:
     if shell is None:
         raise ConfigError("from_notebook: expected to run in a notebook; in a script, use from_parameters({...})")
     return shell
-

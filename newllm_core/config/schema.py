@@ -104,7 +104,7 @@ def unknown_name_message(kind: str, name: str, known: typing.Iterable[str]) -> s
 
 
 def from_mapping(config_type: type[Config], values: Mapping[str, Any]) -> Config:
-    """Build a config from a mapping such as parsed YAML or JSON; text is read, lists become tuples (``values.read_as``).
+    """Build a config from a mapping such as parsed YAML or JSON; its values are read (``values.read_as``).
 
     Raises ConfigError for an unknown key or an impossible value.
     """
@@ -135,42 +135,22 @@ def parameter_kinds(settings_type: type) -> dict[str, Any]:
     return {name: hints[section][key] for name, (section, key) in parameter_fields(settings_type).items()}
 
 
-def settings_of_type(
-    settings_type: type[AnySettings], parameters: Mapping[str, Any], own: typing.Iterable[str] = ()
-) -> AnySettings:
-    """Settings from flat parameters (see ``parameter_fields`` for the names); the rest are defaults.
-
-    ``own`` are a notebook's further parameters, which are left out. Raises ConfigError for any other name, so that a
-    misspelled parameter cannot run on with a default, and for an impossible value.
-    """
-    sections = _by_section(settings_type, parameters, own)
-    kinds = {section.name: section.type for section in dataclasses.fields(settings_type)}
-    return settings_type(**{name: kinds[name](**values) for name, values in sections.items()})
-
-
-def changed(settings: AnySettings, changes: Mapping[str, Any]) -> AnySettings:
+def changed(settings: AnySettings, changes: Mapping[str, Any], own: typing.Collection[str] = ()) -> AnySettings:
     """``settings`` with some fields changed at once, by their flat names (``parameter_fields``); values are read.
 
-    Raises ConfigError for an unknown name, an impossible value or an impossible combination.
+    ``own``: further parameters, a notebook's, which are left out. Raises ConfigError for any other name, so that a
+    misspelled parameter cannot run on with a default, and for an impossible value or combination.
     """
-    sections = _by_section(type(settings), changes)
-    replaced = {name: dataclasses.replace(getattr(settings, name), **values) for name, values in sections.items()}
-    return dataclasses.replace(settings, **replaced)
-
-
-def _by_section(
-    settings_type: type, parameters: Mapping[str, Any], own: typing.Iterable[str] = ()
-) -> dict[str, dict[str, Any]]:
-    """Section -> field -> value, read as the field's kind. Raises ConfigError for a name that is neither's."""
-    fields, kinds = parameter_fields(settings_type), parameter_kinds(settings_type)
+    fields, kinds = parameter_fields(type(settings)), parameter_kinds(type(settings))
     sections: dict[str, dict[str, Any]] = {}
-    for name, value in parameters.items():
+    for name, value in changes.items():
         if name in fields:
             section, key = fields[name]
             sections.setdefault(section, {})[key] = read_as(kinds[name], value)
         elif name not in own:
             raise ConfigError(unknown_name_message("parameter", name, [*fields, *own]))
-    return sections
+    replaced = {name: dataclasses.replace(getattr(settings, name), **values) for name, values in sections.items()}
+    return dataclasses.replace(settings, **replaced)
 
 
 def config_hash(*configs: Any) -> str:

@@ -15,7 +15,9 @@ from newllm_core.runs.checkpoint import (
 )
 from newllm_core.runs.files import (
     DATA_DIR,
+    HOME,
     PROJECT_ROOT,
+    REFERENCE_DIR,
     RESULTS_DIR,
     RunError,
     checksum_path,
@@ -47,8 +49,10 @@ __all__ = [
     "Checkpoint",
     "CheckpointPlace",
     "DATA_DIR",
+    "HOME",
     "PROGRESS_NAME",
     "PROJECT_ROOT",
+    "REFERENCE_DIR",
     "RECORD_NAME",
     "RESULTS_DIR",
     "RunError",

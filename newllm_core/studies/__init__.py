@@ -23,7 +23,6 @@ from newllm_core.studies.sweep import (
     comparison_points,
     grid,
     one_axis_at_a_time,
-    vary,
 )
 from newllm_core.studies.variants import (
     BEST,
@@ -73,5 +72,4 @@ __all__ = [
     "row_path",
     "run_contender",
     "run_contenders",
-    "vary",
 ]

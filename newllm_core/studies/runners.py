@@ -20,7 +20,7 @@ from newllm_core.baselines.gpt2 import gpt2_nats
 from newllm_core.baselines.ngrams import fit_kneser_ney
 from newllm_core.baselines.train import train_baseline
 from newllm_core.config.language import Settings
-from newllm_core.config.schema import ConfigError, config_hash
+from newllm_core.config.schema import ConfigError, changed, config_hash
 from newllm_core.data import token_byte_lengths
 from newllm_core.experiment.measure import describe, per_conversation_sums
 from newllm_core.experiment.prepare import Prepared, prepare
@@ -32,7 +32,6 @@ from newllm_core.runs.folder import refuse_other_config
 from newllm_core.runs.progress import Stopwatch, progress_bar
 from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.studies.phase1_rows import kept_phase1
-from newllm_core.studies.sweep import vary
 from newllm_core.studies.variants import Contender, contender
 from newllm_core.training.phase1 import Phase1Result
 from newllm_core.training.phase2 import train_phase2
@@ -118,7 +117,7 @@ def points_of(names: Sequence[str], base: Settings, seeds: Sequence[int]) -> lis
                 "(the better model is the contender 'best')"
             )
     return [
-        (name, vary(base, "seed", seed))
+        (name, changed(base, {"seed": seed}))
         for name in names
         for seed in (seeds[:1] if contender(name).kind in SEEDLESS else seeds)
     ]
@@ -128,7 +127,7 @@ def contender_settings(name: str, base: Settings) -> Settings:
     """``base`` with the contender's own changes."""
     settings = base
     for parameter, value in contender(name).changes.items():
-        settings = vary(settings, parameter, value)
+        settings = changed(settings, {parameter: value})
     return settings
 
 

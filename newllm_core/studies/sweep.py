@@ -5,7 +5,6 @@ the first unfinished point, two lists share the points they have in common, and 
 share Phase 1. Finished records that are committed under ``results/reference/experiments`` count as finished.
 """
 
-import dataclasses
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm_core.config.language import Settings
-from newllm_core.config.schema import ConfigError, parameter_fields, unknown_name_message
+from newllm_core.config.schema import ConfigError, changed
 from newllm_core.data import load_embeddings, load_token_streams
 from newllm_core.experiment.estimate import duration_text, estimate, list_text
 from newllm_core.experiment.prepare import prepare
@@ -27,7 +26,7 @@ from newllm_core.experiment.run import (
     run_phase1,
 )
 from newllm_core.losses import diversity_loss
-from newllm_core.runs.files import DATA_DIR, RESULTS_DIR, read_json, write_json
+from newllm_core.runs.files import DATA_DIR, REFERENCE_DIR, RESULTS_DIR, read_json, write_json
 from newllm_core.runs.folder import RECORD_NAME, refuse_other_config
 from newllm_core.runs.progress import progress_bar
 from newllm_core.runs.reproducibility import resolve_device
@@ -48,18 +47,8 @@ class Folders:
 
     experiments: Path = RESULTS_DIR / "experiments"
     phase1: Path = RESULTS_DIR / "phase1"
-    reference: Path = RESULTS_DIR / "reference" / "experiments"  # committed records; only read by runs
+    reference: Path = REFERENCE_DIR / "experiments"  # committed records; only read by runs
     data: Path = DATA_DIR
-
-
-def vary(base: Settings, parameter: str, value: Any) -> Settings:
-    """``base`` with one parameter changed, named as in a notebook. Raises ConfigError for an unknown name or value."""
-    fields = parameter_fields(Settings)
-    if parameter not in fields:
-        raise ConfigError(unknown_name_message("axis", parameter, fields))
-    section, name = fields[parameter]
-    changed = dataclasses.replace(getattr(base, section), **{name: value})
-    return dataclasses.replace(base, **{section: changed})
 
 
 def grid(base: Settings, axes: Axes) -> list[Settings]:
@@ -72,7 +61,7 @@ def grid(base: Settings, axes: Axes) -> list[Settings]:
     for values in itertools.product(*axes.values()):
         point = base
         for parameter, value in zip(axes, values, strict=True):
-            point = vary(point, parameter, value)
+            point = changed(point, {parameter: value})
         points.append(point)
     return _distinct(points)
 
@@ -80,7 +69,7 @@ def grid(base: Settings, axes: Axes) -> list[Settings]:
 def one_axis_at_a_time(centre: Settings, axes: Axes) -> list[Settings]:
     """The centre, then every value of every axis with all else as in the centre. Raises ConfigError as ``grid``."""
     _refuse_empty_axes(axes)
-    varied = [vary(centre, parameter, value) for parameter, values in axes.items() for value in values]
+    varied = [changed(centre, {parameter: value}) for parameter, values in axes.items() for value in values]
     return _distinct([centre, *varied])
 
 

@@ -3,7 +3,7 @@
     python -m newllm_core.vision run cifar10-jpeg --model quick --augmentation rescue -p epochs 10 -p warmup_epochs 1
     python -m newllm_core.vision search cifar10-jpeg mnist-5k fashion-mnist --profile quick --model quick --workers 2
 
-Both go on where they were interrupted. Parameters are those of `settings.vision_parameter_fields`.
+Both go on where they were interrupted. Parameters are the fields of VisionSettings, by their flat names.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from newllm_core.config.profiles import take_parameters
-from newllm_core.config.schema import ConfigError
+from newllm_core.config.schema import ConfigError, changed, parameter_fields
 from newllm_core.data.errors import DataError
 from newllm_core.vision.config import (
     AUGMENTATION_PACKS,
@@ -27,7 +27,7 @@ from newllm_core.vision.experiment import VISION_DIR, Record, run_vision
 from newllm_core.vision.search.config import SEARCH_PROFILES, SEARCH_SPACES, search_profile
 from newllm_core.vision.search.plan import SearchPlan
 from newllm_core.vision.search.run import run_search
-from newllm_core.vision.settings import VisionSettings, for_data_set, run_name, vision_parameter_fields, with_parameters
+from newllm_core.vision.settings import VisionSettings, for_data_set, run_name
 
 
 def command_settings(arguments: argparse.Namespace) -> VisionSettings:
@@ -36,11 +36,11 @@ def command_settings(arguments: argparse.Namespace) -> VisionSettings:
     base = VisionSettings(model=model_preset(*presets), augmentation=augmentation_pack(arguments.augmentation))
     given = arguments.parameters
     # The data's first: what the model must fit depends on them.
-    of_data = {name for name, (section, _) in vision_parameter_fields().items() if section == "data"}
+    of_data = {name for name, (section, _) in parameter_fields(VisionSettings).items() if section == "data"}
     start = VisionSettings(data=VisionDataConfig(dataset=arguments.data_sets[0]))
-    data = with_parameters(start, {name: value for name, value in given.items() if name in of_data}).data
+    data = changed(start, {name: value for name, value in given.items() if name in of_data}).data
     fitted = for_data_set(base, data)
-    return with_parameters(fitted, {name: value for name, value in given.items() if name not in of_data})
+    return changed(fitted, {name: value for name, value in given.items() if name not in of_data})
 
 
 def run_lines(record: Record, run_dir: Path) -> list[str]:

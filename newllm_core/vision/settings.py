@@ -8,7 +8,7 @@ from typing import Any
 
 from newllm_core.config.language import RunConfig
 from newllm_core.config.notebook import NotebookSettings
-from newllm_core.config.schema import ConfigError, changed, config_hash, from_mapping, parameter_fields
+from newllm_core.config.schema import ConfigError, config_hash, from_mapping
 from newllm_core.vision.config import (
     PRESETS,
     AugmentationConfig,
@@ -41,19 +41,6 @@ class VisionSettings(NotebookSettings):
 
     def __post_init__(self) -> None:
         check_model_and_augmentation(self.model, self.augmentation)
-
-
-def vision_parameter_fields() -> dict[str, tuple[str, str]]:
-    """Flat parameter -> (section, field); a name that two sections share has its section in front."""
-    return parameter_fields(VisionSettings)
-
-
-def with_parameters(settings: VisionSettings, parameters: Mapping[str, Any]) -> VisionSettings:
-    """``settings`` with some fields changed, by their flat names; lists become tuples.
-
-    Raises ConfigError for an unknown name, an impossible value or an impossible combination.
-    """
-    return changed(settings, parameters)
 
 
 def for_data_set(settings: VisionSettings, data: VisionDataConfig) -> VisionSettings:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from newllm_core.config.schema import ConfigError
+from newllm_core.config.schema import ConfigError, changed
 from newllm_core.experiment.estimate import duration_text, list_text
 from newllm_core.runs.folder import is_complete
 from newllm_core.runs.progress import progress_bar
@@ -16,7 +16,7 @@ from newllm_core.runs.reproducibility import resolve_device, seed_everything
 from newllm_core.vision.config import VisionDataConfig
 from newllm_core.vision.data import ImageData, LabelledImages, load_image_data, locate_source
 from newllm_core.vision.experiment import VISION_DIR, Record, run_vision
-from newllm_core.vision.settings import VisionSettings, run_name, with_parameters
+from newllm_core.vision.settings import VisionSettings, run_name
 from newllm_core.vision.training import train_vision
 from newllm_core.vision.variants import Variant
 
@@ -60,8 +60,7 @@ class VariantSeries:
             raise ConfigError(f"variants: expected each name once, given {', '.join(names)}")
         self.variants, self.folder, self.read_test = tuple(variants), folder, read_test
         self.points = {
-            variant.name: [with_parameters(variant.settings(centre), {"seed": seed}) for seed in seeds]
-            for variant in variants
+            variant.name: [changed(variant.settings(centre), {"seed": seed}) for seed in seeds] for variant in variants
         }
         self._images: dict[VisionDataConfig, ImageData] = {}
 
@@ -114,7 +113,7 @@ def estimated_seconds(settings: VisionSettings, images: ImageData) -> float:
     timed = dataclasses.replace(
         images, train=_first(images.train, batch), selection=_first(images.selection, _TIMED_SELECTION)
     )
-    short = with_parameters(settings, {"epochs": 2, "warmup_epochs": 0})
+    short = changed(settings, {"epochs": 2, "warmup_epochs": 0})
     seed_everything(settings.run.seed, settings.run.num_threads)
     with tempfile.TemporaryDirectory() as folder:
         device = resolve_device(settings.run.device)

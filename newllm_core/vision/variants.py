@@ -1,17 +1,17 @@
 """What the diagnosis of NKAT compares: configurations that differ from a centre in one respect (nkat.md 1, 3 and 4)."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from newllm_core.config.schema import changed, parameter_fields
 from newllm_core.vision.config import AUGMENTATION_PACKS, PRESETS
-from newllm_core.vision.settings import VisionSettings, for_data_set, vision_parameter_fields, with_parameters
+from newllm_core.vision.settings import VisionSettings, for_data_set
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A named change of the centre; ``changes`` are flat parameters (`settings.vision_parameter_fields`)."""
+    """A named change of the centre; ``changes`` are flat parameters of VisionSettings."""
 
     group: str
     name: str
@@ -19,15 +19,14 @@ class Variant:
 
     def settings(self, centre: VisionSettings) -> VisionSettings:
         """The centre, changed: data first, then a model that fits them, then all else. Raises ConfigError."""
-        fields = vision_parameter_fields()
+        fields = parameter_fields(VisionSettings)
         of_data = {name for name in self.changes if name in fields and fields[name][0] == "data"}
         data = {name: value for name, value in self.changes.items() if name in of_data}
         others = {name: value for name, value in self.changes.items() if name not in of_data}
         fitted = centre
         if data:
-            changed = dataclasses.replace(centre.data, **{fields[name][1]: value for name, value in data.items()})
-            fitted = for_data_set(centre, changed)
-        return with_parameters(fitted, others)
+            fitted = for_data_set(centre, changed(centre, data).data)
+        return changed(fitted, others)
 
 
 CENTRE = Variant("centre", "centre")

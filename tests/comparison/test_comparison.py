@@ -29,6 +29,7 @@ from newllm_core.comparison.paired import (
     readable_table,
 )
 from newllm_core.config.language import DataConfig, ModelConfig, Phase1Config, Phase2Config, RunConfig, Settings
+from newllm_core.config.schema import changed
 from newllm_core.experiment.run import configs_record
 from newllm_core.intervals import clustered_mean, over_seeds
 from newllm_core.report.comparison import (
@@ -43,7 +44,7 @@ from newllm_core.report.comparison import (
 from newllm_core.report.style import VALIDATION_COLOUR, save_figure
 from newllm_core.scaling.analysis import alpha_by_algorithm
 from newllm_core.scaling.law import ScalingError
-from newllm_core.studies.sweep import Axes, Folders, Series, grid, one_axis_at_a_time, vary
+from newllm_core.studies.sweep import Axes, Folders, Series, grid, one_axis_at_a_time
 
 CENTRE = Settings()
 SEEDS = (42, 43, 44)
@@ -84,7 +85,7 @@ def made(point: Settings = CENTRE, share: float = 60.0, loss: float = 6.0, phase
 def at(**values: Any) -> Settings:
     point = CENTRE
     for name, value in values.items():
-        point = vary(point, name, value)
+        point = changed(point, {name: value})
     return point
 
 
@@ -473,8 +474,8 @@ SMALL = Settings(
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     folder = tmp_path_factory.mktemp("diversity")
-    points = [vary(SMALL, "seed", seed) for seed in (1, 2)]
-    points += [vary(points[1], "diversity_algorithm", "PR"), vary(points[1], "max_iterations", 0)]
+    points = [changed(SMALL, {"seed": seed}) for seed in (1, 2)]
+    points += [changed(points[1], {"diversity_algorithm": "PR"}), changed(points[1], {"max_iterations": 0})]
     folders = Folders(folder / "experiments", folder / "phase1", folder / "reference", folder / "data")
     return Series(points, folders).run()
 

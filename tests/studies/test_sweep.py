@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from test_experiment import SMALL as TWO_EPOCHS
 
 from newllm_core.config.language import Settings
-from newllm_core.config.schema import ConfigError
+from newllm_core.config.schema import ConfigError, changed
 from newllm_core.data import DataError
 from newllm_core.experiment import run as experiment_module
 from newllm_core.experiment.estimate import Estimate
@@ -34,7 +34,6 @@ from newllm_core.studies.sweep import (
     comparison_points,
     grid,
     one_axis_at_a_time,
-    vary,
 )
 
 # The experiment of test_experiment, shortened.
@@ -45,7 +44,7 @@ SMALL = dataclasses.replace(
     phase2=dataclasses.replace(TWO_EPOCHS.phase2, max_epochs=1),
 )
 # Two points that differ in Phase 2 alone, and one with another Phase 1.
-POINTS = [SMALL, vary(SMALL, "phase2_learning_rate", 0.01), vary(SMALL, "diversity_algorithm", "ODCM")]
+POINTS = [SMALL, changed(SMALL, {"phase2_learning_rate": 0.01}), changed(SMALL, {"diversity_algorithm": "ODCM"})]
 
 
 def phase1_name(point: Settings) -> str:
@@ -187,9 +186,9 @@ both_lists = pytest.mark.parametrize("make", [grid, one_axis_at_a_time])
 
 @both_lists
 def test_an_unknown_axis_names_the_nearest_known_ones(make: Lister) -> None:
-    with pytest.raises(ConfigError, match=r"unknown axis 'num_sample'\. Did you mean 'num_samples'\?"):
+    with pytest.raises(ConfigError, match=r"unknown parameter 'num_sample'\. Did you mean 'num_samples'\?"):
         make(SMALL, {"num_sample": [1]})
-    shared = "unknown axis 'learning_rate'. Did you mean 'phase1_learning_rate' or 'phase2_learning_rate'?"
+    shared = "unknown parameter 'learning_rate'. Did you mean 'phase1_learning_rate' or 'phase2_learning_rate'?"
     with pytest.raises(ConfigError) as refusal:
         make(SMALL, {"learning_rate": [0.1]})
     assert str(refusal.value).startswith(shared)
@@ -358,7 +357,7 @@ def test_without_phase2_points_that_differ_in_it_alone_are_one() -> None:
 
 
 def test_a_width_that_the_embeddings_do_not_have_is_refused_before_anything_is_trained(folders: Folders) -> None:
-    wrong = vary(SMALL, "embeddings", "whisper-tiny.en")
+    wrong = changed(SMALL, {"embeddings": "whisper-tiny.en"})
     with pytest.raises(DataError, match="384"):
         Series([SMALL, wrong], folders).run()
     assert not folders.phase1.exists()
@@ -399,7 +398,7 @@ def test_the_estimate_counts_finished_points_and_falls_to_all_finished(
 ) -> None:
     forbid_training(monkeypatch)
     before = names_in(complete.experiments), names_in(complete.phase1)
-    partly = Series([*POINTS, vary(SMALL, "seed", 7), vary(SMALL, "seed", 8)], complete).estimate()
+    partly = Series([*POINTS, changed(SMALL, {"seed": 7}), changed(SMALL, {"seed": 8})], complete).estimate()
     assert (partly.num_points, partly.num_finished) == (5, 3)
     assert 0 < partly.longest_hours < math.inf and partly.memory_gb > 0
     assert str(partly).startswith("5 points, 3 finished; the others at most about ")
@@ -435,7 +434,7 @@ def spread_otherwise(contexts: torch.Tensor) -> torch.Tensor:
 @pytest.mark.usefixtures("_registry_as_before")
 def test_a_changed_source_of_a_registered_loss_refuses_the_old_folders(folders: Folders) -> None:
     register_diversity_loss("spread", "variance", spread)
-    series = Series([vary(SMALL, "diversity_algorithm", "spread")], folders)
+    series = Series([changed(SMALL, {"diversity_algorithm": "spread"})], folders)
     records = series.run()
     register_diversity_loss("spread", "standard deviation", spread_otherwise)
     with pytest.raises(RunError, match="user_loss.source_sha256 = "):

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from newllm_core.config.language import RunConfig
-from newllm_core.config.schema import ConfigError
+from newllm_core.config.schema import ConfigError, changed
 from newllm_core.report.style import save_figure
 from newllm_core.runs.files import RunError
 from newllm_core.runs.folder import RECORD_NAME
@@ -31,7 +31,7 @@ from newllm_core.vision.report.runs import (
     target_name,
 )
 from newllm_core.vision.score import TARGET_ACCURACIES, ScoreError
-from newllm_core.vision.settings import VisionSettings, with_parameters
+from newllm_core.vision.settings import VisionSettings
 
 SETTINGS = VisionSettings(
     data=VisionDataConfig(dataset="colour", image_size=16, num_train_images=96),
@@ -212,7 +212,7 @@ def test_training_curves_have_the_test_accuracy_only_when_it_was_read(interpreta
 
 
 def test_model_without_the_term_has_no_theta_to_draw(images: ImageData, tmp_path: Path) -> None:
-    off = with_parameters(SETTINGS, {"nkat": "off", "epochs": 1})
+    off = changed(SETTINGS, {"nkat": "off", "epochs": 1})
     run_vision(off, tmp_path, images=images, read_test=False, show_progress=False)
     interpretation = interpret(tmp_path, images, num_images=4)
     assert interpretation.theta is None and interpretation.figures()["theta"] is None

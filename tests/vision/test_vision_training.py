@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from newllm_core.config.language import RunConfig
-from newllm_core.config.schema import ConfigError
+from newllm_core.config.schema import ConfigError, changed, parameter_fields
 from newllm_core.errors import NotFiniteError
 from newllm_core.runs.files import RunError, read_json
 from newllm_core.runs.folder import RECORD_NAME, figures_of
@@ -43,8 +43,6 @@ from newllm_core.vision.settings import (
     for_data_set,
     run_name,
     settings_of,
-    vision_parameter_fields,
-    with_parameters,
 )
 from newllm_core.vision.training import EpochFigures, Evaluation, evaluate
 
@@ -56,7 +54,7 @@ SMALL = VisionSettings(
     train=VisionTrainConfig(epochs=4, warmup_epochs=1, batch_size=48, learning_rate=3e-3),
     run=RunConfig(num_threads=1),
 )
-SHORT = with_parameters(SMALL, {"epochs": 2, "randaugment_operations": 0, "stem": "off", "patch": 4})
+SHORT = changed(SMALL, {"epochs": 2, "randaugment_operations": 0, "stem": "off", "patch": 4})
 
 
 class Interruption(Exception):
@@ -143,7 +141,7 @@ def test_report_sees_every_epoch_also_those_before_an_interruption(images: Image
 def test_folder_of_another_configuration_is_refused(
     images: ImageData, finished: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    other = with_parameters(SHORT, changes)
+    other = changed(SHORT, changes)
     interrupted(SHORT, tmp_path, images, 1)
     for folder in (finished, tmp_path):
         with pytest.raises(RunError, match=message):
@@ -205,7 +203,7 @@ def test_kept_weights_are_the_averaged_ones_of_the_best_epoch(finished: Path, im
 
 def test_averaging_weights_does_not_change_the_training(finished: Path, images: ImageData, tmp_path: Path) -> None:
     averaged = read_json(finished / RECORD_NAME)["training"]["epochs"]
-    settings = with_parameters(SHORT, {"ema_decay": None})
+    settings = changed(SHORT, {"ema_decay": None})
     interrupted(settings, tmp_path, images, 1)
     own = run_vision(settings, tmp_path, images=images, read_test=False, show_progress=False)["training"]["epochs"]
     assert [row["train_loss"] for row in own] == [row["train_loss"] for row in averaged]
@@ -223,7 +221,7 @@ def test_evaluation_is_without_dropout_and_keeps_the_mode(images: ImageData, fin
 
 def test_model_learns_the_colour_task(images: ImageData, tmp_path: Path) -> None:
     plain = dataclasses.replace(SHORT, augmentation=augmentation_pack("off"))
-    settings = with_parameters(plain, {"epochs": 6, "learning_rate": 0.01, "batch_size": 16})
+    settings = changed(plain, {"epochs": 6, "learning_rate": 0.01, "batch_size": 16})
     record = run_vision(settings, tmp_path, images=images, show_progress=False)
     assert record["test"]["accuracy_interval"][0] > 0.5  # three classes: chance is a third
     assert all(0 < row["learning_rate"] <= 0.01 for row in record["training"]["epochs"])
@@ -233,14 +231,14 @@ def test_model_learns_the_colour_task(images: ImageData, tmp_path: Path) -> None
 
 
 def test_loss_that_is_not_finite_stops_the_run(images: ImageData, tmp_path: Path) -> None:
-    settings = with_parameters(SHORT, {"learning_rate": 1e30})
+    settings = changed(SHORT, {"learning_rate": 1e30})
     with pytest.raises(NotFiniteError, match="epoch 1: the training loss is nan.*checkpoint is of epoch 0"):
         run_vision(settings, tmp_path, images=images, show_progress=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_model_that_does_not_fit_the_images_is_refused(images: ImageData, tmp_path: Path) -> None:
-    settings = with_parameters(SHORT, {"num_classes": 10})
+    settings = changed(SHORT, {"num_classes": 10})
     with pytest.raises(ConfigError, match="for colour task: .*num_classes=3; given .*num_classes=10. for_data_set"):
         run_vision(settings, tmp_path, images=images, show_progress=False)
 
@@ -278,8 +276,8 @@ def test_path_of_the_data_is_not_part_of_a_record() -> None:
 
 @pytest.mark.parametrize("name", ["seed", "nkat_strength", "crop_padding", "num_train_images", "ema_decay"])
 def test_every_section_changes_the_runs_name(name: str) -> None:
-    section, field = vision_parameter_fields()[name]
-    other = with_parameters(SHORT, {name: getattr(getattr(SHORT, section), field) / 2 if name == "ema_decay" else 7})
+    section, field = parameter_fields(VisionSettings)[name]
+    other = changed(SHORT, {name: getattr(getattr(SHORT, section), field) / 2 if name == "ema_decay" else 7})
     assert run_name(other) != run_name(SHORT)
 
 
@@ -292,7 +290,7 @@ def test_accuracy_lies_in_its_interval(correct: int, more: int) -> None:
 
 
 def test_several_data_sets_give_a_score_card(tmp_path: Path) -> None:
-    base = with_parameters(SHORT, {"epochs": 2, "channel_shuffle_probability": 0.0})
+    base = changed(SHORT, {"epochs": 2, "channel_shuffle_probability": 0.0})
     grey = dataclasses.replace(COLOUR, colour="grey")
     records = run_data_sets(base, [grey], tmp_path)
     assert records["colour"]["config"]["model"]["channels"] == 1
@@ -316,12 +314,12 @@ def test_run_that_has_not_read_its_test_set_has_no_test_score(images: ImageData,
 
 def test_unknown_parameter_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="unknown parameter 'widht'. Did you mean 'width'"):
-        with_parameters(SHORT, {"widht": 32})
+        changed(SHORT, {"widht": 32})
 
 
 def test_sections_that_exclude_each_other_are_refused() -> None:
     with pytest.raises(ConfigError, match="channel shuffle and split_head exclude each other"):
-        with_parameters(SHORT, {"split_head": True, "heads": 4})
+        changed(SHORT, {"split_head": True, "heads": 4})
 
 
 @pytest.mark.parametrize("dataset", [name for name in DATASET_NAMES if name != "image-folder"])

@@ -37,7 +37,7 @@ SEARCH_PROFILES: Mapping[str, Mapping[str, Any]] = {
     "literal": {"gate": "score"},
 }
 
-# Names are flat parameters of a run (settings.vision_parameter_fields).
+# Names are flat parameters of VisionSettings.
 _FULL_SPACE: dict[str, BaseDistribution] = {
     "patch": CategoricalDistribution((2, 4)),
     "stem": CategoricalDistribution(("off", "tiny", "small")),

@@ -15,12 +15,12 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from newllm_core.config.schema import ConfigError
+from newllm_core.config.schema import ConfigError, changed
 from newllm_core.runs.files import RunError, read_json, write_json
 from newllm_core.runs.folder import refuse_other_config
 from newllm_core.vision.config import VisionDataConfig
 from newllm_core.vision.search.config import SEARCH_SPACES, SearchConfig
-from newllm_core.vision.settings import VisionSettings, configuration_record, for_data_set, with_parameters
+from newllm_core.vision.settings import VisionSettings, configuration_record, for_data_set
 
 PLAN_NAME = "plan.json"
 
@@ -52,7 +52,7 @@ class SearchPlan:
 
     def settings(self, parameters: Mapping[str, Any], data: VisionDataConfig) -> VisionSettings:
         """Of one trial on one data set. Raises ConfigError."""
-        return for_data_set(with_parameters(for_data_set(self.base, self.gate_data), parameters), data)
+        return for_data_set(changed(for_data_set(self.base, self.gate_data), parameters), data)
 
     def check(self) -> None:
         """Raises ConfigError when some choice of the space is impossible on some data set, before any is trained."""
