@@ -170,10 +170,10 @@ class ScalingConfig:
     """Sample sizes and sliding windows of the α progression. Spec section 6."""
 
     init_samples: int = number(50, low=1)
-    multiplier: float = number(2.0, above=1)
-    window_size: int = number(4, low=2)
-    num_windows: int = number(2, low=1)
-    num_resamples: int = number(4000, low=100)  # bootstrap draws behind every interval
+    multiplier: float = number(2.0, above=1, high=100)
+    window_size: int = number(4, low=2, high=100)
+    num_windows: int = number(2, low=1, high=100)
+    num_resamples: int = number(4000, low=100, high=1_000_000)  # bootstrap draws behind every interval
 
     def __post_init__(self) -> None:
         validate(self)

@@ -24,7 +24,7 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message says what was expected and what was given."""
 
 
-LARGEST = 2**53  # of any number: beyond, a float no longer tells neighbouring integers apart
+LARGEST = {int: 2**53, float: 1e38}  # in size: what a float still counts exactly, what single precision holds
 
 
 def number(default: Any, low: float | None = None, high: float | None = None, above: float | None = None) -> Any:
@@ -71,8 +71,9 @@ def _check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
 def _check_size(name: str, value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{name}: expected a finite number, given {value!r}")
-    if isinstance(value, int | float) and abs(value) > LARGEST:
-        raise ConfigError(f"{name}: expected a number between -{LARGEST:,} and {LARGEST:,}, given {shown(value)}")
+    limit = LARGEST.get(type(value))
+    if limit is not None and abs(value) > limit:
+        raise ConfigError(f"{name}: expected a number between {-limit} and {limit}, given {shown(value)}")
 
 
 def require_kind(name: str, value: Any, kind: Any) -> None:
