@@ -6,7 +6,7 @@
     python -m benchmarks.controls --names gru lstm --seeds 42   # some of it
     python -m benchmarks.controls --samples 320                 # 259,763 tokens
 
-Finished rows are committed under results/reference/contenders; table, rows by contender and picture are made anew from
+Finished rows are committed under results/reference/leaderboard; table, rows by variant and picture are made anew from
 all that are there. One thread, so that two lists can run side by side on two cores.
 """
 
@@ -28,12 +28,12 @@ from newllm_core.config.schema import changed
 from newllm_core.report.leaderboard import group_pictures
 from newllm_core.report.style import save_figure
 from newllm_core.runs.files import write_json, write_text
-from newllm_core.studies.estimate import estimate_contenders
-from newllm_core.studies.runners import read_rows, run_contenders
-from newllm_core.studies.variants import GROUPS
+from newllm_core.studies.estimate import estimate_rows
+from newllm_core.studies.runners import read_rows, run_rows
+from newllm_core.studies.variants import known_variants
 
-ROWS = REFERENCE / "contenders"
-ALL = [name for group, members in GROUPS.items() if group != "ceilings" for name in members]
+ROWS = REFERENCE / "leaderboard"
+ALL = [name for name, one in known_variants().items() if one.group != "ceilings"]
 SEEDS = [42, 43, 44]
 PAIRED = ("trained", "untrained")
 PAIRED_SEEDS = [42, 43, 44, 45, 46]  # issue 5: at least five pairs
@@ -55,7 +55,7 @@ def report() -> None:
         here = {one.name: one for one in found if one.tokens == tokens}
         lines += ratio_lines(here)
         for group, figure in group_pictures(list(here.values())).items():
-            ending = "" if group == "contenders" else f"_{group}"
+            ending = "" if group == "leaderboard" else f"_{group}"
             save_figure(figure, REFERENCE / f"controls_{tokens}{ending}.png")
     lines += ["", *expectation_sentences(found)]
     write_text(REFERENCE / "controls.txt", "\n".join(lines) + "\n")
@@ -63,7 +63,7 @@ def report() -> None:
 
 
 def ratio_lines(here: Mapping[str, Standing]) -> list[str]:
-    """The ratios that the README quotes, of contenders with the same number of tokens."""
+    """The ratios that the README quotes, of rows with the same number of tokens."""
     lines = []
     for one, other in RATIOS:
         if {one, other} <= here.keys():
@@ -90,9 +90,9 @@ def main() -> None:
     base = changed(centre(), {"num_samples": arguments.samples})
     for name in arguments.names:
         seeds = arguments.seeds or (PAIRED_SEEDS if name in PAIRED else SEEDS)
-        print(f"{name}: {estimate_contenders([name], base, seeds, ROWS)}", flush=True)
+        print(f"{name}: {estimate_rows([name], base, seeds, ROWS)}", flush=True)
         if not arguments.estimate:
-            run_contenders([name], base, seeds, ROWS)
+            run_rows([name], base, seeds, ROWS)
     if not arguments.estimate:
         report()
 

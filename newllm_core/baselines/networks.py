@@ -84,12 +84,6 @@ class GptNetwork(nn.Module):
         return self.to_head(self.dropout(self.last_norm(stream))), None
 
 
-def build_network(config: BaselineConfig) -> nn.Module:
-    """The network that ``config`` names; its weights are drawn from torch's global generator."""
-    kinds: dict[str, type[nn.Module]] = {"mingru": MinGruNetwork, "gpt": GptNetwork}
-    return kinds.get(config.network, RecurrentNetwork)(config)
-
-
 def detached(state: Any) -> Any:
     """A recurrent state that gradients do not pass: a tensor, or the pair of an LSTM."""
     return tuple(part.detach() for part in state) if isinstance(state, tuple) else state.detach()

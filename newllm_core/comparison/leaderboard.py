@@ -1,4 +1,4 @@
-"""Contenders compared: perplexity with intervals over seeds and conversations, and ratios paired by both."""
+"""Rows of the leaderboard compared: perplexity with intervals over seeds and conversations, paired ratios."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ import pandas as pd
 from newllm_core.comparison.groups import ComparisonError
 from newllm_core.comparison.paired import PairedDifference
 from newllm_core.intervals import Floats, Interval, clustered_mean, exp_interval, interval_text, over_seeds
-from newllm_core.studies.runners import SEEDLESS, Row
-from newllm_core.studies.variants import contender
+
+Row = dict[str, Any]  # of `studies`: what it is, is in its ``variant``
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One contender at one number of training tokens. ``interval``: 95 %, over seeds and conversations.
+    """One variant at one number of training tokens. ``interval``: 95 %, over seeds and conversations.
 
     ``trainable_parameters``: of the finished model, trained in both phases. ``discarded_parameters``: of the linear map
     that a predicting Phase 1 trains and throws away. ``cpu_seconds`` and ``bits_per_byte`` are means over seeds.
@@ -35,6 +35,11 @@ class Standing:
     rows: tuple[Row, ...]
 
     @property
+    def variant(self) -> dict[str, Any]:
+        """What its first row says that it is: name, label, kind, group, sentence, reference, expected."""
+        return dict(self.rows[0]["variant"])
+
+    @property
     def parameters_text(self) -> str:
         """Of the finished model, + those that were trained and thrown away."""
         return f"{self.trainable_parameters:,}" + f" + {self.discarded_parameters:,}" * bool(self.discarded_parameters)
@@ -43,7 +48,7 @@ class Standing:
         """As in `controls.json` (issue 5)."""
         return {
             "name": self.name,
-            "what": contender(self.name).sentence,
+            "what": self.variant["sentence"],
             "tokens": self.tokens,
             "seeds": list(self.seeds),
             "validation_perplexity": self.perplexity,
@@ -56,7 +61,7 @@ class Standing:
 
 
 def standings(rows: Sequence[Row]) -> list[Standing]:
-    """Rows by contender and training tokens, best first within a number of tokens.
+    """Rows by variant and training tokens, best first within a number of tokens.
 
     Raises ComparisonError for no rows, a row given twice, or different validation text.
     """
@@ -64,7 +69,7 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
         raise ComparisonError("expected at least one row, given none")
     groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["name"], row["tokens"]["train"]), []).append(row)
+        groups.setdefault((row["variant"]["name"], row["tokens"]["train"]), []).append(row)
     _losses(rows)  # refuses different validation text
     found = [_standing(*key, members) for key, members in groups.items()]
     return sorted(found, key=lambda one: (one.tokens, one.perplexity))
@@ -109,7 +114,7 @@ def perplexity_ratio(one: Standing, other: Standing) -> PairedDifference:
     What has no seed is held against every run of the other. Raises ComparisonError without a common seed.
     """
     mine, theirs = ({row["seed"]: row for row in side.rows} for side in (one, other))
-    seedless = [len(side.rows) == 1 and contender(side.name).kind in SEEDLESS for side in (one, other)]
+    seedless = ["run" not in side.rows[0]["config"] for side in (one, other)]
     seeds = list(theirs if seedless[0] else mine if seedless[1] else [seed for seed in mine if seed in theirs])
     if not seeds:
         raise ComparisonError(f"expected a seed that both have, given {one.seeds} and {other.seeds}")
@@ -126,14 +131,13 @@ def expectation_sentences(found: Sequence[Standing]) -> list[str]:
     there = {(one.name, one.tokens): one for one in found}
     sentences = []
     for one in found:
-        chosen = contender(one.name)
-        other = there.get((chosen.reference or "", one.tokens))
+        other = there.get((one.variant["reference"] or "", one.tokens))
         if other is None:
             continue
         ratio = perplexity_ratio(one, other)
         sentences.append(
-            f"{one.name} ({chosen.sentence}). Expected: {chosen.expected}. Came: {ratio.value:.3f} of the PPL of "
-            f"{other.name}, {seeds_text(ratio.num_seeds)}: {ratio}."
+            f"{one.name} ({one.variant['sentence']}). Expected: {one.variant['expected']}. "
+            f"Came: {ratio.value:.3f} of the PPL of {other.name}, {seeds_text(ratio.num_seeds)}: {ratio}."
         )
     return sentences
 
@@ -144,7 +148,7 @@ def seeds_text(num_seeds: int) -> str:
 
 
 def standings_table(found: Sequence[Standing], reference: str) -> pd.DataFrame:
-    """A row a contender, and its ratio to ``reference`` at the same number of tokens.
+    """A row a variant, and its ratio to ``reference`` at the same number of tokens.
 
     With one seed PPL's interval is over conversations alone, and the ratio is distinguishable for that seed alone.
     """
@@ -154,7 +158,7 @@ def standings_table(found: Sequence[Standing], reference: str) -> pd.DataFrame:
         ratio = None if other is None or other is one else perplexity_ratio(one, other)
         rows.append(
             {
-                "contender": one.name,
+                "variant": one.name,
                 "training tokens": one.tokens,
                 "PPL": f"{one.perplexity:.1f} {_whole(one.interval)}",
                 f"× {reference}": "–" if ratio is None else f"{ratio.value:.3f} {interval_text(ratio.interval)}",
@@ -166,7 +170,7 @@ def standings_table(found: Sequence[Standing], reference: str) -> pd.DataFrame:
                 "seeds": len(one.seeds),
             }
         )
-    return pd.DataFrame(rows).set_index("contender")
+    return pd.DataFrame(rows).set_index("variant")
 
 
 def _verdict(ratio: PairedDifference) -> str:
@@ -176,20 +180,20 @@ def _verdict(ratio: PairedDifference) -> str:
 
 
 def contexts_table(found: Sequence[Standing]) -> pd.DataFrame:
-    """A row a contender that reads its own contexts: their figures on the validation text, means over seeds, and PPL.
+    """A row a variant that reads its own contexts: their figures on the validation text, means over seeds, and PPL.
 
     Effective rank in % of C, exponential of the entropy; contraction rate in nats a token; horizon in tokens, – where
     some seed's block does not forget its start.
     """
     rows = []
     for one in found:
-        if not _reads_its_contexts(one.name):
+        if one.variant["kind"] != "model":  # controls read other contexts than their own
             continue
         details = [row["details"] for row in one.rows]
         horizons = [each["forgetting_horizon"] for each in details if each["forgetting_horizon"] is not None]
         rows.append(
             {
-                "contender": one.name,
+                "variant": one.name,
                 "training tokens": one.tokens,
                 "ER %": f"{100 * np.mean([each['validation_rank']['share'] for each in details]):.1f}",
                 "contraction, nats a token": f"{np.mean([each['contraction_rate'] for each in details]):+.3f}",
@@ -198,12 +202,8 @@ def contexts_table(found: Sequence[Standing]) -> pd.DataFrame:
                 "seeds": len(one.seeds),
             }
         )
-    columns = ["contender", "training tokens", "ER %", "contraction, nats a token", "horizon, tokens", "PPL", "seeds"]
-    return pd.DataFrame(rows, columns=columns).set_index("contender")
-
-
-def _reads_its_contexts(name: str) -> bool:
-    return contender(name).kind == "model" and contender(name).contexts == "own"
+    columns = ["variant", "training tokens", "ER %", "contraction, nats a token", "horizon, tokens", "PPL", "seeds"]
+    return pd.DataFrame(rows, columns=columns).set_index("variant")
 
 
 def _whole(interval: Interval | None) -> str:

@@ -1,4 +1,4 @@
-"""The pictures of the contenders: perplexity, and ratios of it, with intervals; from rows only."""
+"""The pictures of the leaderboard: perplexity, and ratios of it, with intervals; from rows only."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,14 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 from newllm_core.comparison.leaderboard import Standing, perplexity_ratio, seeds_text
 from newllm_core.comparison.paired import PairedDifference
 from newllm_core.report.style import MARK_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, new_axes
-from newllm_core.studies.runners import SEEDLESS
-from newllm_core.studies.variants import GROUPS, contender
 from newllm_core.training.initialisation import WidthExponent
 
-_COLOURS = {"model": TRAIN_COLOUR, "network": VALIDATION_COLOUR, "pretrained": "black"}  # counts: MARK_COLOUR
+_COLOURS = {
+    "model": TRAIN_COLOUR,
+    "control": TRAIN_COLOUR,
+    "network": VALIDATION_COLOUR,
+    "pretrained": "black",
+}  # counts: MARK_COLOUR
 _KINDS = {
     TRAIN_COLOUR: "ContextBlock, and its controls", VALIDATION_COLOUR: "trained end to end", MARK_COLOUR: "counts",
     "black": "trained on other text",
@@ -22,16 +25,16 @@ _KINDS = {
 
 
 def plot_standings(found: Sequence[Standing]) -> Figure:
-    """Perplexity of each contender at one number of training tokens, best on top, log axis, 95 % intervals.
+    """Perplexity of each variant at one number of training tokens, best on top, log axis, 95 % intervals.
 
     Raises ValueError for none, and for several numbers of tokens.
     """
     _by_name(found)
     figure = Figure(figsize=(8.4, 1.7 + 0.36 * len(found)), layout="constrained")
     axis = figure.add_subplot()
-    colours = {_COLOURS.get(contender(one.name).kind, MARK_COLOUR) for one in found}
+    colours = {_COLOURS.get(one.variant["kind"], MARK_COLOUR) for one in found}
     for place, one in enumerate(found):
-        colour = _COLOURS.get(contender(one.name).kind, MARK_COLOUR)
+        colour = _COLOURS.get(one.variant["kind"], MARK_COLOUR)
         if one.interval is not None:
             axis.plot(one.interval, [place] * 2, color=colour, lw=1.8)
         axis.plot([one.perplexity], [place], "o", ms=7, color=colour)
@@ -56,39 +59,38 @@ def plot_standings(found: Sequence[Standing]) -> Figure:
 
 
 def _count(one: Standing) -> str:
-    if contender(one.name).kind in SEEDLESS:
+    if "run" not in one.rows[0]["config"]:
         return "no seed"
     return "1 seed" if len(one.seeds) == 1 else f"{len(one.seeds)} seeds"
 
 
 def group_pictures(found: Sequence[Standing]) -> dict[str, Figure]:
-    """By group of `contender_list`, of contenders at one number of training tokens: their standings, or their ratios.
+    """By group, of rows at one number of training tokens: standings of the leaderboard, ratios of the others.
 
-    Groups of which nobody, or nobody's reference, is there are left out.
+    Groups of which nobody's reference is there are left out.
     """
     there, pictures = _by_name(found), {}
-    for group, members in GROUPS.items():
-        if group == "contenders":
-            shown = [one for one in found if one.name in members]
-            if shown:
-                pictures[group] = plot_standings(shown)
-        elif any(name in there and one.reference in there for name, one in members.items()):
-            wanted = members.keys() | {one.reference for one in members.values()}
-            pictures[group] = plot_ratios([one for one in found if one.name in wanted])
+    for group in dict.fromkeys(one.variant["group"] for one in found):
+        members = [one for one in found if one.variant["group"] == group]
+        references = {one.variant["reference"] for one in members}
+        if group == "leaderboard":
+            pictures[group] = plot_standings(members)
+        elif references & there.keys():
+            pictures[group] = plot_ratios([one for one in found if one in members or one.name in references])
     return pictures
 
 
 def plot_ratios(found: Sequence[Standing]) -> Figure:
-    """Perplexity over that of what each contender is held against, paired, best on top, log axis, 95 % intervals.
+    """Perplexity over that of what each variant is held against, paired, best on top, log axis, 95 % intervals.
 
     Hollow where the interval holds 1, a diamond where there is one seed. Who has no reference among ``found`` is left
     out. Raises ValueError when that is everyone, and for several numbers of tokens.
     """
     there = _by_name(found)
-    pairs = [(one, there.get(contender(one.name).reference or "")) for one in found]
+    pairs = [(one, there.get(one.variant["reference"] or "")) for one in found]
     ratios = [(one.name, other.name, perplexity_ratio(one, other)) for one, other in pairs if other is not None]
     if not ratios:
-        raise ValueError("plot_ratios: expected a contender whose reference is there too, given none")
+        raise ValueError("plot_ratios: expected a variant whose reference is there too, given none")
     ratios.sort(key=lambda each: each[2].value)
     figure = Figure(figsize=(8.4, 1.7 + 0.36 * len(ratios)), layout="constrained")
     axis = figure.add_subplot()
@@ -119,7 +121,7 @@ def _draw_ratio(axis: Axes, place: int, ratio: PairedDifference) -> None:
 def _by_name(found: Sequence[Standing]) -> dict[str, Standing]:
     tokens = sorted({one.tokens for one in found})
     if len(tokens) != 1:
-        raise ValueError(f"expected contenders with one number of training tokens, given {tokens}")
+        raise ValueError(f"expected rows with one number of training tokens, given {tokens}")
     return {one.name: one for one in found}
 
 

@@ -1,26 +1,26 @@
-"""What the unfinished contenders will take, measured on a small piece of each before anything starts."""
+"""What the unfinished rows will take, measured on a small piece of each before anything starts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from newllm_core.baselines.config import BaselineConfig, baseline_config
+from newllm_core.baselines.config import BaselineConfig
+from newllm_core.baselines.registry import BASELINES, baseline_config
 from newllm_core.baselines.train import train_baseline
 from newllm_core.config.language import Settings
 from newllm_core.experiment.estimate import duration_text, estimate, list_text
 from newllm_core.experiment.prepare import Prepared, prepare
 from newllm_core.runs.files import DATA_DIR
-from newllm_core.studies.runners import CONTENDERS_DIR, contender_settings, points_of, row_path
-from newllm_core.studies.variants import contender
+from newllm_core.studies.runners import LEADERBOARD_DIR, points_of, row_path, row_settings
+from newllm_core.studies.variants import variant
 
 _TIMED_SEGMENTS = 4
 _TIMED_VALIDATION = 512  # tokens
-_KNESER_NEY_SECONDS_PER_TOKEN = 4e-4  # six fits; at 57,000 tokens half a minute of one core
 
 
 @dataclass(frozen=True)
-class ContendersEstimate:
+class RowsEstimate:
     """``longest_seconds``: of the unfinished rows on this machine as it is now, if nothing stops early."""
 
     num_rows: int
@@ -32,38 +32,37 @@ class ContendersEstimate:
         return list_text("rows", self.num_rows, self.num_finished, cost)
 
 
-def estimate_contenders(
+def estimate_rows(
     names: Sequence[str],
     base: Settings,
     seeds: Sequence[int],
-    folder: Path = CONTENDERS_DIR,
+    folder: Path = LEADERBOARD_DIR,
     *,
     network_changes: Mapping[str, Any] | None = None,
     data_dir: Path = DATA_DIR,
-) -> ContendersEstimate:
-    """Arguments and errors as of ``contenders.run_contenders``; trains nothing that is kept."""
+) -> RowsEstimate:
+    """Arguments and errors as of ``runners.run_rows``; trains nothing that is kept."""
     changes = network_changes or {}
     points = points_of(names, base, seeds)
     unfinished = [point for point in points if not row_path(*point, folder, changes).is_file()]
     seconds, known, prepared = 0.0, dict[str, float](), None
     for name, settings in unfinished:
         if name not in known:
-            own = contender_settings(name, settings)
+            own = row_settings(name, settings)
             if prepared is None or prepared.model.config != own.model:  # most names share their neighbour's model
                 prepared = prepare(own.data, own.model, own.run, data_dir)
             known[name] = _seconds(name, own, prepared, changes)
         seconds += known[name]
-    return ContendersEstimate(len(points), len(points) - len(unfinished), seconds)
+    return RowsEstimate(len(points), len(points) - len(unfinished), seconds)
 
 
 def _seconds(name: str, settings: Settings, prepared: Prepared, changes: Mapping[str, Any]) -> float:
-    chosen = contender(name)
-    if chosen.network is not None:
-        network = baseline_config(chosen.network, embed_dim=settings.model.embed_dim, **changes)
+    if variant(name).kind == "network":
+        network = baseline_config(name, embed_dim=settings.model.embed_dim, **changes)
         return _network_seconds(network, prepared)
-    if chosen.kind == "model":
-        return 60 * estimate(prepared, settings).longest_minutes
-    return _KNESER_NEY_SECONDS_PER_TOKEN * len(prepared.train_tokens) if chosen.kind == "kneser-ney" else 0.0
+    if name in BASELINES:
+        return BASELINES[name].seconds_per_token * len(prepared.train_tokens)
+    return 60 * estimate(prepared, settings).longest_minutes
 
 
 def _network_seconds(config: BaselineConfig, prepared: Prepared) -> float:

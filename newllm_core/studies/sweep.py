@@ -8,7 +8,7 @@ share Phase 1. Finished records that are committed under ``results/reference/exp
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,40 @@ logger = logging.getLogger("newllm")
 
 Record = dict[str, Any]
 Axes = Mapping[str, Sequence[Any]]  # parameter name -> values
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named change of a base, and what a reader is told of it: tables and pictures are made from that alone.
+
+    Attributes:
+        name: short, for commands, tables and file names.
+        label: words, for pictures.
+        changes: flat parameter -> value, made at once.
+        group: variants of one group stand together.
+        kind: what it is, e.g. "model".
+        sentence: the same in a sentence, where a label says too little.
+        reference: name of the variant that its figures are held against, if any.
+        expected: what was thought of that before it was run.
+    """
+
+    name: str
+    label: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    group: str = "variants"
+    kind: str = "model"
+    sentence: str = ""
+    reference: str | None = None
+    expected: str | None = None
+
+    def settings(self, base: Any) -> Any:
+        """``base``, changed. Raises ConfigError for an unknown parameter, an impossible value or combination."""
+        return changed(base, self.changes)
+
+    def record(self) -> dict[str, Any]:
+        """As a record's ``variant``: what it is called and means now, whatever the code calls it later."""
+        told = ("name", "label", "kind", "group", "sentence", "reference", "expected")
+        return {name: getattr(self, name) for name in told}
 
 
 class SeriesError(RuntimeError):

@@ -1,4 +1,4 @@
-"""Contenders on real text at a small size: the same targets for all, rows read again, figures with known answers."""
+"""Rows of the leaderboard on real text at a small size: the same targets for all, rows read again, known answers."""
 
 import dataclasses
 import math
@@ -10,8 +10,9 @@ import torch
 from test_sweep import SMALL as ONE_CONVERSATION
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from newllm_core.baselines.config import BASELINES
+from newllm_core.baselines import gpt2 as gpt2_module
 from newllm_core.baselines.gpt2 import gpt2_nats
+from newllm_core.baselines.registry import BASELINES
 from newllm_core.comparison.groups import ComparisonError
 from newllm_core.comparison.leaderboard import (
     contexts_table,
@@ -23,46 +24,46 @@ from newllm_core.comparison.leaderboard import (
 from newllm_core.config.schema import ConfigError
 from newllm_core.report.leaderboard import group_pictures, plot_ratios, plot_standings
 from newllm_core.runs.files import RunError, read_json, write_json
-from newllm_core.studies import runners as contenders_module
-from newllm_core.studies.estimate import estimate_contenders
-from newllm_core.studies.runners import Row, changed_contexts, read_rows, row_path, run_contender, run_contenders
-from newllm_core.studies.variants import CONTENDERS
+from newllm_core.studies import runners as runners_module
+from newllm_core.studies.estimate import estimate_rows
+from newllm_core.studies.runners import Row, changed_contexts, read_rows, row_path, run_row, run_rows
+from newllm_core.studies.variants import known_variants, variant
 from newllm_core.training.phase1 import Phase1Result
 
 # Two validation conversations, for an interval.
 SMALL = dataclasses.replace(
     ONE_CONVERSATION, data=dataclasses.replace(ONE_CONVERSATION.data, validation_range=(10, 12))
 )
+LEADERS = [name for name, one in known_variants().items() if one.group == "leaderboard"]
+NETWORKS = [name for name, one in BASELINES.items() if one.kind == "network"]
 NETWORK = {"width": 8, "num_layers": 1, "num_heads": 2, "max_epochs": 1, "num_streams": 2, "segment_tokens": 8}
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
-    folder = tmp_path_factory.mktemp("contenders")
-    return run_contenders(
-        list(CONTENDERS), SMALL, [1, 2], folder / "rows", network_changes=NETWORK, data_dir=folder / "data"
-    )
+    folder = tmp_path_factory.mktemp("leaderboard")
+    return run_rows(LEADERS, SMALL, [1, 2], folder / "rows", network_changes=NETWORK, data_dir=folder / "data")
 
 
 def row(name: str, nats: list[float], seed: int = 1, tokens: int = 100) -> Row:
-    """What `run_contender` writes, without the run."""
+    """What `run_row` writes, without the run."""
     return {
-        "name": name, "seed": seed, "tokens": {"train": tokens, "validation": 31}, "corpus": "made up",
-        "embeddings": "none", "validation_conversations": {"nats": nats, "tokens": [10, 20]},
+        "variant": variant(name).record(), "seed": seed, "tokens": {"train": tokens, "validation": 31},
+        "corpus": "made up", "embeddings": "none", "validation_conversations": {"nats": nats, "tokens": [10, 20]},
         "validation_perplexity": math.exp(sum(nats) / 30), "bits_per_byte": 1.5, "trainable_parameters": 7,
-        "cpu_seconds": 60.0, "config": {"run": {"seed": seed}},
+        "cpu_seconds": 60.0, "config": {} if variant(name).kind == "counts" else {"run": {"seed": seed}},
     }  # fmt: skip
 
 
 def named(rows: list[Row], name: str) -> list[Row]:
-    return [one for one in rows if one["name"] == name]
+    return [one for one in rows if one["variant"]["name"] == name]
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_contender_runs_and_all_are_judged_on_the_same_targets(rows: list[Row]) -> None:
-    assert {one["name"] for one in rows} == set(CONTENDERS)
+def test_every_leader_runs_and_all_are_judged_on_the_same_targets(rows: list[Row]) -> None:
+    assert {one["variant"]["name"] for one in rows} == set(LEADERS)
     assert len({tuple(one["validation_conversations"]["tokens"]) for one in rows}) == 1
     for one in rows:
         parts = one["validation_conversations"]
@@ -71,31 +72,31 @@ def test_every_contender_runs_and_all_are_judged_on_the_same_targets(rows: list[
 
 
 def test_counts_have_one_row_and_everything_else_one_a_seed(rows: list[Row]) -> None:
-    counted = {name: len(named(rows, name)) for name in CONTENDERS}
+    counted = {name: len(named(rows, name)) for name in LEADERS}
     assert {name for name, count in counted.items() if count == 1} == {"unigram", "kneser-ney-5"}
     assert set(counted.values()) == {1, 2}
 
 
 def test_only_what_is_trained_is_counted(rows: list[Row]) -> None:
-    counts = {name: named(rows, name)[0]["trainable_parameters"] for name in CONTENDERS}
+    counts = {name: named(rows, name)[0]["trainable_parameters"] for name in LEADERS}
     block = counts["trained"] - counts["untrained"]
     model = SMALL.model
     assert block == model.context_dim * (model.context_dim + 1 + model.embed_dim + 2)
     assert counts["notes"] == counts["shuffled"] == counts["trained"] and counts["last-token"] == counts["untrained"]
-    assert counts["unigram"] == counts["kneser-ney-5"] == 0 and all(counts[name] > 0 for name in BASELINES)
+    assert counts["unigram"] == counts["kneser-ney-5"] == 0 and all(counts[name] > 0 for name in NETWORKS)
 
 
 def test_a_row_is_read_again_and_another_configuration_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, data_dir = tmp_path / "rows", tmp_path / "data"
-    first = run_contender("unigram", SMALL, folder, {}, data_dir)
-    monkeypatch.setattr(contenders_module, "prepare", None)  # would fail if anything were computed
-    assert run_contender("unigram", SMALL, folder, {}, data_dir) == first
+    first = run_row("unigram", SMALL, folder, {}, data_dir)
+    monkeypatch.setattr(runners_module, "prepare", None)  # would fail if anything were computed
+    assert run_row("unigram", SMALL, folder, {}, data_dir) == first
     (path,) = folder.glob("*.json")
     stored = read_json(path)
     stored["config"]["data"]["num_samples"] += 1
     write_json(path, stored)
     with pytest.raises(RunError, match="num_samples"):
-        run_contender("unigram", SMALL, folder, {}, data_dir)
+        run_row("unigram", SMALL, folder, {}, data_dir)
 
 
 def test_rows_of_other_embeddings_have_other_names() -> None:
@@ -109,32 +110,32 @@ def test_gpt2_is_a_row_without_a_seed_and_trains_nothing(tmp_path: Path, monkeyp
     """The real model needs a network: a small one in the same files."""
     config = GPT2Config(vocab_size=50_257, n_positions=32, n_embd=8, n_layer=1, n_head=2)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
-    monkeypatch.setattr(contenders_module, "gpt2_nats", lambda tokens: gpt2_nats(tokens, str(tmp_path / "gpt2")))
-    rows = run_contenders(["gpt2"], SMALL, [1, 2], tmp_path / "rows", data_dir=tmp_path / "data")
+    monkeypatch.setattr(gpt2_module, "gpt2_nats", lambda tokens: gpt2_nats(tokens, str(tmp_path / "gpt2")))
+    rows = run_rows(["gpt2"], SMALL, [1, 2], tmp_path / "rows", data_dir=tmp_path / "data")
     assert len(rows) == 1 and rows[0]["trainable_parameters"] == 0
     assert rows[0]["validation_perplexity"] == pytest.approx(50_257, rel=0.2)
 
 
 def test_unknown_names_and_impossible_values_stop_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'unigram'"):
-        run_contenders(["trained", "unigramm"], SMALL, [1], tmp_path)
+        run_rows(["trained", "unigramm"], SMALL, [1], tmp_path)
     with pytest.raises(ConfigError, match="widht"):
-        run_contenders(["trained", "gru"], SMALL, [1], tmp_path, network_changes={"widht": 8})
+        run_rows(["trained", "gru"], SMALL, [1], tmp_path, network_changes={"widht": 8})
     better = dataclasses.replace(SMALL, phase2=dataclasses.replace(SMALL.phase2, dropout=0.4))
     with pytest.raises(ConfigError, match="changes to the notes' model: expected dropout=0.0, given 0.4"):
-        run_contenders(["trained"], better, [1], tmp_path)
+        run_rows(["trained"], better, [1], tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_estimate_is_of_what_is_missing(tmp_path: Path) -> None:
     folder, options = tmp_path / "rows", {"network_changes": NETWORK, "data_dir": tmp_path / "data"}
     names = ["unigram", "untrained", "gru"]
-    run_contenders(names[:1], SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
-    found = estimate_contenders(names, SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
+    run_rows(names[:1], SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
+    found = estimate_rows(names, SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
     assert (found.num_rows, found.num_finished) == (5, 1) and 0 < found.longest_seconds < math.inf
     assert str(found).startswith("5 rows, 1 finished; the others at most about ")
     assert len(list(folder.glob("*.json"))) == 1
-    done = estimate_contenders(names[:1], SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
+    done = estimate_rows(names[:1], SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
     assert str(done) == "1 rows, all finished"
 
 
@@ -218,7 +219,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
         perplexity_ratio(gru, lstm)
 
 
-def test_table_and_picture_name_every_contender(rows: list[Row]) -> None:
+def test_table_and_picture_name_every_variant(rows: list[Row]) -> None:
     found = standings(rows)
     table = standings_table(found, "untrained")
     assert list(table.index) == [one.name for one in found]
@@ -245,8 +246,8 @@ def test_a_group_has_a_picture_when_someone_can_be_shown(tmp_path: Path) -> None
     for number, one in enumerate(together):
         write_json(tmp_path / f"{number}.json", one)
     pictures = group_pictures(standings(read_rows(tmp_path)))
-    assert set(pictures) == {"contenders", "decisions"}  # of best's parts one is there, but not best
-    labels = [label.get_text().split("\n")[0] for label in pictures["contenders"].axes[0].get_yticklabels()]
+    assert set(pictures) == {"leaderboard", "decisions"}  # of best's parts one is there, but not best
+    labels = [label.get_text().split("\n")[0] for label in pictures["leaderboard"].axes[0].get_yticklabels()]
     assert labels == ["trained"]
     assert group_pictures(standings([row("best-no-cache", [20, 50])])) == {}
 
@@ -254,7 +255,7 @@ def test_a_group_has_a_picture_when_someone_can_be_shown(tmp_path: Path) -> None
 def test_figures_of_contexts_are_of_those_who_read_them(rows: list[Row]) -> None:
     table = contexts_table(standings(rows))
     assert "untrained" in table.index and not {"gru", "last-token", "shuffled", "unigram"} & set(table.index)
-    ranks = [100 * row["details"]["validation_rank"]["share"] for row in rows if row["name"] == "untrained"]
+    ranks = [100 * row["details"]["validation_rank"]["share"] for row in rows if row["variant"]["name"] == "untrained"]
     assert float(table.loc["untrained", "ER %"]) == pytest.approx(sum(ranks) / len(ranks), abs=0.051)
 
 

@@ -1,0 +1,138 @@
+"""Every baseline, one entry each: words for tables and pictures, its kind, how it is built, and its hyperparameters."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from newllm_core.baselines.config import BaselineConfig
+from newllm_core.baselines.gpt2 import gpt2_baseline
+from newllm_core.baselines.networks import GptNetwork, MinGruNetwork, RecurrentNetwork
+from newllm_core.baselines.ngrams import kneser_ney_baseline, unigram_baseline
+from newllm_core.config.schema import ConfigError, from_mapping, unknown_name_message
+
+KINDS = ("network", "counts", "pretrained")  # the last two have no seed
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What is known of a baseline.
+
+    Attributes:
+        label: words for pictures.
+        sentence: what it is.
+        kind: "network" is trained end to end by `train_baseline`; "counts" and "pretrained" give figures at once.
+        builder: of a network BaselineConfig -> module (`networks.SequenceNetwork`); of the others training tokens
+            `[N]`, validation tokens `[M]` and the vocabulary's size -> nats `[M - 1]` of the validation targets, and
+            what else a record should say.
+        config: of a network, its own values of BaselineConfig; its `network` is the baseline's name if not given.
+        seconds_per_token: of the training text, of those that are no network, for estimates.
+    """
+
+    label: str
+    sentence: str
+    kind: str
+    builder: Callable[..., Any]
+    config: Mapping[str, Any] | None = None
+    seconds_per_token: float = 0.0
+
+
+BASELINES: dict[str, Baseline] = {}
+
+
+def register_baseline(name: str, baseline: Baseline) -> None:
+    """Make ``baseline`` known under ``name``: it can take part in the leaderboard from now on.
+
+    Raises ConfigError that says which part is missing or impossible, and for a built-in name; one's own is replaced.
+    """
+    if name in _BUILT_IN:
+        raise ConfigError(f"baseline {name!r} is built in; choose another name")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        raise ConfigError(f"baseline {name!r}: expected letters, digits, '.', '_' and '-', as in a file name")
+    if baseline.kind not in KINDS:
+        raise ConfigError(f"baseline {name!r}: expected kind to be one of {', '.join(KINDS)}, given {baseline.kind!r}")
+    for part in ("label", "sentence"):
+        if not getattr(baseline, part):
+            raise ConfigError(f"baseline {name!r}: expected a {part}, the words of tables and pictures, given none")
+    if not callable(baseline.builder):
+        raise ConfigError(f"baseline {name!r}: expected a builder that can be called, given {baseline.builder!r}")
+    if (baseline.kind == "network") != (baseline.config is not None):
+        given = "none" if baseline.config is None else "some"
+        raise ConfigError(
+            f"baseline {name!r}: expected values of BaselineConfig for a network and for nothing else, given {given} "
+            f"and kind {baseline.kind!r}"
+        )
+    if baseline.config is not None:
+        config = {"network": name, **baseline.config}
+        from_mapping(BaselineConfig, config)  # refuses what is impossible
+        _refuse_two_builders(name, config["network"], baseline.builder)
+    BASELINES[name] = baseline
+
+
+def _refuse_two_builders(name: str, network: str, builder: Callable[..., Any]) -> None:
+    for other, one in BASELINES.items():
+        if other != name and one.builder is not builder and _network(other) == network:
+            raise ConfigError(f"baseline {name!r}: network {network!r} is built otherwise by the baseline {other!r}")
+
+
+def _network(name: str) -> str | None:
+    config = BASELINES[name].config
+    return None if config is None else config.get("network", name)
+
+
+def baseline_config(name: str, **changes: Any) -> BaselineConfig:
+    """Of a network, then ``changes``. Raises ConfigError for an unknown name or an impossible value."""
+    known = {one: entry.config for one, entry in BASELINES.items() if entry.config is not None}
+    if name not in known:
+        raise ConfigError(unknown_name_message("network", name, known))
+    return from_mapping(BaselineConfig, {"network": name, **known[name], **changes})
+
+
+def build_network(config: BaselineConfig) -> nn.Module:
+    """The network that ``config`` names; its weights are drawn from torch's global generator. Raises ConfigError."""
+    builders = {_network(name): entry.builder for name, entry in BASELINES.items() if entry.config is not None}
+    if config.network not in builders:
+        raise ConfigError(unknown_name_message("network", config.network, map(str, builders)))
+    network: nn.Module = builders[config.network](config)
+    return network
+
+
+_BUILT_IN: frozenset[str] = frozenset()
+# Networks have 1.05 million trained parameters each, within 10 %, at E = 384. The numbers of epochs, over which the
+# learning rate falls to nothing, were chosen on conversations that are neither trained on nor judged.
+for _name, _baseline in {
+    "unigram": Baseline("token frequencies", "token frequencies", "counts", unigram_baseline),
+    "kneser-ney-5": Baseline(
+        "Kneser-Ney, five tokens", "interpolated Kneser-Ney, five tokens", "counts", kneser_ney_baseline,
+        seconds_per_token=4e-4,  # six fits; at 57,000 tokens half a minute of one core
+    ),
+    "gru": Baseline(
+        "GRU", "GRU, trained end to end", "network", RecurrentNetwork, {"network": "gru", "width": 384}
+    ),
+    "gru-cache": Baseline(
+        "GRU with cache", "GRU with the same continuous cache, trained end to end", "network", RecurrentNetwork,
+        {"network": "gru", "width": 384, "cache_weight": 0.15, "cache_scale": 10.0},
+    ),
+    "lstm": Baseline(
+        "LSTM", "LSTM, trained end to end", "network", RecurrentNetwork, {"network": "lstm", "width": 320}
+    ),
+    "mingru": Baseline(
+        "minGRU", "minGRU of two layers, trained end to end", "network", MinGruNetwork,
+        {"network": "mingru", "width": 208, "num_layers": 2},
+    ),
+    "gpt": Baseline(
+        "small GPT", "small GPT of four layers, trained end to end", "network", GptNetwork,
+        {
+            "network": "gpt", "width": 136, "num_layers": 4, "dropout": 0.2, "learning_rate": 0.001,
+            "segment_tokens": 128, "max_epochs": 16,
+        },
+    ),
+    "gpt2": Baseline(
+        "GPT-2", "GPT-2 itself, 124 million parameters trained on some ten billion other tokens", "pretrained",
+        gpt2_baseline,
+    ),
+}.items():  # fmt: skip
+    register_baseline(_name, _baseline)
+_BUILT_IN = frozenset(BASELINES)
