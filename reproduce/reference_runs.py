@@ -2,7 +2,7 @@
 
     python -m newllm_core.batch notebooks/03_phase2.ipynb -f notebooks/profiles/notes.yaml --out results/notebooks/notes
     python -m newllm_core.batch notebooks/03_phase2.ipynb -f notebooks/profiles/cpu.yaml --out results/notebooks/cpu
-    python -m benchmarks.reference_runs            # copies what these two left; nothing is trained here
+    python -m reproduce.reference_runs            # copies what these two left; nothing is trained here
 
 Writes results/reference/runs/<profile>.json and results/reference/readme.png.
 """
@@ -15,9 +15,9 @@ from matplotlib.ticker import MaxNLocator
 
 from newllm_core.config.language import Settings
 from newllm_core.config.profiles import load_profile
-from newllm_core.experiment.run import run_folder_name
+from newllm_core.experiment.identity import run_folder_name
 from newllm_core.report.style import save_figure
-from newllm_core.runs.files import PROJECT_ROOT, RESULTS_DIR, read_json, write_json
+from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, RESULTS_DIR, read_json, write_json
 from newllm_core.runs.folder import RECORD_NAME
 
 PROFILES = {
@@ -75,7 +75,7 @@ def picture(records: dict[str, dict[str, Any]]) -> Figure:
 
 def main() -> None:
     records = {profile: record_of(profile) for profile in PROFILES}
-    reference = RESULTS_DIR / "reference"
+    reference = REFERENCE_DIR
     for profile, record in records.items():
         write_json(reference / "runs" / f"{profile}.json", record)
     path: Path = save_figure(picture(records), reference / "readme.png")

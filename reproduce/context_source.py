@@ -1,6 +1,6 @@
 """Stale or exact contexts in Phase 1? Both on the `cpu` profile, several seeds (issue: exact contexts, item 3).
 
-    python -m benchmarks.context_source            # about 20 minutes on two cores; finished runs are not repeated
+    python -m reproduce.context_source            # about 20 minutes on two cores; finished runs are not repeated
 
 Writes results/reference/context_source.json: per seed effective rank, convergence, perplexity after Phase 2, seconds;
 the runs themselves go to results/context_source/.
@@ -14,7 +14,7 @@ from typing import Any
 from newllm_core.config.language import RunConfig, Settings
 from newllm_core.config.profiles import load_profile
 from newllm_core.experiment.run import run_experiment
-from newllm_core.runs.files import PROJECT_ROOT, RESULTS_DIR, write_json
+from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, RESULTS_DIR, write_json
 
 SOURCES = ("previous_iteration", "exact")
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     parser.add_argument("--max-epochs", type=int, default=5, help="of Phase 2: its first epochs tell the order")
-    parser.add_argument("--out", type=Path, default=RESULTS_DIR / "reference" / "context_source.json")
+    parser.add_argument("--out", type=Path, default=REFERENCE_DIR / "context_source.json")
     arguments = parser.parse_args()
     rows = []
     for seed in arguments.seeds:
