@@ -19,9 +19,20 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
-DATA_DIR = PROJECT_ROOT / "data"
-RESULTS_DIR = PROJECT_ROOT / "results"
+PROJECT_ROOT = Path(__file__).resolve().parents[2]  # of a checkout; of an installed package, where packages are
+
+
+def home_folder() -> Path:
+    """Where data and results go: ``$NEWLLM_HOME``, else the checkout, else (an installed package) where you work."""
+    if chosen := os.environ.get("NEWLLM_HOME"):
+        return Path(chosen).expanduser().resolve()
+    return PROJECT_ROOT if (PROJECT_ROOT / "notebooks" / "profiles").is_dir() else Path.cwd()
+
+
+HOME = home_folder()
+DATA_DIR = HOME / "data"
+RESULTS_DIR = HOME / "results"
+REFERENCE_DIR = PROJECT_ROOT / "results" / "reference"  # committed with the project; only read by runs
 
 
 _PARTIAL = ".partial"
