@@ -21,7 +21,7 @@ from newllm_core.experiment.checks import (
     rank_check,
     repeated_passes,
 )
-from newllm_core.experiment.estimate import Estimate, duration_text, estimate, list_text
+from newllm_core.experiment.estimate import Estimate, duration_text, estimate
 from newllm_core.experiment.measure import (
     describe,
     generate_text,
@@ -82,7 +82,6 @@ __all__ = [
     "fixed_point_check",
     "generate_text",
     "identity_check",
-    "list_text",
     "load_model",
     "measure_phase1",
     "per_conversation_sums",

@@ -47,9 +47,7 @@ from newllm_core.vision.score import (
 from newllm_core.vision.settings import (
     VisionSettings,
     configuration_record,
-    for_data_set,
     require_fit,
-    run_name,
     settings_of,
 )
 from newllm_core.vision.training import EpochFigures, Evaluation, TrainingResult, evaluate, train_vision
@@ -210,18 +208,6 @@ def load_trained(run_dir: Path) -> tuple[NkatModel, Record]:
     model = NkatModel(settings_of(record).model, record["seed"])
     model.load_state_dict(load_tensors(run_dir / WEIGHTS_NAME))
     return model.eval(), record
-
-
-def run_data_sets(
-    base: VisionSettings, data_sets: Sequence[VisionDataConfig], folder: Path = VISION_DIR
-) -> dict[str, Record]:
-    """The same model and training on each data set (see `settings.for_data_set`); their records by data set."""
-    records: dict[str, Record] = {}
-    for data in data_sets:
-        settings = for_data_set(base, data)
-        records[data.dataset] = run_vision(settings, folder / run_name(settings))
-        logger.info("%s: test accuracy %.4f", data.dataset, records[data.dataset]["test"]["accuracy"])
-    return records
 
 
 def score_cards(records: Mapping[str, Record], names: Sequence[str], part: str = "test") -> dict[str, ScoreCard]:
