@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from benchmarks.inputs import load_streams, new_model
 from benchmarks.machine import MB, forget_peak, in_fresh_process, peak_mb, resident_mb
-from benchmarks.phase2_epoch import project_trainer
+from benchmarks.phase2_epoch import project_trainer, trained_epoch
 from benchmarks.settings import BenchmarkSettings
 from benchmarks.timing import compared, interleaved
 from newllm_core.config.language import ModelConfig, Phase2Config
@@ -130,7 +130,7 @@ def trained_hidden_states(settings: BenchmarkSettings, embed_dim: int) -> tuple[
     contexts = all_contexts(new_model(ModelConfig.context_dim, embed_dim, settings.seed), tokens)
     batch = Phase2Config.effective_batch_size
     trainer = project_trainer(settings, embed_dim, tokens, contexts, batch, "blocks")
-    trainer._train_epoch(1)
+    trained_epoch(trainer, 1)
     rows = slice(0, max(*settings.batch_sizes, settings.reference_rows))
     with torch.no_grad():
         hidden = trainer.model.hidden(contexts[rows], tokens[rows])

@@ -98,7 +98,7 @@ def _epoch_seconds(settings: BenchmarkSettings, streams: Streams, share: float) 
     size, head = Phase2Config.effective_batch_size, Phase2Config.head
     trainer = phase2_epoch.project_trainer(settings, WHISPER_WIDTH, streams.train, contexts, size, head)
     num_targets = len(streams.train) - 1
-    batches = list(trainer._positions(1, num_targets))
+    batches = list(trainer._positions(1))
     batches = batches[: max(1, round(len(batches) * share))]
     began = time.perf_counter()
     for batch in context_batches(contexts, streams.train, batches):

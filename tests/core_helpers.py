@@ -1,7 +1,6 @@
 """Small models, streams and configs for the tests of newllm_core's two phases and what they stand on."""
 
-from pathlib import Path
-from types import ModuleType
+import math
 from typing import Any
 
 import pytest
@@ -10,8 +9,8 @@ from torch import Tensor
 
 from newllm_core.config.language import ModelConfig, Phase1Config, Phase2Config
 from newllm_core.model import ContextBlock, NewLLM
-from newllm_core.runs.checkpoint import Checkpoint, save_checkpoint
-from newllm_core.training import phase1 as phase1_module
+from newllm_core.runs import checkpoint as checkpoint_module
+from newllm_core.training.loop import TrainingLoop
 
 VOCAB_SIZE = 30
 
@@ -74,13 +73,19 @@ def state_of(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
-def stop_after(module: ModuleType, count: int, patch: pytest.MonkeyPatch) -> None:
-    """Interrupt ``module`` when its ``count``-th epoch or iteration is saved."""
+def save_always(patch: pytest.MonkeyPatch) -> None:
+    """Checkpoints after every step and every pass, whatever they cost."""
+    patch.setattr(checkpoint_module, "CHECKPOINT_SHARE", math.inf)
 
-    def save_and_stop(folder: Path, checkpoint: Checkpoint) -> None:
-        save_checkpoint(folder, checkpoint)
-        if len(checkpoint.epochs) == count:
+
+def stop_after(name: str, count: int, patch: pytest.MonkeyPatch, steps: int = 0) -> None:
+    """Interrupt the training ``name`` when it is saved after ``count`` passes, and ``steps`` of the next."""
+    save = TrainingLoop.save
+
+    def save_and_stop(loop: TrainingLoop[Any]) -> None:
+        save(loop)
+        if loop.name == name and (len(loop.rows), loop.within.steps) == (count, steps):
             raise KeyboardInterrupt
 
-    patch.setattr(phase1_module, "_CHECKPOINT_SECONDS", 0.0)
-    patch.setattr(module, "save_checkpoint", save_and_stop)
+    save_always(patch)
+    patch.setattr(TrainingLoop, "save", save_and_stop)

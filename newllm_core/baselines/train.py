@@ -1,10 +1,9 @@
 """Training of a baseline network: truncated back-propagation over streams of the training text, early stopping."""
 
-import copy
 import math
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,26 +12,17 @@ from torch import Tensor, nn
 from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.registry import build_network
 from newllm_core.data.stream import ring_segments
-from newllm_core.errors import NotFiniteError
+from newllm_core.errors import refuse_not_finite
 from newllm_core.head.continuous_cache import cached_nats
 from newllm_core.head.cross_entropy import Head, choose_head, with_output_bias, with_unit_columns
 from newllm_core.head.sampled_softmax import SampledHead, epochs_head
 from newllm_core.head.unigram_bias import fit_unigram
 from newllm_core.metrics.prediction import perplexity
 from newllm_core.model import NewLLM
-from newllm_core.runs.checkpoint import (
-    Checkpoint,
-    CheckpointPlace,
-    generator_states,
-    joined,
-    load_checkpoint,
-    parted,
-    restore_generators,
-    save_checkpoint,
-    with_circumstances,
-)
-from newllm_core.runs.progress import Seconds, Stopwatch, progress_bar
+from newllm_core.runs.checkpoint import CheckpointPlace, with_read_data
+from newllm_core.runs.progress import Seconds
 from newllm_core.runs.reproducibility import derived_generator
+from newllm_core.training.loop import Stateful, TrainingLoop
 
 _EVALUATION_TOKENS = 1024  # of the validation stream at once, for networks that carry a state
 
@@ -86,18 +76,20 @@ def train_baseline(
     Args:
         train_tokens: `[N]`, validation_tokens: `[M]`, on the model's device.
         seed: of weights, streams and dropout.
-        checkpoints: one is written after every epoch and gone on from, with the same result to the last bit; None:
-            none. The caller deletes the last one.
+        checkpoints: where they are written and gone on from, with the same result to the last bit; None: none. The
+            caller deletes the last ones.
 
     Raises NotFiniteError when a loss is not finite, ValueError for too short a text or another width of the
     embeddings, RunError for a checkpoint that is not this run's.
     """
     trainer = _Trainer(model, train_tokens, validation_tokens, config, seed, checkpoints)
-    trainer.resume()
-    return trainer.train()
+    trainer.run()
+    return trainer.result()
 
 
-class _Trainer:
+class _Trainer(TrainingLoop[BaselineEpoch]):
+    row_kind = BaselineEpoch
+
     def __init__(
         self, model: NewLLM, train_tokens: Tensor, validation_tokens: Tensor, config: BaselineConfig, seed: int,
         checkpoints: CheckpointPlace | None,
@@ -112,115 +104,77 @@ class _Trainer:
             raise ValueError(
                 f"train_baseline: expected the embeddings' embed_dim={model.config.embed_dim}, given {config.embed_dim}"
             )
-        self.model, self.config, self.seed = model, config, seed
+        self.model, self.config, self.seed, self.name = model, config, seed, config.network
+        device = train_tokens.device
+        read: dict[str, list[Tensor]] = {"tokens": [train_tokens, validation_tokens], "embedding": [model.embedding]}
+        self.method = choose_head("auto", device)
+        super().__init__(
+            device, config.max_epochs, checkpoints and with_read_data(checkpoints, device, read, head=self.method),
+            patience=config.patience,
+            steps_per_pass=math.ceil((len(train_tokens) // config.num_streams - 1) / config.segment_tokens),
+        )  # fmt: skip
         self.train_tokens, self.validation_tokens = train_tokens, validation_tokens
         torch.manual_seed(derived_generator("baseline", config.network, seed).initial_seed())
-        self.network = build_network(config).to(train_tokens.device)
+        self.network = build_network(config).to(device)
         self.bias: Tensor | None = None
         self.weight = model.head_weight.detach()
         if config.unigram_bias:
             self.bias = fit_unigram(train_tokens, len(self.weight)).log_probabilities.to(self.weight)
             self.weight = with_output_bias(self.weight, self.bias)
-        self.method = choose_head("auto", train_tokens.device)
         self.head = Head(self.weight, self.method)
         parameters = list(self.network.parameters())
         self.optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
-        self.steps_per_epoch = math.ceil((len(train_tokens) // config.num_streams - 1) / config.segment_tokens)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self.optimizer, self.steps_per_epoch * config.max_epochs
-        )
-        read: dict[str, list[Tensor]] = {"tokens": [train_tokens, validation_tokens], "embedding": [model.embedding]}
-        self.checkpoints = checkpoints and with_circumstances(checkpoints, train_tokens.device, read, head=self.method)
-        self.epochs: list[BaselineEpoch] = []
-        self.best_epoch, self.best_weights = 0, dict[str, Tensor]()
-        self.watch = Stopwatch()
-
-    def train(self) -> BaselineResult:
-        done, total = len(self.epochs), self.config.max_epochs
-        with progress_bar(total=total, initial=done, desc=self.config.network, unit="epoch") as bar:
-            for epoch in range(done + 1, total + 1):
-                if len(self.epochs) - self.best_epoch >= self.config.patience:
-                    break
-                self._epoch(epoch)
-                bar.update()
-                last, best = self.epochs[-1], self.epochs[self.best_epoch - 1]
-                bar.set_postfix(
-                    {"PPL val": f"{last.validation_perplexity:.1f}", "best": f"{best.validation_perplexity:.1f}"}
-                )
-        self.network.load_state_dict(self.best_weights)
-        exact = Head(self.weight, "direct" if self.method == "direct" else "blocks")
-        nats = self._judged(exact)
-        return BaselineResult(
-            self.epochs, self.best_epoch, nats, self._num_parameters(), self.watch.total(), self.watch.earlier
+            self.optimizer, self.steps_per_pass * config.max_epochs
         )
 
-    def _epoch(self, epoch: int) -> None:
-        """Train, judge, keep the weights if no epoch before was as good, and write the checkpoint."""
-        best = self.epochs[self.best_epoch - 1].validation_loss if self.epochs else math.inf
-        self.epochs.append(self._trained_epoch(epoch))
-        if self.epochs[-1].validation_loss < best:
-            self.best_epoch, self.best_weights = epoch, copy.deepcopy(self.network.state_dict())
-        if self.checkpoints is not None:
-            save_checkpoint(self.checkpoints.folder, self._checkpoint(self.checkpoints))
-
-    def _checkpoint(self, place: CheckpointPlace) -> Checkpoint:
-        states = {
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "best_epoch": self.best_epoch,
-            "seconds": self.watch.state(),
-            **generator_states(self.train_tokens.device),
-        }
-        tensors = joined({"network": self.network.state_dict(), "best": self.best_weights})
-        return Checkpoint(place.configs, [asdict(epoch) for epoch in self.epochs], tensors, states)
-
-    def resume(self) -> None:
-        """Take up the checkpoint, if there is one."""
-        device = self.train_tokens.device
-        found = load_checkpoint(self.checkpoints, device)
-        if found is None:
-            return
-        parts = parted(found.tensors, ("network", "best"))
-        self.network.load_state_dict(parts["network"])
-        self.best_epoch, self.best_weights = found.states["best_epoch"], parts["best"]
-        self.epochs = [BaselineEpoch(**epoch) for epoch in found.epochs]
-        self.optimizer.load_state_dict(found.states["optimizer"])
-        self.schedule.load_state_dict(found.states["schedule"])
-        self.watch.resume(found.states["seconds"])
-        restore_generators(found.states, device)
-
-    def _num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.network.parameters())
-
-    def _trained_epoch(self, epoch: int) -> BaselineEpoch:
-        began = time.perf_counter()
-        train_loss = self._train_epoch(epoch)
-        validation_loss = float(self._validation_nats(self.head).mean())
-        for name, loss in (("training", train_loss), ("validation", validation_loss)):
-            if not math.isfinite(loss):
-                raise NotFiniteError(f"baseline {self.config.network}, epoch {epoch}: {name} loss is {loss}")
-        rate = float(self.schedule.get_last_lr()[0])
-        return BaselineEpoch(
-            epoch, train_loss, validation_loss, perplexity(validation_loss), rate, time.perf_counter() - began
-        )
-
-    def _train_epoch(self, epoch: int) -> float:
-        """One pass over the streams; mean nats a token."""
+    def steps(self, number: int) -> Iterator[None]:
+        """Over the streams side by side, each segment entered by the state that the one before left."""
         self.network.train()
-        head = self._training_head(epoch)
-        nats = torch.zeros((), dtype=torch.float64, device=self.train_tokens.device)
-        count, state = 0, None
-        for tokens, targets in self._segments(epoch):
-            hidden, state = self.network(self.model.embed(tokens), state)
+        head = self._training_head(number)
+        for tokens, targets in islice(self._segments(number), self.within.steps, None):
+            hidden, self.within.carried = self.network(self.model.embed(tokens), self.within.carried)
             loss = head.loss(self._for_head(hidden), targets.reshape(-1)).mean_nats
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
             self.optimizer.step()
             self.schedule.step()
-            nats += loss.detach().double() * targets.numel()
-            count += targets.numel()
-        return float(nats) / count
+            self.within.add({"training loss": loss.detach().double() * targets.numel()})
+            yield
+
+    def row(self, number: int) -> BaselineEpoch:
+        streams = self.config.num_streams
+        train_loss = float(self.within.sums["training loss"]) / (streams * (len(self.train_tokens) // streams - 1))
+        validation_loss = float(self._validation_nats(self.head).mean())
+        refuse_not_finite({"validation loss": validation_loss})
+        rate = float(self.schedule.get_last_lr()[0])
+        return BaselineEpoch(
+            number, train_loss, validation_loss, perplexity(validation_loss), rate, self.pass_seconds()
+        )
+
+    def score(self, row: BaselineEpoch) -> float:
+        return -row.validation_loss
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        weights: dict[str, Tensor] = self.network.state_dict()
+        return weights
+
+    kept = tensors
+
+    def stateful(self) -> Mapping[str, Stateful]:
+        return {"optimizer": self.optimizer, "schedule": self.schedule}
+
+    def shown(self) -> dict[str, str]:
+        last, best = self.rows[-1], self.rows[self.best.number - 1]
+        return {"PPL val": f"{last.validation_perplexity:.1f}", "best": f"{best.validation_perplexity:.1f}"}
+
+    def result(self) -> BaselineResult:
+        """Of the best weights, judged once more by exact products."""
+        self.network.load_state_dict(self.best.weights)
+        nats = self._judged(Head(self.weight, "direct" if self.method == "direct" else "blocks"))
+        trained = sum(parameter.numel() for parameter in self.network.parameters())
+        return BaselineResult(self.rows, self.best.number, nats, trained, self.watch.total(), self.watch.earlier)
 
     def _segments(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """`[B, T]` tokens and the targets that follow them."""

@@ -19,7 +19,9 @@ class DataConfig:
     """Which text, which conversations of it, and which frozen token embeddings."""
 
     corpus: str = choice("chitchat", "ultrachat", "file")
-    conversations_file: str | None = None  # .jsonl or .parquet in UltraChat's `messages` schema; corpus "file" only
+    conversations_file: str | None = None  # .jsonl or .parquet, schemas: data/conversations.py; corpus "file" only
+    # What to do in it with a message that has no text (null beside a tool call), or a conversation without messages.
+    missing_text: str = choice("refuse", "skip-message", "skip-conversation")
     num_samples: int = number(80, low=1)  # training conversations, in corpus order
     train_range: tuple[int, int] | None = None  # (first, past the last) to take them from; None: all but validation
     validation_range: tuple[int, int] = (1000, 1020)  # notes: samples 1000–1019
@@ -41,6 +43,8 @@ class DataConfig:
                 "DataConfig: corpus='file' and conversations_file go together, "
                 f"given corpus={self.corpus!r} and conversations_file={self.conversations_file!r}"
             )
+        if self.corpus != "file" and self.missing_text != "refuse":
+            raise ConfigError(f"DataConfig.missing_text: only for corpus='file', given corpus={self.corpus!r}")
         self._refuse_overlap()
 
     def _refuse_overlap(self) -> None:

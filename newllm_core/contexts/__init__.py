@@ -3,7 +3,6 @@
 from newllm_core.contexts.shooting import (
     ExactContexts,
     NotConvergedError,
-    NotFiniteContextsError,
     TokenEmbeds,
     exact_contexts,
     sequential_contexts,
@@ -15,7 +14,6 @@ __all__ = [
     "Batch",
     "ExactContexts",
     "NotConvergedError",
-    "NotFiniteContextsError",
     "TokenEmbeds",
     "allocate_contexts",
     "context_batches",

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from newllm_core.errors import NotFiniteError
 from newllm_core.model.layers import ContextBlock
 
 # Seconds of one lock-step over seconds that one more row adds to it, at C = 500; measured on two CPU cores (12 at
@@ -68,10 +69,6 @@ class NotConvergedError(RuntimeError):
     """A limited number of passes did not reach the tolerance."""
 
 
-class NotFiniteContextsError(ValueError):
-    """Weights, embeddings or the initial context make contexts that are infinite or not a number."""
-
-
 @torch.no_grad()
 def sequential_contexts(block: ContextBlock, token_embeds: Tensor, initial: Tensor) -> Tensor:
     """The definition: `c_i = block(c_{i-1}, e_i)`, token by token. `[N, E·T], [C]` -> `[N, C]`."""
@@ -114,7 +111,7 @@ def exact_contexts(
         out: `[N, L, C]`, written in place, on any device, e.g. a memory-mapped file.
 
     Raises NotConvergedError when `max_passes` did not reach the tolerance, ValueError for an empty stream or an
-    argument out of its range, NotFiniteContextsError.
+    argument out of its range, NotFiniteError.
     """
     num_tokens = len(token_embeds)
     plain_call = segment_length is None and max_passes is None and out is None and not all_layers
@@ -193,9 +190,7 @@ def _loop(block: ContextBlock, parts: list[Tensor], initial: Tensor, out: Tensor
 def _refuse_not_finite(ends: Tensor) -> None:
     """A context that is not finite stays so to the end of its segment, so the ends tell."""
     if not math.isfinite(ends.sum().item()):
-        raise NotFiniteContextsError(
-            "exact_contexts: contexts are not finite; weights, embeddings or the initial context are not"
-        )
+        raise NotFiniteError("contexts are not finite: weights, embeddings or the initial context are not")
 
 
 class _Shooting:

@@ -1,21 +1,24 @@
 """Text: conversations of a corpus, in corpus order, as one string each.
 
 `chitchat` is read from an installed package, `ultrachat` is streamed from the Hugging Face Hub, `file` is the user's
-own file in UltraChat's `messages` schema. Source: spec section 3, design.md section 2.
+own file; conversations.py says in which schemas. Source: spec section 3, design.md section 2.
 """
 
+import contextlib
 import functools
-import importlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from newllm_core.config.language import DataConfig
+from newllm_core.data.conversations import conversations_from_rows
 from newllm_core.data.errors import DataError
 from newllm_core.data.packages import CHITCHAT, locate
+from newllm_core.data.places import find_path
+from newllm_core.data.rows import check_file, import_or_explain, read_rows
 from newllm_core.runs.files import sha256_file
 
 ULTRACHAT = ("HuggingFaceH4/ultrachat_200k", "train_sft")  # data set, split
@@ -36,18 +39,22 @@ class Corpus:
     key: str
     source: str
     label: str
-    read: Callable[[], Iterator[str]]
+    read: Callable[[], Generator[str, None, None]]
+
+    def first(self, count: int) -> list[str]:
+        """The first ``count`` conversations, fewer when there are fewer; no more is parsed or downloaded."""
+        with contextlib.closing(self.read()) as conversations:
+            return list(itertools.islice(conversations, count))
 
 
 def open_corpus(config: DataConfig) -> Corpus:
     """The configured corpus; nothing of it is parsed yet. Raises DataError when its file is missing or altered."""
     if config.corpus == "chitchat":
         path = locate(CHITCHAT)
-        return Corpus("chitchat", CHITCHAT.sha256, "chitchat", lambda: iter(chitchat_conversations(path)))
+        return Corpus("chitchat", CHITCHAT.sha256, "chitchat", lambda: (text for text in chitchat_conversations(path)))
     if config.corpus == "ultrachat":
         return Corpus("ultrachat", ":".join(ULTRACHAT), "ultrachat", _stream_ultrachat)
-    assert config.conversations_file is not None  # DataConfig refuses corpus="file" without it
-    return _open_file(Path(config.conversations_file))
+    return _open_file(config)
 
 
 def load_conversations(config: DataConfig, stop: int) -> list[str]:
@@ -55,7 +62,7 @@ def load_conversations(config: DataConfig, stop: int) -> list[str]:
 
     Raises DataError for input that cannot be used.
     """
-    return list(itertools.islice(open_corpus(config).read(), stop))
+    return open_corpus(config).first(stop)
 
 
 @functools.cache
@@ -78,115 +85,28 @@ def _chitchat_turns(record: dict[str, Any]) -> list[str] | None:
     return None if any(refused in lowered for refused in REFUSED_STRINGS) else turns
 
 
-def _stream_ultrachat() -> Iterator[str]:
+def _stream_ultrachat() -> Generator[str, None, None]:
     name, split = ULTRACHAT
-    datasets = _import_or_explain("datasets", "corpus='ultrachat'")
+    datasets = import_or_explain("datasets", "corpus='ultrachat'")
     try:
         rows = datasets.load_dataset(name, split=split, streaming=True)
     except OSError as error:
         raise DataError(
             f"corpus='ultrachat': {name} cannot be reached ({error}). It needs a network; corpus='chitchat' does not."
         ) from error
+    origin = f"{name}:{split}"
+    placed = ((f"{origin}, row {number}", row) for number, row in enumerate(rows, start=1))
     # The published data set is taken as it is, a message without text included.
-    return conversations_from_rows(rows, f"{name}:{split}", "row", allow_empty_content=True)
+    return conversations_from_rows(placed, origin, allow_empty=True)
 
 
-def _import_or_explain(module: str, purpose: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise DataError(f"{purpose} needs the package {package}: pip install {package}") from error
-
-
-def _open_file(path: Path) -> Corpus:
-    readers = {".jsonl": _json_rows, ".parquet": _parquet_rows}
-    if path.suffix not in readers:
-        raise DataError(f"{path}: expected a file that ends in {' or '.join(readers)}, given {path.suffix!r}")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty; expected one conversation per line or row")
+def _open_file(config: DataConfig) -> Corpus:
+    assert config.conversations_file is not None  # DataConfig refuses corpus="file" without it
+    path = find_path(config.conversations_file)
+    check_file(path)
     source = sha256_file(path)
-    unit = "line" if path.suffix == ".jsonl" else "row"
-    rows = readers[path.suffix]
-    return Corpus(f"file-{source[:8]}", source, str(path), lambda: conversations_from_rows(rows(path), str(path), unit))
-
-
-def _json_rows(path: Path) -> Iterator[Any]:
-    # Read as bytes: text mode would also split at other line ends and decode before a line number is known.
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{path}, line {number}"
-            try:
-                yield json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise DataError(f"{where}: expected UTF-8, found byte {line[error.start]:#04x}") from error
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{where}: expected a JSON object, found something else ({error})") from error
-
-
-def _parquet_rows(path: Path) -> Iterator[Any]:
-    parquet = _import_or_explain("pyarrow.parquet", "a .parquet file")
-    try:
-        with parquet.ParquetFile(path) as file:
-            _check_parquet_columns(path, file.schema_arrow.names, file.metadata.num_rows)
-            batches = file.iter_batches(batch_size=256, columns=["messages"])
-            values = itertools.chain.from_iterable(batch.column(0) for batch in batches)
-            for number, value in enumerate(values, start=1):
-                yield {"messages": _python_value(value, f"{path}, row {number}")}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected a Parquet file, found something else ({error})") from error
-
-
-def _python_value(value: Any, where: str) -> Any:
-    try:
-        return value.as_py()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: expected UTF-8, found byte {error.object[error.start]:#04x}") from error
-
-
-def _check_parquet_columns(path: Path, columns: list[str], num_rows: int) -> None:
-    if "messages" not in columns:
-        raise DataError(f"{path}: expected a column `messages`, found the columns {columns}")
-    if num_rows == 0:
-        raise DataError(f"{path}: the file is empty; expected one conversation per line or row")
-
-
-def conversations_from_rows(
-    rows: Iterable[Any], origin: str, unit: str, *, allow_empty_content: bool = False
-) -> Iterator[str]:
-    """Rows in UltraChat's schema, ``{"messages": [{"role": …, "content": text}, …]}``, to one text each, lazily.
-
-    Raises DataError that names ``origin`` and the row, counted from 1, for a row that is not in this schema.
-    """
-    for number, row in enumerate(rows, start=1):
-        yield _conversation_text(row, f"{origin}, {unit} {number}", allow_empty_content)
-
-
-def _conversation_text(row: Any, where: str, allow_empty_content: bool) -> str:
-    """The message contents joined by a newline."""
-    if not isinstance(row, dict) or "messages" not in row:
-        found = f"the keys {sorted(map(str, row))}" if isinstance(row, dict) else type(row).__name__
-        raise DataError(f"{where}: expected an object with `messages`, found {found}")
-    messages = row["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise DataError(f"{where}: expected `messages` to be a list of at least one message, found {messages!r:.60}")
-    return "\n".join(
-        _message_content(message, f"{where}, message {number}", allow_empty_content)
-        for number, message in enumerate(messages, start=1)
+    # The switch decides what the conversations are, so it belongs to their name.
+    key = f"file-{source[:8]}" + ("" if config.missing_text == "refuse" else f"-{config.missing_text}")
+    return Corpus(
+        key, source, str(path), lambda: conversations_from_rows(read_rows(path), str(path), config.missing_text)
     )
-
-
-def _message_content(message: Any, where: str, allow_empty_content: bool) -> str:
-    if not isinstance(message, dict) or "content" not in message:
-        raise DataError(f"{where}: expected an object with `content`, found {message!r:.60}")
-    content = message["content"]
-    if not isinstance(content, str) or not (content or allow_empty_content):
-        raise DataError(f"{where}: expected `content` to be text that is not empty, found {content!r:.60}")
-    try:
-        # JSON can spell half a surrogate pair (\ud800); the tokenizer, and every file written from it, cannot.
-        content.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: expected text that UTF-8 can hold, found {content[error.start]!r}") from error
-    return content

@@ -1,6 +1,5 @@
 """Which conversations are trained on, and which are kept for validation. Spec sections 3 and 9.1."""
 
-import itertools
 from dataclasses import dataclass
 
 from newllm_core.config.language import DataConfig
@@ -65,7 +64,7 @@ def load_samples(config: DataConfig, corpus: Corpus) -> Samples:
 
     Raises DataError for ranges the corpus does not have, and when a training text equals a validation text.
     """
-    conversations = list(itertools.islice(corpus.read(), conversations_needed(config)))
+    conversations = corpus.first(conversations_needed(config))
     train_indices = select_samples(config, len(conversations))
     refuse_shared_texts(conversations, train_indices, range(*config.validation_range), corpus.label)
     first, stop = config.validation_range

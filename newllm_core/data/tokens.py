@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ VOCAB_SIZE = 50257  # GPT-2
 SELF_CHECK = ("Hello world", [15496, 995])  # GPT-2's ids; an empty or foreign vocabulary gives others
 TOKENIZER_SHA256 = sha256_bytes((GPT2_ENCODER.sha256 + GPT2_MERGES.sha256).encode())
 PROGRESS_FROM = 2000  # conversations; fewer take at most a few seconds
-ENCODE_BATCH = 256  # conversations encoded in parallel at once
+ENCODE_BATCH = 256  # conversations encoded in parallel at once, fewer where they are long:
+ENCODE_CHARACTERS = 2_000_000  # up to 200 bytes of memory for each
 logger = logging.getLogger("newllm")
 
 
@@ -241,10 +242,23 @@ def encode_conversations(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Te
     with progress_bar(
         total=len(texts), desc="tokenising", unit=" conversations", disable=len(texts) <= PROGRESS_FROM
     ) as bar:
-        for start in range(0, len(texts), ENCODE_BATCH):
-            batch = list(texts[start : start + ENCODE_BATCH])
+        for batch in _batches(texts):
             for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
                 pieces.append(torch.tensor(encoding.ids, dtype=torch.int64))
                 lengths.append(len(encoding.ids))
             bar.update(len(batch))
     return torch.cat(pieces), torch.tensor(lengths, dtype=torch.int64).cumsum(0)
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """``texts`` in order, as many at once as the limits allow, at least one."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        if batch and (len(batch) == ENCODE_BATCH or characters + len(text) > ENCODE_CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(text)
+        characters += len(text)
+    if batch:
+        yield batch

@@ -1,7 +1,7 @@
 """The validation text: written once beside a record of where it comes from, read from there ever after.
 
-Spec section 3. A figure is comparable only with figures on the same text, so a recorded text that is not the one the
-configuration asks for is refused, and a damaged one is rebuilt.
+Spec section 3. Each validation_range of a corpus has a folder of its own. A figure is comparable only with figures on
+the same text, so a recorded text that is not the one the configuration asks for is refused, and a damaged one rebuilt.
 """
 
 import logging
@@ -14,6 +14,7 @@ from typing import Any
 from newllm_core.config.language import DataConfig
 from newllm_core.data.corpus import Corpus
 from newllm_core.data.errors import DataError
+from newllm_core.data.rows import refuse_long
 from newllm_core.runs.files import RunError, read_json, sha256_bytes, write_json, write_text
 
 TEXT_NAME = "example_val.txt"
@@ -30,15 +31,22 @@ class ValidationText:
     conversation_starts: list[int]
 
 
+def validation_folder(config: DataConfig, corpus: Corpus, data_dir: Path) -> Path:
+    """`<data_dir>/<corpus key>/validation-<first>-<past the last>`."""
+    first, stop = config.validation_range
+    return data_dir / corpus.key / f"validation-{first}-{stop}"
+
+
 def validation_text(
     config: DataConfig, corpus: Corpus, data_dir: Path, read_validation: Callable[[], list[str]]
 ) -> ValidationText:
-    """The conversations of validation_range joined by a blank line, from `<data_dir>/<corpus key>/example_val.txt`.
+    """The conversations of validation_range joined by a blank line, from `example_val.txt` in ``validation_folder``.
 
     ``read_validation`` gives these conversations; it is called only when the text has to be built.
-    Raises DataError when the text on disk comes from another range or source than the configuration's.
+    Raises DataError when the text on disk comes from another source than the configuration's, or is too long.
     """
-    text_path, record_path = (data_dir / corpus.key / name for name in (TEXT_NAME, RECORD_NAME))
+    folder = validation_folder(config, corpus, data_dir)
+    text_path, record_path = folder / TEXT_NAME, folder / RECORD_NAME
     wanted = {"corpus": corpus.key, "source": corpus.source, "validation_range": list(config.validation_range)}
     if text_path.exists() or record_path.exists():
         record = _read_record(record_path)
@@ -51,9 +59,12 @@ def validation_text(
     conversations = read_validation()
     lengths = [len(conversation) + len(SEPARATOR) for conversation in conversations[:-1]]
     built = ValidationText(SEPARATOR.join(conversations), list(accumulate(lengths, initial=0)))
+    encoded = built.text.encode("utf-8")
+    # It becomes tokens in one piece, as rows.py says of one conversation.
+    refuse_long(len(encoded), f"{corpus.label}, validation_range {config.validation_range} in all")
     write_text(text_path, built.text)
-    checksum = sha256_bytes(built.text.encode("utf-8"))
-    write_json(record_path, {**wanted, "conversation_starts": built.conversation_starts, "sha256": checksum})
+    record = {**wanted, "conversation_starts": built.conversation_starts, "sha256": sha256_bytes(encoded)}
+    write_json(record_path, record)
     return built
 
 
@@ -74,5 +85,5 @@ def _refuse_other_origin(record: dict[str, Any], wanted: dict[str, Any], text_pa
             raise DataError(
                 f"{text_path} was written for {name} {record.get(name)!r}, the configuration asks for {value!r}: "
                 "figures on different validation texts cannot be compared. "
-                f"Set {name} back, use another data directory, or delete {TEXT_NAME} and {RECORD_NAME} to start anew"
+                f"Set {name} back, or delete {text_path.parent} to start anew"
             )

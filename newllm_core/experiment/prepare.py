@@ -1,17 +1,25 @@
-"""What both phases start from: tokens, embeddings, and a model with initial weights."""
+"""What both phases start from: tokens, embeddings, and a model with initial weights; and whether that is enough.
 
+What is needed later is looked at here, before anything is trained: the lengths of the texts, and the space on disk.
+"""
+
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from newllm_core.config.language import DataConfig, ModelConfig, RunConfig
+from newllm_core.config.language import DataConfig, ModelConfig, Phase1Config, RunConfig
 from newllm_core.config.schema import ConfigError
-from newllm_core.data import EmbeddingMatrix, TokenData, load_embeddings, load_token_streams
+from newllm_core.data import DataError, EmbeddingMatrix, TokenData, load_embeddings, load_token_streams
 from newllm_core.model import NewLLM, StreamEmbeddings
-from newllm_core.runs.files import DATA_DIR
+from newllm_core.runs.files import DATA_DIR, RunError
 from newllm_core.runs.reproducibility import resolve_device, seed_everything
 from newllm_core.training.initialisation import scale_to_exponent
+
+MIN_TOKENS = 2  # one token, and the one after it that is predicted
+MIN_EXPONENT_TOKENS = 64  # what `contraction_rate` measures on at least
+_MEGABYTE = 1e6
 
 
 @dataclass(frozen=True)
@@ -28,17 +36,21 @@ class Prepared:
 
 
 def prepare(data: DataConfig, model: ModelConfig, run: RunConfig, data_dir: Path = DATA_DIR) -> Prepared:
-    """Seed, tokens, embeddings and a model with initial weights. Raises DataError or RunError, before any training.
+    """Seed, tokens, embeddings and a model with initial weights, before any training.
 
-    ConfigError where the weights cannot have the initial exponent that is asked for.
+    Raises DataError for a corpus that cannot be used or texts without a token to predict, RunError for a device that is
+    not there, ConfigError where the weights cannot have the initial exponent that is asked for.
     """
     seed_everything(run.seed, run.num_threads)
     device = resolve_device(run.device)
     token_data = load_token_streams(data, data_dir)
+    _refuse_short_validation(data, token_data)
+    refuse_short_training(data, token_data, MIN_TOKENS, "one and the one after it that is predicted")
     embeddings = load_embeddings(data, model.embed_dim, run.seed, token_data.train.tokens, data_dir)
     network = NewLLM(model, embeddings.matrix, run.seed).to(device)
     train, validation = (stream.tokens.to(device) for stream in (token_data.train, token_data.validation))
     if model.initial_exponent is not None:
+        refuse_short_training(data, token_data, MIN_EXPONENT_TOKENS, "from which initial_exponent is set")
         scaled = scale_to_exponent(network.context_block, StreamEmbeddings(network, train), model.initial_exponent)
         if not scaled.success:
             raise ConfigError(
@@ -46,3 +58,53 @@ def prepare(data: DataConfig, model: ModelConfig, run: RunConfig, data_dir: Path
                 f"the weights as drawn give {scaled.exponent:.3f}"
             )
     return Prepared(data, run, token_data, embeddings, network, train, validation)
+
+
+def _refuse_short_validation(data: DataConfig, tokens: TokenData) -> None:
+    found = tokens.validation.num_tokens
+    if found < MIN_TOKENS:
+        raise DataError(
+            f"{data.conversations_file or data.corpus}: validation_range {data.validation_range} holds {found} token; "
+            f"expected at least {MIN_TOKENS}, one and the one after it that is predicted. Widen validation_range"
+        )
+
+
+def refuse_short_training(data: DataConfig, tokens: TokenData, needed: int, purpose: str) -> None:
+    """Raises DataError, with file, conversations and numbers, where there are fewer than ``needed`` training tokens.
+
+    A figure that cannot be measured on few tokens is no reason: it is missing in the record.
+    """
+    found, indices = tokens.train.num_tokens, tokens.train.sample_indices
+    if found < needed:
+        raise DataError(
+            f"{data.conversations_file or data.corpus}: training conversations {indices[0]} to {indices[-1]} hold "
+            f"{found} tokens; expected at least {needed}, {purpose}. Raise num_samples"
+        )
+
+
+def check_phase1(prepared: Prepared, config: Phase1Config, folder: Path) -> None:
+    """Whether Phase 1 can be trained and kept in ``folder``. Raises DataError or RunError."""
+    if config.objective != "cvfp" and config.max_iterations:
+        streams = config.prediction_streams
+        purpose = f"{MIN_TOKENS} for each of prediction_streams={streams}"
+        refuse_short_training(prepared.data, prepared.token_data, MIN_TOKENS * streams, purpose)
+    refuse_full_disk(prepared, folder)
+
+
+def refuse_full_disk(prepared: Prepared, folder: Path) -> None:
+    """Raises RunError, with the bytes, where Phase 1's checkpoints and weights would not fit on the disk of ``folder``.
+
+    A checkpoint holds the contexts of all training tokens, the weights, Adam's two moments of them and the best ones;
+    the one before stays until it is whole.
+    """
+    model = prepared.model
+    weights = sum(weight.numel() for weight in model.context_block.parameters())
+    contexts = len(prepared.train_tokens) * model.config.context_dim
+    needed = 2 * 4 * (contexts + 4 * weights)  # float32
+    place = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise RunError(
+            f"{folder}: this run needs about {needed / _MEGABYTE:,.1f} MB of disk for its checkpoints, "
+            f"{free / _MEGABYTE:,.1f} MB are free. Make room, or choose another folder; nothing has been trained"
+        )

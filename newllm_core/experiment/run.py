@@ -1,7 +1,7 @@
 """One experiment: data → Phase 1 → Phase 2 → record.
 
-Each phase leaves its result in a folder of its own and is not run again while that is there. Phase 1 leaves a
-checkpoint every five minutes and Phase 2 after every epoch, so an interrupted experiment goes on where it stopped.
+Each phase leaves its result in a folder of its own and is not run again while that is there. Both leave checkpoints,
+within epochs too, in a hundredth of their time, so an interrupted experiment goes on where it stopped.
 Experiments that differ in Phase 2 alone share Phase 1.
 """
 
@@ -19,7 +19,7 @@ from newllm_core.config.language import DataConfig, ModelConfig, Phase1Config, P
 from newllm_core.config.schema import config_hash, from_mapping
 from newllm_core.experiment.measure import describe, measure_phase1, phase2_record, validation_spectrum
 from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS, phase1_in_folder
-from newllm_core.experiment.prepare import Prepared, prepare
+from newllm_core.experiment.prepare import Prepared, check_phase1, prepare
 from newllm_core.losses import user_loss_fingerprint
 from newllm_core.runs.checkpoint import CheckpointPlace, discard_checkpoint
 from newllm_core.runs.files import DATA_DIR, load_tensors, read_json, save_tensors, write_json
@@ -59,6 +59,7 @@ def run_phase1(prepared: Prepared, config: Phase1Config, phase1_dir: Path) -> tu
     """
 
     def train(checkpoints: CheckpointPlace) -> tuple[Phase1Result, dict[str, Any]]:
+        check_phase1(prepared, config, phase1_dir)
         watch = Stopwatch()
         before = validation_spectrum(prepared, config)
         result = train_phase1(

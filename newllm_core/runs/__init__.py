@@ -1,8 +1,8 @@
 """Files, folders, checkpoints, seeds, progress: what every run needs."""
 
 from newllm_core.runs.checkpoint import (
-    PROGRESS_NAME,
     Checkpoint,
+    CheckpointBudget,
     CheckpointPlace,
     discard_checkpoint,
     generator_states,
@@ -11,7 +11,7 @@ from newllm_core.runs.checkpoint import (
     parted,
     restore_generators,
     save_checkpoint,
-    with_circumstances,
+    with_read_data,
 )
 from newllm_core.runs.files import (
     DATA_DIR,
@@ -45,9 +45,9 @@ from newllm_core.runs.reproducibility import (
 __all__ = [
     "CIRCUMSTANCES",
     "Checkpoint",
+    "CheckpointBudget",
     "CheckpointPlace",
     "DATA_DIR",
-    "PROGRESS_NAME",
     "PROJECT_ROOT",
     "RECORD_NAME",
     "RESULTS_DIR",
@@ -81,7 +81,7 @@ __all__ = [
     "sha256_bytes",
     "sha256_file",
     "sha256_tensors",
-    "with_circumstances",
+    "with_read_data",
     "write_atomically",
     "write_json",
     "write_text",

@@ -1,35 +1,42 @@
 """What an interrupted training goes on from: everything that its next step depends on.
 
 A checkpoint is three files: tensors (safetensors), the states of optimizer, schedule and generators (loaded with
-`weights_only=True`), and `progress.json`, which names the other two. It is written last, so a reader finds a whole
-checkpoint or the one before.
+`weights_only=True`), and a JSON file that holds their checksums, its own, and the figures so far. It is written last,
+so a reader finds a whole checkpoint or the one before. Two are kept: if the newest was damaged, the one before is used.
 """
 
+import json
+import logging
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from newllm_core.runs.files import (
     RunError,
-    checksum_path,
-    has_valid_checksum,
-    load_tensors,
     read_json,
-    save_tensors,
+    sha256_bytes,
     sha256_file,
     sha256_tensors,
     write_atomically,
     write_json,
-    write_text,
 )
 from newllm_core.runs.folder import refuse_other_config
 
-PROGRESS_NAME = "progress.json"
+logger = logging.getLogger("newllm")
+
+# What checkpoints may cost, as a share of a training's seconds so far.
+CHECKPOINT_SHARE = 0.01
+# What the first one is taken to cost, before one was timed: syncing some files, and bytes of tensors a second.
+_ASSUMED_SECONDS, _ASSUMED_BYTES = 0.05, 100e6
+_NUM_KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,8 @@ class CheckpointPlace:
     configs: Mapping[str, Any]
 
 
-def with_circumstances(
-    place: CheckpointPlace, device: torch.device, tensors: Mapping[str, Sequence[Tensor]], **others: str
+def with_read_data(
+    place: CheckpointPlace, device: torch.device, tensors: Mapping[str, Sequence[Tensor]], **others: Any
 ) -> CheckpointPlace:
     """With the device and the hashes of ``tensors``: the same configuration can meet other data."""
     hashes = {name: sha256_tensors(*read) for name, read in tensors.items()}
@@ -53,53 +60,122 @@ class Checkpoint:
     """
     Attributes:
         configs: configuration and data it belongs to, by section.
-        epochs: the figures of every finished epoch or iteration.
+        rows: the figures of every finished epoch or iteration.
+        steps: taken of the next one.
         tensors: weights, by full name.
         states: nested dicts and lists of numbers and tensors.
     """
 
     configs: Mapping[str, Any]
-    epochs: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+    steps: int
     tensors: Mapping[str, Tensor]
     states: Mapping[str, Any]
 
 
+class CheckpointBudget:
+    """Says when the next checkpoint is worth its time: all together may take ``CHECKPOINT_SHARE`` of the session.
+
+    ``saved``: where the training stood at the last one; None before the first.
+    """
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._spent, self._last = 0.0, 0.0
+        self.saved: str | None = None
+
+    def allows(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether one of ``tensors`` would stay within the share."""
+        if not self._last:
+            self._last = _ASSUMED_SECONDS + sum(value.nbytes for value in tensors.values()) / _ASSUMED_BYTES
+        return self._spent + self._last <= CHECKPOINT_SHARE * (time.perf_counter() - self._began)
+
+    @contextmanager
+    def timed(self, where: str) -> Iterator[None]:
+        """Around the writing of one."""
+        began = time.perf_counter()
+        yield
+        self._last = time.perf_counter() - began
+        self._spent += self._last
+        self.saved = where
+
+
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write it, then delete the one before."""
-    stem = f"epoch-{len(checkpoint.epochs):04d}"
-    save_tensors(folder / f"{stem}.safetensors", checkpoint.tensors)
-    states = folder / f"{stem}.pt"
+    """Write it, then delete all but the newest two."""
+    tensors, states, progress = _paths(folder, f"{len(checkpoint.rows):06d}-{checkpoint.steps:08d}")
+    progress.unlink(missing_ok=True)  # one of the same place, whose other files are replaced now
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
+    write_atomically(tensors, lambda temporary: save_file(contiguous, temporary))
     write_atomically(states, lambda temporary: torch.save(dict(checkpoint.states), temporary))
-    write_text(checksum_path(states), sha256_file(states) + "\n")
-    progress = {"files": stem, "config": dict(checkpoint.configs), "epochs": checkpoint.epochs}
-    write_json(folder / PROGRESS_NAME, progress)
-    for path in folder.glob("epoch-*"):
-        if not path.name.startswith(f"{stem}."):
-            path.unlink()
+    content = {
+        "config": dict(checkpoint.configs), "rows": checkpoint.rows, "steps": checkpoint.steps,
+        "sha256": {path.name: sha256_file(path) for path in (tensors, states)},
+    }  # fmt: skip
+    write_json(progress, {**content, "own_sha256": _digest(content)})
+    for old in _newest_first(folder)[_NUM_KEPT:]:
+        for path in reversed(_paths(folder, old)):
+            path.unlink(missing_ok=True)
 
 
 def load_checkpoint(place: CheckpointPlace | None, device: torch.device) -> Checkpoint | None:
-    """The checkpoint at ``place``, its tensors on ``device``; None when there is none, or no place.
+    """The newest checkpoint at ``place`` that is whole, its tensors on ``device``; None when there is none.
 
-    Raises RunError when it belongs to another configuration or other data, or was altered since.
+    Raises RunError when it belongs to another configuration or other data, or when all were altered since.
     """
-    if place is None or not (place.folder / PROGRESS_NAME).is_file():
+    if place is None:
         return None
-    folder = place.folder
-    progress = read_json(folder / PROGRESS_NAME)
-    refuse_other_config(progress, place.configs, folder)
-    weights, states = (folder / f"{progress['files']}.{ending}" for ending in ("safetensors", "pt"))
-    for path in (weights, states):
-        if not has_valid_checksum(path):
-            raise RunError(f"{path}: the file is missing or does not match its checksum; delete {folder} to start anew")
-    tensors = load_tensors(weights)
+    problem = None
+    for stem in _newest_first(place.folder):
+        tensors, states, progress = _paths(place.folder, stem)
+        problem = _problem(progress)
+        if problem is None:
+            return _read(place, tensors, states, progress, device)
+        logger.warning("%s; looking for the checkpoint before", problem)
+    if problem is not None:
+        raise RunError(f"{problem}; there is none before it, delete {place.folder} to start anew")
+    return None
+
+
+def _read(place: CheckpointPlace, tensors: Path, states: Path, progress: Path, device: torch.device) -> Checkpoint:
+    content = read_json(progress)
+    refuse_other_config(content, place.configs, place.folder)
     return Checkpoint(
-        progress["config"],
-        progress["epochs"],
-        {name: tensor.to(device) for name, tensor in tensors.items()},
+        content["config"],
+        content["rows"],
+        content["steps"],
+        {name: tensor.to(device) for name, tensor in load_file(tensors).items()},
         # Generator states must stay on the CPU; load_state_dict moves the optimizer's own.
         torch.load(states, weights_only=True, map_location="cpu"),
     )
+
+
+def _problem(progress: Path) -> str | None:
+    """What is wrong with a checkpoint's files."""
+    try:
+        content = read_json(progress)
+        own = content.pop("own_sha256")
+        expected = {progress.parent / name: digest for name, digest in content["sha256"].items()}
+    except (RunError, KeyError, TypeError, AttributeError):
+        return f"{progress}: the file is no checkpoint's"
+    if own != _digest(content):
+        return f"{progress}: the file does not match its checksum"
+    for path, digest in expected.items():
+        if not path.is_file() or sha256_file(path) != digest:
+            return f"{path}: the file is missing or does not match its checksum"
+    return None
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return sha256_bytes(json.dumps(content, sort_keys=True).encode())
+
+
+def _paths(folder: Path, stem: str) -> tuple[Path, Path, Path]:
+    """Tensors, states, and the JSON file that makes them a checkpoint."""
+    return folder / f"{stem}.safetensors", folder / f"{stem}.pt", folder / f"checkpoint-{stem}.json"
+
+
+def _newest_first(folder: Path) -> list[str]:
+    return sorted((path.stem.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*.json")), reverse=True)
 
 
 def joined(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -130,6 +206,7 @@ def restore_generators(states: Mapping[str, Any], device: torch.device) -> None:
 
 
 def discard_checkpoint(folder: Path) -> None:
-    """Delete it, if it is there: the pointer first, so that an interruption leaves none that names missing files."""
-    (folder / PROGRESS_NAME).unlink(missing_ok=True)
+    """Delete all: what makes them checkpoints first, so that an interruption leaves none that names missing files."""
+    for path in folder.glob("checkpoint-*.json"):
+        path.unlink()
     shutil.rmtree(folder, ignore_errors=True)

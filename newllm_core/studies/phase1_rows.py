@@ -9,7 +9,7 @@ import torch
 from newllm_core.config.language import Phase1Config
 from newllm_core.config.schema import config_hash
 from newllm_core.experiment.phase1_cache import phase1_in_folder
-from newllm_core.experiment.prepare import Prepared
+from newllm_core.experiment.prepare import Prepared, check_phase1
 from newllm_core.experiment.run import configs_record
 from newllm_core.metrics.forgetting import contraction_rate, forgetting_horizon
 from newllm_core.metrics.rank import stream_rank
@@ -44,6 +44,7 @@ def kept_phase1(prepared: Prepared, config: Phase1Config, folder: Path) -> KeptP
     """
 
     def train(checkpoints: CheckpointPlace) -> tuple[Phase1Result, dict[str, Any]]:
+        check_phase1(prepared, config, place)
         watch, seed = Stopwatch(), prepared.run.seed
         # Losses that draw would else depend on how many numbers the weights of this row's readout took.
         # The words are part of the figures of committed rows.

@@ -1,7 +1,7 @@
 """Both phases: what is minimised, step by step."""
 
 from newllm_core.training.evaluation import Evaluation, evaluate, evaluation_head
-from newllm_core.training.fixed_point import CvfpPass, PassFigures, batch_slices, context_noise, exact_or_refuse
+from newllm_core.training.fixed_point import CvfpPass, PassFigures, batch_slices, context_noise
 from newllm_core.training.initialisation import ExponentScale, WidthExponent, exponents_by_width, scale_to_exponent
 from newllm_core.training.phase1 import (
     IterationRecord,
@@ -32,7 +32,6 @@ __all__ = [
     "contrastive_loss",
     "evaluate",
     "evaluation_head",
-    "exact_or_refuse",
     "exponents_by_width",
     "finish_phase1",
     "regression_loss",

@@ -5,20 +5,20 @@ i - 1 had before: in the previous iteration (`context_source = previous_iteratio
 now (`exact`). That makes an iteration one large batch instead of a loop.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from newllm_core.config.language import Phase1Config
-from newllm_core.contexts.shooting import ExactContexts, NotFiniteContextsError, TokenEmbeds, exact_contexts
-from newllm_core.errors import NotFiniteError, refuse_not_finite
+from newllm_core.contexts.shooting import exact_contexts
+from newllm_core.errors import refuse_not_finite
 from newllm_core.losses import cvfp_loss, diversity_loss
 from newllm_core.metrics.convergence import count_converged
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.runs.reproducibility import derived_generator
+from newllm_core.training.loop import Stateful
 
 # Noise is drawn in blocks of this many token positions, so that it does not depend on the batches.
 _NOISE_BLOCK = 1000
@@ -61,16 +61,6 @@ def context_noise(rows: slice, context_dim: int, std: float, seed: int, iteratio
     return torch.cat(blocks)[offset : offset + rows.stop - rows.start].mul_(std)
 
 
-def exact_or_refuse(
-    model: NewLLM, embeds: TokenEmbeds, initial: Tensor, iteration: int, out: Tensor | None = None
-) -> ExactContexts:
-    """Exact contexts of the current weights; NotFiniteError that names the iteration where they are not finite."""
-    try:
-        return exact_contexts(model.context_block, embeds, initial, out=out)
-    except NotFiniteContextsError as error:
-        raise NotFiniteError(f"Phase 1, iteration {iteration}: {error}") from error
-
-
 class CvfpPass:
     """Trains ``model.context_block`` one iteration at a time. ``previous`` `[N, C]`: contexts of the last iteration."""
 
@@ -83,7 +73,7 @@ class CvfpPass:
         self.zero = torch.zeros(self.block.context_dim, device=train_tokens.device)
         self.batches = batch_slices(len(train_tokens), config.batch_tokens, config.min_last_batch)
         # Iteration 0: contexts without training. Rewritten in place, batch by batch, by every iteration.
-        self.previous = exact_or_refuse(model, self.embeds, self.zero, 0).contexts
+        self.previous = exact_contexts(self.block, self.embeds, self.zero).contexts
 
     def iterate(self, iteration: int) -> PassFigures:
         """One pass over all batches and one step. Raises NotFiniteError."""
@@ -91,7 +81,7 @@ class CvfpPass:
         # Sums stay on the device: reading one per batch would make a GPU wait.
         sums = self.zero.new_zeros(3, dtype=torch.float64)
         converged = torch.zeros((), dtype=torch.int64, device=self.zero.device)
-        for rows, inputs, previous in self._inputs(iteration):
+        for rows, inputs, previous in self._inputs():
             contexts = self.block(self._with_noise(inputs, rows, iteration), self.embeds[rows])
             terms = cvfp_loss(contexts, previous), self.diversity(contexts)
             weight = self.config.dist_reg_weight
@@ -103,35 +93,32 @@ class CvfpPass:
             if self.config.context_source == "previous_iteration":
                 previous.copy_(contexts)
         cvfp, diversity, total_loss = (sums / len(self.batches)).tolist()
-        where = f"Phase 1, iteration {iteration}"
-        refuse_not_finite(where, {"cvfp": cvfp, self.config.diversity_algorithm: diversity})
+        refuse_not_finite({"cvfp": cvfp, self.config.diversity_algorithm: diversity})
         norm = float(torch.nn.utils.clip_grad_norm_(self.block.parameters(), self.config.gradient_clip))
-        refuse_not_finite(where, {"gradient norm": norm})
+        refuse_not_finite({"gradient norm": norm})
         self.optimizer.step()
         largest = max(float(parameter.detach().abs().max()) for parameter in self.block.parameters())
-        refuse_not_finite(where, {"largest weight": largest})
+        refuse_not_finite({"largest weight": largest})
         return PassFigures(cvfp, diversity, None, total_loss, norm, int(converged))
 
     def held_out_prediction(self, contexts: Tensor, tokens: Tensor) -> None:
         """Nothing is predicted: the effective rank says which iteration to keep."""
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and states that the next iteration depends on, beside the block's weights."""
-        return {"previous": self.previous}, {"optimizer": self.optimizer.state_dict()}
+    def tensors(self) -> dict[str, Tensor]:
+        """What the next iteration depends on, beside the block's weights."""
+        return {"previous": self.previous}
 
-    def load_state(self, tensors: Mapping[str, Tensor], states: Mapping[str, Any]) -> None:
-        """Go on from what ``state`` gave."""
-        self.previous.copy_(tensors["previous"])
-        self.optimizer.load_state_dict(states["optimizer"])
+    def stateful(self) -> dict[str, Stateful]:
+        return {"optimizer": self.optimizer}
 
-    def _inputs(self, iteration: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def _inputs(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Per batch: its rows, the contexts entering them, and a view of the previous iteration's contexts there.
 
         Token 0 is entered by the last context of the previous iteration, the carry-over. The stored contexts of a
         batch change before the next batch is drawn, so the row between two batches is kept aside.
         """
         if self.config.context_source == "exact":
-            yield from self._exact_inputs(iteration)
+            yield from self._exact_inputs()
             return
         entering = self.previous[-1:].clone()
         for rows in self.batches:
@@ -139,7 +126,7 @@ class CvfpPass:
             entering = self.previous[rows.stop - 1 : rows.stop].clone()
             yield rows, inputs, self.previous[rows]
 
-    def _exact_inputs(self, iteration: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def _exact_inputs(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """The same with exact contexts of the current weights; CVFP still compares with the iteration before."""
         entering = self.previous[-1].clone()
         for first in range(0, len(self.batches), _EXACT_GROUP):
@@ -149,7 +136,7 @@ class CvfpPass:
             inputs = self.zero.new_empty(group[-1].stop - offset + 1, self.block.num_layers, self.block.context_dim)
             inputs[0, -1] = entering
             window = _Rows(self.embeds, slice(offset, group[-1].stop))
-            current = exact_or_refuse(self.model, window, entering, iteration, inputs[1:])
+            current = exact_contexts(self.block, window, entering, out=inputs[1:])
             inputs, entering = inputs[:, -1], current.end
             for rows in group:
                 yield rows, inputs[rows.start - offset : rows.stop - offset], self.previous[rows]

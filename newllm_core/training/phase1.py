@@ -1,13 +1,10 @@
 """Phase 1: the ContextBlock learns its contexts without labels (spec section 4).
 
-The loop over iterations, the checks on validation text, and the choice of the iteration whose weights are kept. What is
-minimised is the objective's: `cvfp.py` (the notes') or `predictive.py`.
+The checks on validation text, and the choice of the iteration whose weights are kept. What is minimised is the
+objective's: `fixed_point.py` (the notes') or `predictive.py`.
 """
 
-import copy
-import math
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,26 +16,14 @@ from newllm_core.contexts.shooting import exact_contexts
 from newllm_core.contexts.store import allocate_contexts
 from newllm_core.metrics.rank import StreamRank, stream_rank
 from newllm_core.model import NewLLM, StreamEmbeddings
-from newllm_core.runs.checkpoint import (
-    Checkpoint,
-    CheckpointPlace,
-    generator_states,
-    joined,
-    load_checkpoint,
-    parted,
-    restore_generators,
-    save_checkpoint,
-    with_circumstances,
-)
-from newllm_core.runs.progress import Seconds, Stopwatch, progress_bar
-from newllm_core.training.fixed_point import CvfpPass, PassFigures, exact_or_refuse
+from newllm_core.runs.checkpoint import CheckpointPlace, with_read_data
+from newllm_core.runs.progress import Seconds
+from newllm_core.training.fixed_point import CvfpPass, PassFigures
+from newllm_core.training.loop import Stateful, TrainingLoop
 from newllm_core.training.predictive import PredictivePass
 
 # Tokens of the best pass that are kept to be held against exact contexts.
 _STALE_TOKENS = 8192
-# A checkpoint holds the contexts of all tokens (2 GB of a million): one after every iteration would cost more than it
-# saves.
-_CHECKPOINT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -124,106 +109,92 @@ def train_phase1(
     Args:
         train_tokens: `[N]`, validation_tokens: `[M]`, both on the model's device.
         seed: of the context noise.
-        checkpoints: one is written every five minutes and gone on from, with the same result to the last bit; None:
-            none. The caller deletes the last one.
+        checkpoints: where they are written and gone on from, with the same result to the last bit; None: none. The
+            caller deletes the last ones.
 
     Raises NotFiniteError when a loss term is not finite, ValueError for an unknown diversity algorithm, RunError for a
     checkpoint that is not this run's.
     """
-    history = _Trainer(model, train_tokens, validation_tokens, config, seed, checkpoints).train()
-    return finish_phase1(model, train_tokens, validation_tokens, history)
+    trainer = _Trainer(model, train_tokens, validation_tokens, config, seed, checkpoints)
+    return finish_phase1(model, train_tokens, validation_tokens, trainer.history())
 
 
-class _Trainer:
+class _Trainer(TrainingLoop[IterationRecord]):
+    name, unit = "Phase 1", "iteration"
+
     def __init__(
         self, model: NewLLM, train_tokens: Tensor, validation_tokens: Tensor, config: Phase1Config, seed: int,
         checkpoints: CheckpointPlace | None,
     ) -> None:  # fmt: skip
-        self.model, self.train_tokens, self.config, self.seed = model, train_tokens, config, seed
+        self.model, self.block, self.config = model, model.context_block, config
+        self.train_tokens, self.seed = train_tokens, seed
         # One more than is measured: the last token of a stream is left out of the effective rank.
         self.check_tokens = validation_tokens[: config.effective_rank_tokens + 1]
-        self.zero = torch.zeros(model.context_block.context_dim, device=train_tokens.device)
         read = {
-            "initial_block": list(model.context_block.state_dict().values()),
+            "initial_block": list(self.block.state_dict().values()),
             "tokens": [train_tokens, validation_tokens],
             "embedding": [model.embedding],
         }
-        self.checkpoints = checkpoints and with_circumstances(checkpoints, train_tokens.device, read)
-        self.records: list[IterationRecord] = []
-        self.best_score, self.best_iteration, self.checks_without_gain = -math.inf, 0, 0
-        self.best_weights, self.stale = dict[str, Tensor](), self.zero.new_empty(0, len(self.zero))
-        self.watch, self.saved = Stopwatch(), time.perf_counter()
+        device = train_tokens.device
+        super().__init__(
+            device, config.max_iterations, checkpoints and with_read_data(checkpoints, device, read),
+            patience=config.patience, min_passes=config.min_iterations,
+        )  # fmt: skip
 
-    def train(self) -> Phase1History:
-        untrained = stream_rank(self._check_contexts(iteration=0), self.config.effective_rank_tokens)
-        if self.config.max_iterations == 0:
-            return Phase1History(untrained)
-        kind = CvfpPass if self.config.objective == "cvfp" else PredictivePass
-        objective = kind(self.model, self.train_tokens, self.config, self.seed)
-        self._resume(objective)
-        done, last = len(self.records), self.config.max_iterations
-        with progress_bar(total=last, initial=done, desc="Phase 1", unit="iteration") as progress:
-            for iteration in range(done + 1, last + 1):
-                self._iterate(objective, iteration)
-                progress.update()
-                self._show(progress)
-                if self.checks_without_gain >= self.config.patience and iteration >= self.config.min_iterations:
-                    break
-                if self.checkpoints and time.perf_counter() - self.saved >= _CHECKPOINT_SECONDS:
-                    save_checkpoint(self.checkpoints.folder, self._checkpoint(self.checkpoints, objective))
-                    self.saved = time.perf_counter()
-        self.model.context_block.load_state_dict(self.best_weights)
-        stopped_early = len(self.records) < last
+    def history(self) -> Phase1History:
+        """Train, and leave the kept weights in the model."""
+        with self.naming_not_finite(0):
+            untrained = self._rank(self._check_contexts())
+            if self.num_passes == 0:
+                return Phase1History(untrained)
+            kind = CvfpPass if self.config.objective == "cvfp" else PredictivePass
+            self.objective: CvfpPass | PredictivePass = kind(self.model, self.train_tokens, self.config, self.seed)
+        self.run()
+        kept = dict(self.best.weights)
+        stale = kept.pop("stale")
+        self.block.load_state_dict(kept)
         return Phase1History(
-            untrained, self.records, self.best_iteration, stopped_early, self.stale, self.watch.total().wall,
+            untrained, self.rows, self.best.number, self.stopped_early, stale, self.watch.total().wall,
             self.watch.earlier,
         )  # fmt: skip
 
-    def _iterate(self, objective: CvfpPass | PredictivePass, iteration: int) -> None:
-        """One pass, and where it is due the check, whose weights are kept if no check before was as good."""
-        figures = objective.iterate(iteration)
-        train_rank = stream_rank(objective.previous, self.config.effective_rank_tokens)
+    def steps(self, number: int) -> Iterator[None]:
+        self.figures = self.objective.iterate(number)
+        return iter(())
+
+    def row(self, number: int) -> IterationRecord:
+        train_rank = self._rank(self.objective.previous)
         rank, prediction = None, None
-        if iteration % self.config.check_interval == 0 or iteration == self.config.max_iterations:
-            rank, prediction = self._check(objective, iteration)
-            # Without labels: how well unseen text is predicted, or else how many directions it takes up.
-            score = rank.share if prediction is None else -prediction
-            self.checks_without_gain += 1
-            if score > self.best_score:
-                self.best_score, self.best_iteration, self.checks_without_gain = score, iteration, 0
-                self.best_weights = copy.deepcopy(self.model.context_block.state_dict())
-                self.stale = objective.previous[:_STALE_TOKENS].clone()
-        self.records.append(_iteration_record(iteration, figures, train_rank, rank, prediction))
+        if number % self.config.check_interval == 0 or number == self.num_passes:
+            contexts = self._check_contexts()
+            rank = self._rank(contexts)
+            prediction = self.objective.held_out_prediction(contexts, self.check_tokens)
+        return IterationRecord(
+            iteration=number, train_rank=train_rank, validation_rank=rank, validation_prediction=prediction,
+            **asdict(self.figures),
+        )  # fmt: skip
 
-    def _checkpoint(self, place: CheckpointPlace, objective: CvfpPass | PredictivePass) -> Checkpoint:
-        tensors, states = objective.state()
-        parts = {
-            "block": self.model.context_block.state_dict(), "best": self.best_weights, "objective": tensors,
-            "stale": {"contexts": self.stale},
-        }  # fmt: skip
-        states |= {
-            "best": [self.best_score, self.best_iteration, self.checks_without_gain],
-            "seconds": self.watch.state(),
-            **generator_states(self.zero.device),
-        }
-        return Checkpoint(place.configs, [asdict(record) for record in self.records], joined(parts), states)
+    def score(self, row: IterationRecord) -> float | None:
+        """Without labels: how well unseen text is predicted, or else how many directions it takes up."""
+        if row.validation_prediction is not None:
+            return -row.validation_prediction
+        return row.validation_rank.share if row.validation_rank else None
 
-    def _resume(self, objective: CvfpPass | PredictivePass) -> None:
-        """Take up the checkpoint, if there is one."""
-        found = load_checkpoint(self.checkpoints, self.zero.device)
-        if found is None:
-            return
-        parts = parted(found.tensors, ("block", "best", "objective", "stale"))
-        self.model.context_block.load_state_dict(parts["block"])
-        objective.load_state(parts["objective"], found.states)
-        self.best_score, self.best_iteration, self.checks_without_gain = found.states["best"]
-        self.best_weights, self.stale = parts["best"], parts["stale"]["contexts"]
-        self.records = [_stored_record(figures) for figures in found.epochs]
-        self.watch.resume(found.states["seconds"])
-        restore_generators(found.states, self.zero.device)
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {**self.block.state_dict(), **self.objective.tensors()}
 
-    def _show(self, progress: Any) -> None:
-        record = self.records[-1]
+    def kept(self) -> Mapping[str, Tensor]:
+        return {**self.block.state_dict(), "stale": self.objective.previous[:_STALE_TOKENS]}
+
+    def stateful(self) -> Mapping[str, Stateful]:
+        return self.objective.stateful()
+
+    def stored_row(self, figures: Mapping[str, Any]) -> IterationRecord:
+        ranks = {name: figures[name] and StreamRank(**figures[name]) for name in ("train_rank", "validation_rank")}
+        return IterationRecord(**{**figures, **ranks})
+
+    def shown(self) -> dict[str, str]:
+        record = self.rows[-1]
         shown = {
             "cvfp": f"{record.cvfp:.4f}",
             self.config.diversity_algorithm: f"{record.diversity:.4f}",
@@ -232,32 +203,14 @@ class _Trainer:
         }
         if record.prediction is not None:
             shown["prediction"] = f"{record.prediction:.4f}"
-        if self.best_iteration:
-            shown["best check"] = f"{abs(self.best_score):.4f}"
-        progress.set_postfix(shown)
+        if self.best.number:
+            shown["best check"] = f"{abs(self.best.score):.4f}"
+        return shown
 
-    def _check(self, objective: CvfpPass | PredictivePass, iteration: int) -> tuple[StreamRank, float | None]:
-        contexts = self._check_contexts(iteration)
-        rank = stream_rank(contexts, self.config.effective_rank_tokens)
-        return rank, objective.held_out_prediction(contexts, self.check_tokens)
+    def _rank(self, contexts: Tensor) -> StreamRank:
+        return stream_rank(contexts, self.config.effective_rank_tokens)
 
     @torch.no_grad()
-    def _check_contexts(self, iteration: int) -> Tensor:
-        return exact_or_refuse(
-            self.model, StreamEmbeddings(self.model, self.check_tokens), self.zero, iteration
-        ).contexts
-
-
-def _iteration_record(
-    iteration: int, figures: PassFigures, train_rank: StreamRank, rank: StreamRank | None, prediction: float | None
-) -> IterationRecord:
-    return IterationRecord(
-        iteration=iteration, train_rank=train_rank, validation_rank=rank, validation_prediction=prediction,
-        **asdict(figures),
-    )  # fmt: skip
-
-
-def _stored_record(figures: Mapping[str, Any]) -> IterationRecord:
-    """What `asdict` made of one."""
-    ranks = {name: figures[name] and StreamRank(**figures[name]) for name in ("train_rank", "validation_rank")}
-    return IterationRecord(**{**figures, **ranks})
+    def _check_contexts(self) -> Tensor:
+        zero = torch.zeros(self.block.context_dim, device=self.device)
+        return exact_contexts(self.block, StreamEmbeddings(self.model, self.check_tokens), zero).contexts

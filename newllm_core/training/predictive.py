@@ -11,21 +11,21 @@ just what a readout with a unigram bias has to add.
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from newllm_core.config.language import Phase1Config
+from newllm_core.contexts.shooting import exact_contexts
 from newllm_core.data.stream import ring_segments
 from newllm_core.errors import refuse_not_finite
 from newllm_core.losses import cvfp_loss, diversity_loss
 from newllm_core.metrics.convergence import count_converged
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.runs.reproducibility import derived_generator
-from newllm_core.training.fixed_point import PassFigures, exact_or_refuse
+from newllm_core.training.fixed_point import PassFigures
+from newllm_core.training.loop import Stateful
 
 _HELD_OUT_ROWS = 1024  # of the held-out loss, computed at once
 
@@ -81,7 +81,7 @@ class PredictivePass:
             scale = 1.0 if config.objective == "regression" else math.sqrt(model.config.embed_dim)
             self.targets = model.embed_for_contexts(every) / scale
         zero = torch.zeros(self.block.context_dim, device=device)
-        self.previous = exact_or_refuse(model, self.embeds, zero, 0).contexts
+        self.previous = exact_contexts(self.block, self.embeds, zero).contexts
 
     def iterate(self, iteration: int) -> PassFigures:
         """One pass over the text. Raises NotFiniteError."""
@@ -96,20 +96,15 @@ class PredictivePass:
             context = self._step(positions.to(self.tokens.device), context, generator, sums)
         converged = int(sums.pop("converged"))
         means = {name: float(value) / self.steps for name, value in sums.items()}
-        refuse_not_finite(f"Phase 1, iteration {iteration}", means)
+        refuse_not_finite(means)
         return PassFigures(converged=converged, **means)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and states that the next iteration depends on, beside the block's weights."""
-        tensors = {"previous": self.previous, **self.predictor.state_dict()}
-        return tensors, {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+    def tensors(self) -> dict[str, Tensor]:
+        """What the next iteration depends on, beside the block's weights."""
+        return {"previous": self.previous, **{f"predictor.{n}": v for n, v in self.predictor.state_dict().items()}}
 
-    def load_state(self, tensors: Mapping[str, Tensor], states: Mapping[str, Any]) -> None:
-        """Go on from what ``state`` gave."""
-        self.previous.copy_(tensors["previous"])
-        self.predictor.load_state_dict({name: tensors[name] for name in self.predictor.state_dict()})
-        self.optimizer.load_state_dict(states["optimizer"])
-        self.schedule.load_state_dict(states["schedule"])
+    def stateful(self) -> dict[str, Stateful]:
+        return {"optimizer": self.optimizer, "schedule": self.schedule}
 
     def _step(self, positions: Tensor, context: Tensor, generator: torch.Generator, sums: dict[str, Tensor]) -> Tensor:
         """One segment `[B, T]` entered by ``context`` `[B, C]`; returns what enters the next."""

@@ -73,7 +73,7 @@ def run_vision(
     """Train, choose the epoch on the selection images, read the test set once, and write the record.
 
     Args:
-        run_dir: gets `run.json` and the weights, and until then a checkpoint after every epoch.
+        run_dir: gets `run.json` and the weights, and until then checkpoints.
         images: those of ``settings.data``, when they are loaded already.
         read_test: False for runs among which one is chosen; `test` is null then. A later call with True reads it.
         report: called with every epoch, also of a run that is finished; what it raises ends the run, which can go on.

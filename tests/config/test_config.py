@@ -237,7 +237,9 @@ def changed(value: Any, spec: dataclasses.Field[Any]) -> Any:
     return value * 0.5 if isinstance(value, float) and spec.metadata["high"] else value + 1
 
 
-@pytest.mark.parametrize(("config_type", "name"), [pair for pair in FIELDS if pair[1] != "conversations_file"])
+@pytest.mark.parametrize(
+    ("config_type", "name"), [pair for pair in FIELDS if pair[1] not in ("conversations_file", "missing_text")]
+)
 def test_the_hash_changes_with_any_field(config_type: type, name: str) -> None:
     spec = next(spec for spec in dataclasses.fields(config_type) if spec.name == name)
     default = config_type()
@@ -245,9 +247,12 @@ def test_the_hash_changes_with_any_field(config_type: type, name: str) -> None:
     assert config_hash(DataConfig(), other) != config_hash(DataConfig(), default)
 
 
-def test_the_hash_changes_with_the_conversations_file() -> None:
+def test_the_hash_changes_with_the_conversations_file_and_what_is_left_out_of_it() -> None:
     one, other = (DataConfig(corpus="file", conversations_file=name) for name in "ab")
-    assert config_hash(one) != config_hash(other)
+    skipping = DataConfig(corpus="file", conversations_file="a", missing_text="skip-message")
+    assert len({config_hash(config) for config in (one, other, skipping)}) == 3
+    with pytest.raises(ConfigError, match="missing_text: only for corpus='file', given corpus='chitchat'"):
+        DataConfig(missing_text="skip-message")
 
 
 PHASE1_CONFIGS = st.builds(

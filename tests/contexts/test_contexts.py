@@ -11,6 +11,7 @@ from torch import Tensor
 
 from newllm_core.contexts import shooting as contexts
 from newllm_core.contexts.shooting import NotConvergedError, exact_contexts, sequential_contexts, start_distances
+from newllm_core.errors import NotFiniteError
 from newllm_core.metrics.forgetting import contraction_rate
 from newllm_core.model import ContextBlock, StreamEmbeddings
 
@@ -241,7 +242,7 @@ def test_an_empty_stream_is_refused() -> None:
 def test_a_token_that_is_not_a_number_never_counts_as_success(segment_length: int | None) -> None:
     block, embeds = make_block(), make_embeds(1000)
     embeds[700] = math.nan
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(NotFiniteError, match="finite"):
         exact_contexts(block, embeds, ZERO, segment_length=segment_length)
 
 
@@ -249,13 +250,13 @@ def test_a_token_that_is_not_a_number_never_counts_as_success(segment_length: in
 def test_weights_that_are_not_numbers_never_count_as_success(segment_length: int | None) -> None:
     block = make_block()
     block.layers[0].from_context.weight.data[0, 0] = math.nan
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(NotFiniteError, match="finite"):
         exact_contexts(block, make_embeds(1000), ZERO, segment_length=segment_length)
 
 
 @pytest.mark.parametrize("segment_length", [None, 100])
 def test_a_start_that_is_not_a_number_never_counts_as_success(segment_length: int | None) -> None:
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(NotFiniteError, match="finite"):
         exact_contexts(make_block(), make_embeds(1000), ZERO + math.nan, segment_length=segment_length)
 
 

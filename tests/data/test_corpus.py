@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 
 from newllm_core.config.language import DataConfig
 from newllm_core.data import corpus as corpus_module
-from newllm_core.data.corpus import chitchat_conversations, conversations_from_rows, load_conversations, open_corpus
+from newllm_core.data.corpus import chitchat_conversations, load_conversations, open_corpus
 from newllm_core.data.errors import DataError
 from newllm_core.data.packages import CHITCHAT, GPT2_ENCODER, WHISPER_TINY_EN, locate
 from newllm_core.data.samples import conversations_needed, load_samples, select_samples
-from newllm_core.data.validation import RECORD_NAME, TEXT_NAME, validation_text
+from newllm_core.data.validation import RECORD_NAME, TEXT_NAME, validation_folder, validation_text
 
 # --- packaged files
 
@@ -112,129 +112,6 @@ def test_chitchat_filter_drops(record: dict[str, Any], tmp_path: Path) -> None:
     path.write_text(json.dumps({"1": record, "2": kept, "3": kept}))
     # Also: utterances joined by one space and not stripped, empty ones and empty turns dropped, duplicates dropped.
     assert chitchat_conversations(path) == ("a\nb   c\ne\n" + "f" * 1000 + "\ng",)
-
-
-# --- the user's own file
-
-SUFFIXES = {".jsonl": write_jsonl, ".parquet": write_parquet}
-
-
-def test_parquet_without_pyarrow_names_the_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_parquet(tmp_path / "mine.parquet", numbered_rows(1))
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(DataError, match="a .parquet file needs the package pyarrow: pip install pyarrow$"):
-        load_conversations(file_config(path), 1)
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_both_file_formats_give_the_message_contents_joined_by_newlines(suffix: str, tmp_path: Path) -> None:
-    rows = [conversation("Hi", "Hello\u2028there ", "ありがとう"), *numbered_rows(600)]
-    path = SUFFIXES[suffix](tmp_path / f"mine{suffix}", rows)
-    texts = load_conversations(file_config(path), 1000)
-    assert texts[0] == "Hi\nHello\u2028there \nありがとう"
-    assert texts == ["\n".join(message["content"] for message in row["messages"]) for row in rows]
-
-
-contents = st.lists(st.text(min_size=1), min_size=1, max_size=4)
-
-
-@hypothesis_settings(deadline=None, max_examples=50)
-@given(st.lists(contents, min_size=1, max_size=4))
-def test_any_text_survives_jsonl(tmp_path_factory: pytest.TempPathFactory, many: list[list[str]]) -> None:
-    path = write_jsonl(tmp_path_factory.mktemp("any") / "any.jsonl", [conversation(*texts) for texts in many])
-    assert load_conversations(file_config(path), 10) == ["\n".join(texts) for texts in many]
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["messages", "content", "x"]), inner),
-    max_leaves=8,
-)
-
-
-@hypothesis_settings(deadline=None, max_examples=200)
-@given(json_values)
-def test_any_row_gives_text_or_an_error_with_its_place(row: Any) -> None:
-    try:
-        (text,) = conversations_from_rows([row], "mine.jsonl", "line")
-    except DataError as error:
-        assert str(error).startswith("mine.jsonl, line 1")
-    else:
-        assert text == "\n".join(message["content"] for message in row["messages"])
-
-
-GOOD = b'{"messages": [{"role": "user", "content": "Hi"}]}\n'
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (b"{\n", "expected a JSON object, found something else"),
-        (b"\n", "expected a JSON object, found something else"),
-        (b"[" * 100_000 + b"\n", "expected a JSON object, found something else"),
-        (b'"text"\n', "expected an object with `messages`, found str"),
-        (b'{"text": "Hi"}\n', r"expected an object with `messages`, found the keys \['text'\]"),
-        (b'{"messages": []}\n', r"expected `messages` to be a list of at least one message, found \[\]"),
-        (b'{"messages": "Hi"}\n', "expected `messages` to be a list of at least one message, found 'Hi'"),
-        (b'{"messages": [{"role": "user"}]}\n', "message 1: expected an object with `content`"),
-        (b'{"messages": ["Hi"]}\n', "message 1: expected an object with `content`, found 'Hi'"),
-        (b'{"messages": [{"content": ""}]}\n', "message 1: expected `content` to be text that is not empty, found ''"),
-        (b'{"messages": [{"content": 3}]}\n', "message 1: expected `content` to be text that is not empty, found 3"),
-        (b'{"messages": [{"content": "\\ud800"}]}\n', "message 1: expected text that UTF-8 can hold"),
-        (b'{"messages": [{"content": "\xe9"}]}\n', "expected UTF-8, found byte 0xe9"),
-    ],
-)
-def test_bad_line_is_named(line: bytes, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "mine.jsonl"
-    path.write_bytes(GOOD + line)
-    with pytest.raises(DataError, match=rf"mine\.jsonl, line 2[:,] {message}"):
-        load_conversations(file_config(path), 10)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("absent.jsonl", None, "no such file"),
-        ("empty.jsonl", b"", "the file is empty"),
-        ("empty.parquet", b"", "the file is empty"),
-        ("mine.csv", b"a,b", "expected a file that ends in .jsonl or .parquet, given '.csv'"),
-        ("mine.parquet", GOOD, "expected a Parquet file, found something else"),
-    ],
-)
-def test_unusable_file_is_named(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=f"{name}: {message}"):
-        load_conversations(file_config(tmp_path / name), 10)
-
-
-def test_bad_parquet_content_is_named(tmp_path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    path = write_parquet(tmp_path / "mine.parquet", [{"text": "Hi"}])
-    with pytest.raises(DataError, match=r"expected a column `messages`, found the columns \['text'\]"):
-        load_conversations(file_config(path), 10)
-    write_parquet(path, [conversation("Hi"), conversation("")])
-    with pytest.raises(DataError, match="row 2, message 1: expected `content` to be text that is not empty"):
-        load_conversations(file_config(path), 10)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([conversation("Hi")]).slice(0, 0), path)
-    with pytest.raises(DataError, match="the file is empty"):
-        load_conversations(file_config(path), 10)
-    # Arrow does not check text that it is told to be UTF-8.
-    text = pyarrow.array([b"caf\xe9"]).cast(pyarrow.binary()).view(pyarrow.string())
-    messages = pyarrow.ListArray.from_arrays([0, 1], pyarrow.StructArray.from_arrays([text], ["content"]))
-    pyarrow.parquet.write_table(pyarrow.table({"messages": messages}), path)
-    with pytest.raises(DataError, match="row 1: expected UTF-8, found byte 0xe9"):
-        load_conversations(file_config(path), 10)
-
-
-def test_file_corpus_is_named_by_its_content(tmp_path: Path) -> None:
-    one = open_corpus(file_config(write_jsonl(tmp_path / "one.jsonl", numbered_rows(3))))
-    same = open_corpus(file_config(write_jsonl(tmp_path / "same.jsonl", numbered_rows(3))))
-    other = open_corpus(file_config(write_jsonl(tmp_path / "other.jsonl", numbered_rows(4))))
-    assert one.key == same.key == f"file-{one.source[:8]}"
-    assert other.key != one.key
 
 
 # --- UltraChat
@@ -348,6 +225,10 @@ def _validation(config: DataConfig, data_dir: Path) -> str:
     return validation_text(config, corpus, data_dir, lambda: load_samples(config, corpus).validation).text
 
 
+def _folder(config: DataConfig, data_dir: Path) -> Path:
+    return validation_folder(config, open_corpus(config), data_dir)
+
+
 @pytest.fixture
 def small_config(tmp_path: Path) -> DataConfig:
     rows = numbered_rows(20)
@@ -358,7 +239,7 @@ def small_config(tmp_path: Path) -> DataConfig:
 def test_validation_text_is_written_once_and_read_ever_after(small_config: DataConfig, tmp_path: Path) -> None:
     first = _validation(small_config, tmp_path)
     assert first == "\n\n".join(load_conversations(small_config, 14)[12:])
-    assert (tmp_path / open_corpus(small_config).key / TEXT_NAME).read_bytes() == first.encode()
+    assert (_folder(small_config, tmp_path) / TEXT_NAME).read_bytes() == first.encode()
 
     def must_not_read() -> list[str]:
         raise AssertionError("the corpus was read")
@@ -373,7 +254,7 @@ def test_damaged_validation_text_is_rebuilt_with_a_notice(
     name: str, damage: bytes | None, small_config: DataConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = _validation(small_config, tmp_path)
-    path = tmp_path / open_corpus(small_config).key / name
+    path = _folder(small_config, tmp_path) / name
     path.unlink() if damage is None else path.write_bytes(damage)
     with caplog.at_level(logging.WARNING, "newllm"):
         assert _validation(small_config, tmp_path) == first
@@ -383,18 +264,23 @@ def test_damaged_validation_text_is_rebuilt_with_a_notice(
     assert not caplog.text
 
 
-def test_validation_text_of_another_range_is_refused(small_config: DataConfig, tmp_path: Path) -> None:
-    _validation(small_config, tmp_path)
+def test_another_validation_range_has_a_text_of_its_own(small_config: DataConfig, tmp_path: Path) -> None:
+    first = _validation(small_config, tmp_path)
     moved = dataclasses.replace(small_config, validation_range=(14, 16))
-    with pytest.raises(DataError) as caught:
-        _validation(moved, tmp_path)
-    assert "was written for validation_range [12, 14], the configuration asks for [14, 16]" in str(caught.value)
-    assert f"or delete {TEXT_NAME} and {RECORD_NAME}" in str(caught.value)
+    assert _validation(moved, tmp_path) == "\n\n".join(load_conversations(moved, 16)[14:]) != first
+    assert _validation(small_config, tmp_path) == first
+
+
+def test_validation_text_that_is_too_long_to_become_tokens_at_once_is_refused(tmp_path: Path) -> None:
+    rows = [conversation(f"{number} " + "word " * 600_000) for number in range(4)]
+    config = file_config(write_jsonl(tmp_path / "mine.jsonl", rows), num_samples=1, validation_range=(0, 3))
+    with pytest.raises(DataError, match=r"validation_range \(0, 3\) in all: expected text of at most 8 MiB"):
+        _validation(config, tmp_path)
 
 
 def test_validation_text_of_another_source_is_refused(small_config: DataConfig, tmp_path: Path) -> None:
     _validation(small_config, tmp_path)
-    record_path = tmp_path / open_corpus(small_config).key / RECORD_NAME
+    record_path = _folder(small_config, tmp_path) / RECORD_NAME
     record = json.loads(record_path.read_text())
     record_path.write_text(json.dumps({**record, "source": "0" * 64}))
     with pytest.raises(DataError, match="was written for source '0000"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -245,8 +246,7 @@ def test_everything_deleted_is_rebuilt_without_a_notice(
     small_config: DataConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = load_token_streams(small_config, tmp_path)
-    for path in (tmp_path / open_corpus(small_config).key).iterdir():
-        path.unlink()
+    shutil.rmtree(tmp_path / open_corpus(small_config).key)
     after = load_token_streams(small_config, tmp_path)
     assert after.train.provenance == before.train.provenance
     assert after.validation.provenance == before.validation.provenance

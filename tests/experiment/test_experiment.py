@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from core_helpers import stop_after
 
 from newllm_core.config.language import DataConfig, ModelConfig, Phase1Config, Phase2Config, RunConfig, Settings
 from newllm_core.data import load_token_streams, load_tokenizer, token_byte_lengths
@@ -31,10 +32,9 @@ from newllm_core.head.cross_entropy import Head
 from newllm_core.report.phases import plot_epochs, plot_forgetting, plot_phase1, plot_spectrum, plot_tokens
 from newllm_core.report.style import save_figure
 from newllm_core.report.text import data_table, epoch_table, iteration_table, report, spectrum_table
-from newllm_core.runs.checkpoint import Checkpoint, save_checkpoint
-from newllm_core.runs.files import RunError, read_json, write_json
+from newllm_core.runs.checkpoint import CheckpointPlace, load_checkpoint
+from newllm_core.runs.files import RunError, read_json
 from newllm_core.runs.folder import figures_of
-from newllm_core.training import phase2 as phase2_module
 from newllm_core.training.evaluation import evaluate, evaluation_head
 from newllm_core.training.phase1 import all_contexts
 
@@ -127,13 +127,8 @@ def test_a_run_interrupted_between_phases_goes_on_and_equals_an_uninterrupted_on
 
 
 def interrupt_phase2(settings: Settings, run_dir: Path, data_dir: Path, epoch: int) -> None:
-    def save_and_stop(place: Path, checkpoint: Checkpoint) -> None:
-        save_checkpoint(place, checkpoint)
-        if len(checkpoint.epochs) == epoch:
-            raise KeyboardInterrupt
-
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(phase2_module, "save_checkpoint", save_and_stop)
+        stop_after("Phase 2", epoch, patch)
         run_small(run_dir, data_dir, settings)
 
 
@@ -153,18 +148,20 @@ def test_a_run_interrupted_within_phase_2_goes_on_after_its_last_epoch_bit_for_b
         assert whole["phase2"]["stopped_early"] and whole["phase2"]["best"]["epoch"] < num_epochs
 
 
-def test_a_checkpoint_of_other_circumstances_or_with_a_damaged_file_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_device_or_text_is_refused(folder: Path, tmp_path: Path) -> None:
     interrupt_phase2(SMALL, tmp_path, folder / "data", epoch=1)
     place = tmp_path / PHASE2_CHECKPOINT
-    progress = read_json(place / "progress.json")
+    configs = read_json(max(place.glob("*.json")))["config"]
     for name, value in {"device": "cuda", "tokens": "others'"}.items():
-        changed = {**progress["config"], "read": {**progress["config"]["read"], name: value}}
-        write_json(place / "progress.json", {**progress, "config": changed})
+        changed = {**configs, "read": {**configs["read"], name: value}}
         with pytest.raises(RunError, match=f"read.{name}"):
-            run_small(tmp_path, folder / "data")
-    write_json(place / "progress.json", progress)
-    (weights,) = place.glob("*.safetensors")
-    weights.write_bytes(weights.read_bytes()[:-4] + b"1234")
+            load_checkpoint(CheckpointPlace(place, changed), torch.device("cpu"))
+
+
+def test_checkpoints_that_were_all_damaged_are_refused(folder: Path, tmp_path: Path) -> None:
+    interrupt_phase2(SMALL, tmp_path, folder / "data", epoch=1)
+    for weights in (tmp_path / PHASE2_CHECKPOINT).glob("*.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:-4] + b"1234")
     with pytest.raises(RunError, match="delete .*phase2_checkpoint to start anew"):
         run_small(tmp_path, folder / "data")
 

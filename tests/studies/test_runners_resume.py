@@ -2,25 +2,21 @@
 
 import dataclasses
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from core_helpers import rng, stop_after
+from core_helpers import rng, save_always, stop_after
 from test_baselines import VOCABULARY, cycle, small_config, small_model
 from test_phase1_rows import figures
 from test_runners import NETWORK, SMALL, run_one
 from torch import Tensor
 
-from newllm_core.baselines import train as baseline_module
 from newllm_core.baselines.train import BaselineResult, train_baseline
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import RunError, read_json, write_json
 from newllm_core.runs.progress import Seconds, Stopwatch
 from newllm_core.studies.rows import CHECKPOINTS_FOLDER
-from newllm_core.training import phase1 as phase1_module
-from newllm_core.training import phase2 as phase2_module
 
 LONG = {**NETWORK, "max_epochs": 3, "patience": 3, "dropout": 0.2}
 THREE_EPOCHS = dataclasses.replace(SMALL, phase2=dataclasses.replace(SMALL.phase2, max_epochs=3, patience=3))
@@ -56,7 +52,7 @@ def test_an_interrupted_network_goes_on_bit_for_bit(network: str, last: bool, tm
     whole = train(network, None)
     assert whole.best_epoch < len(whole.epochs)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_after(baseline_module, len(whole.epochs) if last else whole.best_epoch, patch)
+        stop_after(network, len(whole.epochs) if last else whole.best_epoch, patch)
         train(network, tmp_path)
     resumed = train(network, tmp_path)
     assert torch.equal(resumed.nats, whole.nats) and resumed.best_epoch == whole.best_epoch
@@ -65,7 +61,8 @@ def test_an_interrupted_network_goes_on_bit_for_bit(network: str, last: bool, tm
     assert resumed.seconds.cpu > resumed.earlier.cpu > 0 and resumed.seconds.wall > resumed.earlier.wall > 0
 
 
-def test_a_checkpoint_of_another_run_or_text_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_or_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_always(monkeypatch)
     train("gru", tmp_path)
     with pytest.raises(RunError, match="run.seed"):
         train("gru", tmp_path, seed=5)
@@ -77,34 +74,32 @@ def test_a_checkpoint_of_another_run_or_text_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "module"),
-    [("trained", phase1_module), ("best", phase2_module), ("shuffled", phase2_module), ("gru-cache", baseline_module)],
+    ("name", "training"),
+    [("trained", "Phase 1"), ("best", "Phase 2"), ("shuffled", "Phase 2"), ("gru-cache", "gru")],
     ids=["phase 1", "phase 2", "changed contexts", "network"],
 )
-def test_an_interrupted_row_has_the_figures_of_an_uninterrupted_one(
-    name: str, module: ModuleType, tmp_path: Path
-) -> None:
+def test_an_interrupted_row_has_the_figures_of_an_uninterrupted_one(name: str, training: str, tmp_path: Path) -> None:
     data_dir, rows = tmp_path / "data", tmp_path / "rows"
     whole = run_one(name, THREE_EPOCHS, tmp_path / "whole", LONG, data_dir)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_after(module, 1, patch)
+        stop_after(training, 1, patch)
         run_one(name, THREE_EPOCHS, rows, LONG, data_dir)
-    assert not list(rows.glob("*.json")) and list(rows.glob("**/progress.json"))
+    assert not list(rows.glob("*.json")) and list(rows.glob("**/checkpoint-*.json"))
     resumed = run_one(name, THREE_EPOCHS, rows, LONG, data_dir)
     assert without_clocks(figures(resumed)) == without_clocks(figures(whole))
-    assert not list(rows.glob("**/progress.json"))  # a finished row needs no checkpoint
+    assert not list(rows.glob("**/checkpoint-*.json"))  # a finished row needs no checkpoint
 
 
 @pytest.mark.parametrize(
-    ("name", "module"),
-    [("trained", phase1_module), ("untrained", phase2_module), ("gru", baseline_module)],
+    ("name", "training"),
+    [("trained", "Phase 1"), ("untrained", "Phase 2"), ("gru", "gru")],
     ids=["phase 1", "phase 2", "network"],
 )
 def test_cpu_seconds_before_an_interruption_are_counted(
-    name: str, module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, training: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_after(module, 1, patch)
+        stop_after(training, 1, patch)
         run_one(name, SMALL, tmp_path, NETWORK, tmp_path / "data")
     monkeypatch.setattr(Stopwatch, "resume", lambda self, _: setattr(self, "earlier", Seconds(1.0, 500.0)))
     assert 500 < run_one(name, SMALL, tmp_path, NETWORK, tmp_path / "data")["cpu_seconds"] < 560
@@ -113,7 +108,7 @@ def test_cpu_seconds_before_an_interruption_are_counted(
 def test_a_checkpoint_left_beside_a_finished_row_goes(tmp_path: Path) -> None:
     run_one("untrained", SMALL, tmp_path, {}, tmp_path / "data")
     (row,) = tmp_path.glob("*.json")
-    left = tmp_path / CHECKPOINTS_FOLDER / row.stem / "progress.json"
+    left = tmp_path / CHECKPOINTS_FOLDER / row.stem / "checkpoint-000001-00000000.json"
     write_json(left, {})
     assert run_one("untrained", SMALL, tmp_path, {}, tmp_path / "data") == read_json(row)
     assert not left.exists()

@@ -44,7 +44,7 @@ def train(
 
 def interrupt(values: dict[str, Any], folder: Path, iteration: int) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_after(phase1_module, iteration, patch)
+        stop_after("Phase 1", iteration, patch)
         torch.manual_seed(SEED)
         train(values, folder)
 
@@ -93,7 +93,7 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path, monkeypatch: pyte
 def test_an_experiment_interrupted_within_phase_1_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = run_small(tmp_path / "whole", tmp_path / "data")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_after(phase1_module, 1, patch)
+        stop_after("Phase 1", 1, patch)
         run_small(tmp_path / "resumed", tmp_path / "data", SMALL)
     place = tmp_path / "resumed" / "phase1" / PHASE1_CHECKPOINT
     assert place.is_dir()

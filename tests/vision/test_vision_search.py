@@ -1,6 +1,7 @@
 """The search: killed and continued by two workers on one study, gates, repeatability, what an impossible plan says."""
 
 import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -18,10 +19,10 @@ from optuna.trial import TrialState
 from newllm_core.config.language import RunConfig
 from newllm_core.config.schema import ConfigError
 from newllm_core.data.errors import DataError
-from newllm_core.runs.checkpoint import PROGRESS_NAME, Checkpoint
+from newllm_core.runs import checkpoint
 from newllm_core.runs.files import RunError, read_json
 from newllm_core.runs.folder import RECORD_NAME
-from newllm_core.vision import training
+from newllm_core.training.loop import TrainingLoop
 from newllm_core.vision.config import (
     VisionDataConfig,
     VisionModelConfig,
@@ -38,6 +39,7 @@ from newllm_core.vision.search.plan import SearchPlan
 from newllm_core.vision.search.run import SUMMARY_NAME, run_search, test_winner
 from newllm_core.vision.search.study import SearchError, alone, load_study
 from newllm_core.vision.settings import VisionSettings
+from newllm_core.vision.training import EpochFigures
 
 GATE = VisionDataConfig(dataset="colour", image_size=16, num_train_images=96)
 # A learning rate learns the colours or learns nothing: which side of the gate a trial is on, is no matter of luck.
@@ -75,15 +77,17 @@ def idx_folder(folder: Path) -> VisionDataConfig:
 def search_and_be_killed(folder: Path, data: Path) -> None:
     """Runs in a process of its own, which ends without warning after the first epoch of its third run."""
     runs: list[Path] = []
-    save_checkpoint = training.save_checkpoint
+    save = TrainingLoop.save
 
-    def save_and_die(checkpoint_dir: Path, checkpoint: Checkpoint) -> None:
-        save_checkpoint(checkpoint_dir, checkpoint)
-        runs.extend([checkpoint_dir] if checkpoint_dir not in runs else [])
-        if len(runs) == 3:
+    def save_and_die(loop: TrainingLoop[EpochFigures]) -> None:
+        save(loop)
+        assert loop.place is not None
+        runs.extend([loop.place.folder] if loop.place.folder not in runs else [])
+        if len(runs) == 3 and loop.rows:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    training.save_checkpoint = save_and_die  # type: ignore[assignment]
+    checkpoint.CHECKPOINT_SHARE = math.inf
+    TrainingLoop.save = save_and_die  # type: ignore[method-assign]
     run_search(small_plan(idx_folder(data)), folder, show_progress=False)
 
 
@@ -109,7 +113,7 @@ def continued(tmp_path_factory: pytest.TempPathFactory) -> Continued:
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     trials = load_study(folder).get_trials()
     running = next(trial for trial in trials if trial.state == TrialState.RUNNING)
-    assert len(list((folder / "trials").glob(f"*/*/{CHECKPOINT_DIR}/{PROGRESS_NAME}"))) == 1
+    assert len(list((folder / "trials").glob(f"*/*/{CHECKPOINT_DIR}"))) == 1
     plan = small_plan(idx_folder(data))
     summary = run_search(plan, folder, workers=2, show_progress=False)
     interrupted = {"number": running.number, "parameters": running.params}
@@ -246,7 +250,7 @@ def test_training_that_diverges_is_pruned_and_violates_the_gate(tmp_path: Path) 
     plan = dataclasses.replace(small_plan(num_trials=1), space={"learning_rate": CategoricalDistribution((1e30,))})
     (trial,) = run_search(plan, tmp_path, show_progress=False)["trials"]
     assert trial["state"] == "pruned" and trial["missing_at_gate"] == 0.6
-    assert trial["figures"]["stopped"].startswith("not finite: epoch 1")
+    assert trial["figures"]["stopped"].startswith("not finite: NKAT, epoch 1")
     with pytest.raises(SearchError, match="at least 1 trials that passed the gate, found 0"):
         plot_search_history(tmp_path)
     with pytest.raises(SearchError, match="expected one best trial, found 0"):

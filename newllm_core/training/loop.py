@@ -1,0 +1,311 @@
+"""The training loop, one for all: passes, best weights, patience, checkpoints, resumption, seconds, what stops it.
+
+A training (Phase 1, Phase 2, a baseline network, NKAT) is a subclass. It says what the steps of a pass are, what came
+of them, how good that was, and which tensors and states the next step depends on. All else is here, and the same for
+all.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from newllm_core.errors import NotFiniteError, refuse_not_finite
+from newllm_core.gpu_memory import find_executable
+from newllm_core.runs.checkpoint import (
+    Checkpoint,
+    CheckpointBudget,
+    CheckpointPlace,
+    generator_states,
+    joined,
+    load_checkpoint,
+    parted,
+    restore_generators,
+    save_checkpoint,
+)
+from newllm_core.runs.interruption import held_signals
+from newllm_core.runs.progress import Stopwatch, progress_bar
+
+Row = TypeVar("Row")
+Outcome = TypeVar("Outcome")
+# Steps between two looks at the sums of a pass: each look makes a GPU wait.
+_LOOK_STEPS = 50
+
+
+class Stateful(Protocol):
+    """An optimizer, a schedule."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class PassState:
+    """What has come together within the pass that is running; every pass has a new one.
+
+    Attributes:
+        steps: taken so far.
+        sums: float64 scalars on the device, under the words that a message names them with.
+        carried: what the next step is entered by, such as a recurrent state; tensors stay where they are.
+        began: seconds of the whole training when the pass began.
+    """
+
+    steps: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    carried: Any = None
+    began: float = 0.0
+
+    def add(self, figures: Mapping[str, Tensor]) -> None:
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value, dtype=torch.float64)) + value.detach()
+
+    def refuse_not_finite(self) -> None:
+        refuse_not_finite({name: float(value) for name, value in self.sums.items()})
+
+
+@dataclass
+class Best:
+    """The pass whose weights are kept, counted from 1; 0 before the first. ``without_gain``: judged passes since."""
+
+    number: int = 0
+    score: float = -math.inf
+    without_gain: int = 0
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class TrainingLoop(ABC, Generic[Row]):
+    """Trains pass by pass until ``num_passes``, or until so many judged ones as ``patience`` brought nothing better.
+
+    Resumed from a checkpoint, within a pass or between two, it ends with the same rows and weights to the last bit.
+
+    Attributes:
+        name, unit: of the training and of a pass, for bars and messages.
+        rows: the figures of every finished pass.
+        best: the pass with the highest score.
+        within: of the pass that is running.
+        watch: seconds of all sessions.
+        device_batch_size: what is computed at once, see ``in_parts``.
+        report: called with every row, also those of earlier sessions; what it raises ends the training.
+    """
+
+    name: str
+    unit: str = "epoch"
+    row_kind: type[Row]
+
+    def __init__(
+        self, device: torch.device, num_passes: int, place: CheckpointPlace | None, *, patience: int | None = None,
+        min_passes: int = 0, steps_per_pass: int = 1, device_batch_size: int = 1, show_progress: bool = True,
+        report: Callable[[Row], None] = lambda row: None,
+    ) -> None:  # fmt: skip
+        self.device, self.num_passes, self.place = device, num_passes, place
+        self.patience, self.min_passes, self.steps_per_pass = patience, min_passes, steps_per_pass
+        self.device_batch_size, self.show_progress = device_batch_size, show_progress
+        self.report, self.rows = report, list[Row]()
+        self.best, self.within = Best(), PassState()
+        self.watch, self.budget = Stopwatch(), CheckpointBudget()
+
+    # --- what a training says ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def steps(self, number: int) -> Iterator[None]:
+        """Pass ``number``, from 1: yields after each step, and leaves out the first ``within.steps``."""
+
+    @abstractmethod
+    def row(self, number: int) -> Row:
+        """The figures of the pass whose steps have been taken, judged where that is due. Raises NotFiniteError."""
+
+    @abstractmethod
+    def score(self, row: Row) -> float | None:
+        """The higher, the better the weights; None where the pass was not judged."""
+
+    @abstractmethod
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All that the next step depends on, themselves and no copies: a resumed training writes into them."""
+
+    @abstractmethod
+    def stateful(self) -> Mapping[str, Stateful]:
+        """Optimizer and schedule."""
+
+    @abstractmethod
+    def kept(self) -> Mapping[str, Tensor]:
+        """What is kept of a pass that is the best so far."""
+
+    @abstractmethod
+    def shown(self) -> dict[str, str]:
+        """Beside the bar, of the last row and the best."""
+
+    def stored_row(self, figures: Mapping[str, Any]) -> Row:
+        """What ``asdict`` made of one."""
+        return self.row_kind(**figures)
+
+    # --- what is the same for all -----------------------------------------------------------------------------------
+
+    @property
+    def stopped_early(self) -> bool:
+        return len(self.rows) < self.num_passes
+
+    def pass_seconds(self) -> float:
+        """Since the pass began, those of earlier sessions included."""
+        return self.watch.total().wall - self.within.began
+
+    def run(self) -> None:
+        """Train, from the checkpoint if there is one; the best weights are in ``best``, not yet in the model.
+
+        Raises NotFiniteError that names the term, the pass and the last checkpoint, RunError for a checkpoint of
+        another run, and on SIGINT or SIGTERM KeyboardInterrupt or SystemExit, after saving.
+        """
+        self._resume()
+        for row in self.rows:
+            self.report(row)
+        bar = progress_bar(
+            total=self.num_passes, initial=len(self.rows), desc=self.name, unit=self.unit,
+            disable=not self.show_progress,
+        )  # fmt: skip
+        with bar, held_signals(self.place is not None) as stop:
+            self._stop = stop
+            while not self._is_over():
+                number = len(self.rows) + 1
+                with self.naming_not_finite(number):
+                    row = self._pass(number)
+                bar.update()
+                bar.set_postfix(self.shown())
+                self.report(row)
+
+    def in_parts(self, num_rows: int, attempt: Callable[[int], Outcome]) -> Outcome:
+        """What ``attempt(size)`` gives for the largest ``size`` that fits in memory, ``num_rows`` or fewer.
+
+        ``attempt`` computes a step's gradients from the beginning, ``size`` rows at once, and takes no step: the
+        effective batch stays the same. When memory runs out it is called again with half the size, which stays.
+        """
+        generators, outcomes = generator_states(self.device), list[Outcome]()
+        first_try = min(self.device_batch_size, num_rows)
+
+        def once(size: int) -> None:
+            if size < first_try:
+                restore_generators(generators, self.device)
+            outcomes.append(attempt(size))
+
+        went_through = find_executable(once, first_try)
+        if went_through < first_try:
+            self.device_batch_size = went_through
+        return outcomes[0]
+
+    def _is_over(self) -> bool:
+        done = len(self.rows)
+        patient = self.patience is None or self.best.without_gain < self.patience or done < self.min_passes
+        return done >= self.num_passes or not patient
+
+    def _pass(self, number: int) -> Row:
+        for _ in self._shown_steps(number):
+            self.within.steps += 1
+            if self.within.steps % _LOOK_STEPS == 0:
+                self.within.refuse_not_finite()
+            self._save_if_due()
+        self.within.refuse_not_finite()
+        row = self.row(number)
+        self._keep_if_best(number, self.score(row))
+        self.rows.append(row)
+        self.within = PassState(began=self.watch.total().wall)
+        self._save_if_due()
+        return row
+
+    def _shown_steps(self, number: int) -> Any:
+        return progress_bar(
+            self.steps(number), total=self.steps_per_pass, initial=self.within.steps, desc=f"  {self.unit} {number}",
+            unit="step", leave=False, disable=not self.show_progress or self.steps_per_pass == 1,
+        )  # fmt: skip
+
+    def _keep_if_best(self, number: int, score: float | None) -> None:
+        if score is None:
+            return
+        self.best.without_gain += 1
+        if score > self.best.score:
+            kept = {name: value.detach().clone() for name, value in self.kept().items()}
+            self.best = Best(number, score, 0, kept)
+
+    @contextmanager
+    def naming_not_finite(self, number: int) -> Iterator[None]:
+        """Adds to a NotFiniteError where it happened, and what is left."""
+        try:
+            yield
+        except NotFiniteError as error:
+            raise NotFiniteError(
+                f"{self.name}, {self.unit} {number}: {error}. Training stops here; {self._last_checkpoint()}. "
+                "A smaller learning rate or gradient clip is the usual remedy."
+            ) from error
+
+    def _last_checkpoint(self) -> str:
+        if self.place is None or self.budget.saved is None:
+            return "no checkpoint was written"
+        return f"the last checkpoint, {self.budget.saved}, is in {self.place.folder}"
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _save_if_due(self) -> None:
+        if self.place is None:
+            return
+        if self._stop.number is not None:
+            self.save()
+            self._stop.obey(f"{self.name} stopped {self.budget.saved}; run the same again to go on from there")
+        if self.budget.allows(self.tensors()):
+            self.save()
+
+    def _where(self) -> str:
+        return f"after {len(self.rows)} {self.unit}s and {self.within.steps} steps"
+
+    def save(self) -> None:
+        """Write a checkpoint; never one of weights that are not finite."""
+        assert self.place is not None
+        with self.budget.timed(self._where()):
+            live = dict(self.tensors())
+            refuse_not_finite({name: float(value.detach().sum(dtype=torch.float64)) for name, value in live.items()})
+            rows = [asdict(row) for row in self.rows]  # type: ignore[call-overload]
+            tensors = joined({"live": live, "best": self.best.weights})
+            save_checkpoint(
+                self.place.folder,
+                Checkpoint(self.place.configs, rows, self.within.steps, tensors, self._states()),
+            )
+
+    def _states(self) -> dict[str, Any]:
+        return {
+            "stateful": {name: part.state_dict() for name, part in self.stateful().items()},
+            "best": {name: getattr(self.best, name) for name in ("number", "score", "without_gain")},
+            "within": vars(self.within),
+            "device_batch_size": self.device_batch_size,
+            "seconds": self.watch.state(),
+            **generator_states(self.device),
+        }
+
+    def _resume(self) -> None:
+        """Take up the checkpoint, if there is one."""
+        found = load_checkpoint(self.place, self.device)
+        if found is None:
+            return
+        parts = parted(found.tensors, ("live", "best"))
+        with torch.no_grad():
+            for name, value in self.tensors().items():
+                value.copy_(parts["live"][name])
+        for name, part in self.stateful().items():
+            part.load_state_dict(found.states["stateful"][name])
+        self.rows = [self.stored_row(figures) for figures in found.rows]
+        self.best = Best(**found.states["best"], weights=parts["best"])
+        self.within = PassState(**_moved(found.states["within"], self.device))
+        self.device_batch_size = found.states["device_batch_size"]
+        self.budget.saved = self._where()
+        self.watch.resume(found.states["seconds"])
+        restore_generators(found.states, self.device)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Every tensor within, on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: _moved(part, device) for name, part in value.items()}
+    return type(value)(_moved(part, device) for part in value) if isinstance(value, list | tuple) else value
