@@ -1,8 +1,7 @@
 """A row of the leaderboard: one variant with one seed, on the same text, embeddings and head as all others."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,14 @@ from newllm_core.baselines.registry import BASELINES, baseline_config
 from newllm_core.baselines.train import train_baseline
 from newllm_core.config.language import Settings
 from newllm_core.config.schema import config_hash
-from newllm_core.data import token_byte_lengths
+from newllm_core.data import corpus_key, token_byte_lengths
+from newllm_core.experiment.identity import identity_of
 from newllm_core.experiment.measure import describe, per_conversation_sums
 from newllm_core.experiment.prepare import Prepared, prepare
 from newllm_core.metrics.prediction import NATS_PER_BIT, perplexity
-from newllm_core.runs.checkpoint import CheckpointPlace, discard_checkpoint
-from newllm_core.runs.files import DATA_DIR, locked, read_json, write_json
-from newllm_core.runs.folder import refuse_other_config
+from newllm_core.runs.checkpoint import CheckpointPlace
+from newllm_core.runs.files import DATA_DIR, read_json
+from newllm_core.runs.folder import RunFolder
 from newllm_core.runs.progress import Stopwatch
 from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.studies.phase1_rows import kept_phase1
@@ -72,17 +72,20 @@ def row_sections(point: Point, network_changes: Mapping[str, Any]) -> dict[str, 
     return {"data": settings.data}
 
 
-def stored_configs(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives them back, so that those of a row compare equal."""
-    stored: dict[str, Any] = json.loads(json.dumps({section: asdict(config) for section, config in sections.items()}))
-    return stored
-
-
 def row_path(point: Point, folder: Path, network_changes: Mapping[str, Any]) -> Path:
-    """Where the row is or will be kept; one for all seeds where none touches the figures."""
-    sections, settings = row_sections(point, network_changes), point.settings
-    seed = f"-seed{settings.run.seed}" if "run" in sections else ""
-    return folder / f"{point.variant.name}-{settings.data.num_samples}s{seed}-{config_hash(*sections.values())}.json"
+    """The row's file; one for all seeds where none touches the figures."""
+    sections, data = row_sections(point, network_changes), point.settings.data
+    corpus = f"-{corpus_key(data)}" if data.corpus == "file" else ""
+    seed = f"-seed{point.settings.run.seed}" if "run" in sections else ""
+    name = f"{point.variant.name}{corpus}-{data.num_samples}s{seed}-{config_hash(*sections.values())}"
+    return folder / f"{name}.json"
+
+
+def row_place(point: Point, folder: Path, network_changes: Mapping[str, Any]) -> RunFolder:
+    """Where the row is or will be kept. Raises DataError where what it reads is missing."""
+    path = row_path(point, folder, network_changes)
+    identity = identity_of(row_sections(point, network_changes))
+    return RunFolder(path, folder / CHECKPOINTS_FOLDER / path.stem, identity)
 
 
 def run_row(point: Point, folder: Path, network_changes: Mapping[str, Any], data_dir: Path = DATA_DIR) -> Row:
@@ -91,32 +94,22 @@ def run_row(point: Point, folder: Path, network_changes: Mapping[str, Any], data
     Of two processes that want the same one, the second waits and reads it. ``seconds`` of the row are those of the
     session that finished it, ``cpu_seconds`` those of all.
     """
-    path = row_path(point, folder, network_changes)
-    sections = row_sections(point, network_changes)
-    configs = stored_configs(sections)
-    with locked(folder / CHECKPOINTS_FOLDER / f"{path.stem}.lock"):
-        # Two controls can have the same configuration and read other contexts.
-        place = CheckpointPlace(
-            folder / CHECKPOINTS_FOLDER / path.stem, {**configs, "variant": {"name": point.variant.name}}
-        )
-        if path.is_file():
-            row: Row = read_json(path)
-            refuse_other_config(row, configs, path)
-        else:
-            row = _run(point, configs, sections.get("network"), _Places(folder / PHASE1_FOLDER, place), data_dir)
-            write_json(path, row)
-        discard_checkpoint(place.folder)
-        return row
+    with row_place(point, folder, network_changes).held() as held:
+        if held.record is not None:
+            return held.record
+        network = row_sections(point, network_changes).get("network")
+        places = _Places(folder / PHASE1_FOLDER, held.checkpoints)
+        return held.finish(_run(point, network, places, data_dir), {})
 
 
-def _run(point: Point, configs: dict[str, Any], network: BaselineConfig | None, places: _Places, data_dir: Path) -> Row:
+def _run(point: Point, network: BaselineConfig | None, places: _Places, data_dir: Path) -> Row:
     start, settings = datetime.now(UTC).isoformat(timespec="seconds"), point.settings
     prepared = prepare(settings.data, settings.model, settings.run, data_dir)
     watch = Stopwatch()
     fitted = _fit(point, prepared, network, places)
     took = watch.total()
     seconds = {"seconds": took.wall, "cpu_seconds": took.cpu + fitted.earlier_cpu_seconds}
-    return {"variant": point.variant.record(), "start": start, **_row(prepared, fitted), **seconds, "config": configs}
+    return {"variant": point.variant.record(), "start": start, **_row(prepared, fitted), **seconds}
 
 
 def _fit(point: Point, prepared: Prepared, network: BaselineConfig | None, places: _Places) -> _Fitted:

@@ -11,20 +11,15 @@ from newllm_core.baselines.train import train_baseline
 from newllm_core.config.language import Settings
 from newllm_core.data import load_embeddings, load_token_streams
 from newllm_core.experiment.estimate import estimate
+from newllm_core.experiment.identity import phase1_folder_name, run_folder_name, run_identity
 from newllm_core.experiment.prepare import Prepared, prepare
-from newllm_core.experiment.run import (
-    configs_record,
-    phase1_folder_name,
-    phase1_only_record,
-    run_experiment,
-    run_folder_name,
-    run_phase1,
-)
+from newllm_core.experiment.run import phase1_only_record, run_experiment, run_phase1
 from newllm_core.losses import diversity_loss
 from newllm_core.runs.files import DATA_DIR, RESULTS_DIR, read_json, write_json
-from newllm_core.runs.folder import RECORD_NAME, refuse_other_config
+from newllm_core.runs.folder import RECORD_NAME
+from newllm_core.runs.identity import refuse_other_run
 from newllm_core.runs.reproducibility import resolve_device
-from newllm_core.studies.rows import row_path, row_sections, run_row, stored_configs
+from newllm_core.studies.rows import row_path, row_place, row_sections, run_row
 from newllm_core.studies.sweep import Cost, Point, Record
 
 LEADERBOARD_DIR = RESULTS_DIR / "leaderboard"
@@ -81,13 +76,11 @@ class ExperimentRunner:
 
     def finished(self, point: Point) -> Record | None:
         """Its own record, else a committed one."""
-        name, settings = self.key(point), point.settings
+        name = self.key(point)
         for path in (self.folders.experiments / name / RECORD_NAME, self.folders.reference / f"{name}.json"):
             if path.is_file():
                 record: Record = read_json(path)
-                phase2 = None if self.phase1_only else settings.phase2
-                configs = configs_record(settings.data, settings.model, settings.phase1, settings.run, phase2)
-                refuse_other_config(record, configs, path)
+                refuse_other_run(record, run_identity(point.settings, phase1_only=self.phase1_only), path)
                 return record
         return None
 
@@ -141,12 +134,7 @@ class RowRunner:
         return row_path(point, self.folder, self.network_changes)
 
     def finished(self, point: Point) -> Record | None:
-        path = self.key(point)
-        if not path.is_file():
-            return None
-        row: Record = read_json(path)
-        refuse_other_config(row, stored_configs(row_sections(point, self.network_changes)), path)
-        return row
+        return row_place(point, self.folder, self.network_changes).finished()
 
     def check(self, points: Sequence[Point]) -> None:
         _check_settings([point.settings for point in points], self.data_dir)

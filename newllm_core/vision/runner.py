@@ -8,14 +8,15 @@ from pathlib import Path
 import torch
 
 from newllm_core.config.schema import changed
-from newllm_core.runs.files import read_json
-from newllm_core.runs.folder import RECORD_NAME, is_complete, refuse_other_config
+from newllm_core.data.errors import DataError
+from newllm_core.runs.folder import is_complete
+from newllm_core.runs.identity import Identity
 from newllm_core.runs.reproducibility import resolve_device, seed_everything
 from newllm_core.studies.sweep import Cost, Point
 from newllm_core.vision.config import VisionDataConfig
 from newllm_core.vision.data import ImageData, LabelledImages, load_image_data, locate_source
-from newllm_core.vision.experiment import VISION_DIR, Record, run_vision
-from newllm_core.vision.settings import VisionSettings, configuration_record, run_name
+from newllm_core.vision.experiment import VISION_DIR, Record, run_vision, vision_place
+from newllm_core.vision.settings import VisionSettings, configuration_record, run_identity, run_name
 from newllm_core.vision.training import train_vision
 
 _TIMED_SELECTION = 32  # images; enough to run the evaluation at all
@@ -39,12 +40,14 @@ class VisionRunner:
         return point.variant.name, self.run_dir(point)
 
     def finished(self, point: Point) -> Record | None:
-        run_dir = self.run_dir(point)
-        if not is_complete(run_dir):
+        if not is_complete(self.run_dir(point)):
             return None
-        record: Record = read_json(run_dir / RECORD_NAME)
-        refuse_other_config(record, configuration_record(point.settings), run_dir)
-        return None if self.read_test and record["test"] is None else record
+        try:
+            identity = run_identity(point.settings)
+        except DataError:  # its images are not on this machine: nothing to hold their hashes against
+            identity = Identity(configuration_record(point.settings))
+        record = vision_place(self.run_dir(point), identity).finished()
+        return None if record is None or (self.read_test and record["test"] is None) else record
 
     def check(self, points: Sequence[Point]) -> None:
         for data in {point.settings.data for point in points}:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import reference_nkat
 from newllm_core.config.language import RunConfig
 from newllm_core.config.schema import ConfigError
 from newllm_core.data.errors import DataError
@@ -33,6 +32,7 @@ from newllm_core.vision.variants import (
     term_variants,
     vision_variant,
 )
+from reproduce import reference_nkat
 
 CIFAR = VisionSettings(data=VisionDataConfig(dataset="cifar10-jpeg"), model=model_preset("quick"))
 SMALL = VisionSettings(

@@ -1,46 +1,18 @@
-"""Variants of one configuration: what they change, their runs, and figures with known answers."""
+"""Variants of image runs compared, on made-up records: figures with known answers."""
 
 import math
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from newllm_core.vision.variant_series import VariantRuns, VariantSeries
 from scipy.stats import binomtest, t
 
-from newllm_core.comparison.accuracy import accuracy_difference, comparison_table, mean_accuracy, readable_table
+from newllm_core.comparison.accuracy import VariantRuns, accuracy_difference, accuracy_table, mean_accuracy
 from newllm_core.comparison.groups import ComparisonError
-from newllm_core.config.language import RunConfig
-from newllm_core.vision.config import (
-    VisionDataConfig,
-    VisionModelConfig,
-    VisionTrainConfig,
-    augmentation_pack,
-    model_preset,
-)
+from newllm_core.comparison.tables import readable_table
 from newllm_core.vision.experiment import Record, score_cards
 from newllm_core.vision.report.comparison import plot_variants
 from newllm_core.vision.report.score_table import card_lines, score_table
-from newllm_core.vision.settings import VisionSettings
-from newllm_core.vision.variants import CENTRE, Variant
-
-CIFAR = VisionSettings(data=VisionDataConfig(dataset="cifar10-jpeg"), model=model_preset("quick"))
-SMALL = VisionSettings(
-    data=VisionDataConfig(dataset="colour", image_size=16, num_train_images=96),
-    model=VisionModelConfig(
-        width=16, depth=1, heads=2, patch=4, stem="off", image_size=16, num_classes=3, attention_dropout=0.0
-    ),
-    augmentation=augmentation_pack("off"),
-    train=VisionTrainConfig(epochs=2, warmup_epochs=0, batch_size=16, learning_rate=0.01, ema_decay=None),
-    run=RunConfig(num_threads=1),
-)
-VARIANTS = [CENTRE, Variant("images", "grey", {"colour": "grey"}), Variant("images", "fewer", {"num_train_images": 48})]
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[VariantRuns]:
-    folder = tmp_path_factory.mktemp("variants")
-    return VariantSeries(SMALL, VARIANTS, [1, 2], read_test=True, folder=folder).run()
 
 
 def record(correct: int, images: int = 1000, seed: int = 1, part: str = "test") -> Record:
@@ -59,7 +31,9 @@ def record(correct: int, images: int = 1000, seed: int = 1, part: str = "test") 
 
 
 def made_up(name: str, *correct: int, group: str = "group") -> VariantRuns:
-    return VariantRuns(Variant(group, name), tuple(record(one, seed=seed) for seed, one in enumerate(correct)))
+    variant = {"name": name, "label": name, "group": group}
+    records = [record(one, seed=seed) | {"variant": variant} for seed, one in enumerate(correct)]
+    return VariantRuns(variant, tuple(records))
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -67,7 +41,7 @@ def made_up(name: str, *correct: int, group: str = "group") -> VariantRuns:
 
 def test_one_seed_has_wilsons_interval_and_newcombes_difference() -> None:
     """Newcombe 1998, table II, example (a): 56/70 against 48/80 gives 0.20 with 0.0524 … 0.3339 (method 10)."""
-    runs = [VariantRuns(Variant("g", name), (record(c, n),)) for name, c, n in (("a", 56, 70), ("b", 48, 80))]
+    runs = [VariantRuns({"name": name}, (record(c, n),)) for name, c, n in (("a", 56, 70), ("b", 48, 80))]
     difference = accuracy_difference(*runs, "test")
     assert difference.value == pytest.approx(20)
     assert difference.interval == pytest.approx((5.24, 33.39), abs=0.005)
@@ -89,7 +63,7 @@ def test_several_seeds_are_paired() -> None:
 def test_differences_are_antisymmetric_and_hold_their_value(mine: list[int], others: list[int]) -> None:
     one, two = made_up("a", *mine), made_up("b", *others[: len(mine)])
     forth, back = accuracy_difference(one, two, "test"), accuracy_difference(two, one, "test")
-    assert forth.value == pytest.approx(-back.value)
+    assert forth.value == pytest.approx(-back.value) and forth.interval is not None and back.interval is not None
     assert forth.interval == pytest.approx((-back.interval[1], -back.interval[0]), abs=1e-9)
     assert forth.interval[0] <= forth.value + 1e-9 and forth.value <= forth.interval[1] + 1e-9
 
@@ -106,23 +80,24 @@ def test_different_seeds_and_missing_figures_are_refused() -> None:
 def test_the_table_has_a_row_a_variant_and_says_what_is_not_distinguishable() -> None:
     reference = made_up("reference", 500, 510, 520)
     same, better = made_up("same", 505, 505, 521), made_up("better", 700, 712, 719)
-    table = comparison_table([reference, same, better], reference, "test")
-    assert table["distinguishable"].tolist() == [False, False, True]
+    table = accuracy_table([*reference.records, *same.records, *better.records], "test")
+    assert table["verdict"].tolist()[1:] == ["not distinguishable", "distinguishable"]
     assert table.loc[("group", "better"), "difference"] == pytest.approx((20 + 20.2 + 19.9) / 3)
-    shown = readable_table(table)["difference"].tolist()
-    assert shown[0] == "–" and shown[1].endswith("(not distinguishable)") and shown[2].startswith("+20.0 [")
+    shown = readable_table(table)
+    assert shown["difference"].tolist()[0] == "–" and shown["difference"].tolist()[2].startswith("+20.0 [")
+    assert shown["verdict"].tolist() == ["–", "not distinguishable", "distinguishable"]
 
 
 def test_the_picture_fills_the_dots_that_differ() -> None:
     reference = made_up("reference", 500, 510, 520, group="reference")
     runs = [reference, made_up("same", 505, 505, 521), made_up("better", 700, 712, 719)]
-    (axis,) = plot_variants(runs, reference, "test").axes
+    (axis,) = plot_variants([record for one in runs for record in one.records], "test").axes
     means = [line for line in axis.lines if line.get_marker() == "o"]
-    assert [line.get_markerfacecolor() == "white" for line in means] == [True, True, False]
+    assert [line.get_markerfacecolor() == "white" for line in means] == [True, False]
     assert [label.get_text() for label in axis.get_yticklabels()] == [
-        "reference", "group: same", "group: better",
+        "reference\naccuracy 51.0 %", "same\naccuracy 51.0 %", "better\naccuracy 71.0 %", "reference", "group",
     ]  # fmt: skip
-    assert "test images" in axis.get_xlabel()
+    assert "test images" in axis.get_xlabel() and axis.texts[0].get_text() == "reference"
 
 
 def test_the_score_table_has_targets_where_there_are_any() -> None:
@@ -133,7 +108,9 @@ def test_the_score_table_has_targets_where_there_are_any() -> None:
     table = score_table(records, names)
     assert table["target %"].isna().tolist() == [True, False] and table.loc["cifar10-jpeg", "target %"] == 60
     assert table.loc["cifar10-jpeg", "tpe_scalar"] == pytest.approx(0.7113, abs=5e-5)
-    assert (table["low"] < table["accuracy %"]).all() and (table["accuracy %"] < table["high"]).all()
+    assert (table["accuracy % low"] < table["accuracy %"]).all()
+    assert (table["accuracy %"] < table["accuracy % high"]).all()
+    assert readable_table(table).loc["colour", "target %"] == "–"
     first, second, third = card_lines("tpe_scalar", score_cards(records, names)["tpe_scalar"])
     assert first == "Global tpe_scalar over colour, cifar10-jpeg: 0.545 of at most 0.756 (target 0.7)"
     assert second.startswith("consistency") and third.endswith("that ran: 1.000")

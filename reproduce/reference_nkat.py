@@ -1,10 +1,10 @@
 """The committed figures of the vision line at the `nkat_cpu` profile: quick model, two CPU cores.
 
-    python -m benchmarks.reference_nkat --estimate              # runs, finished runs, hours; trains nothing
-    python -m benchmarks.reference_nkat                         # all parts, each goes on where it was stopped
-    python -m benchmarks.reference_nkat --only rescue           # CIFAR-10 with and without the rescue pack, three seeds
-    python -m benchmarks.reference_nkat --only search           # the study, with its workers
-    python -m benchmarks.reference_nkat --report                # tables and pictures of what is there
+    python -m reproduce.reference_nkat --estimate              # runs, finished runs, hours; trains nothing
+    python -m reproduce.reference_nkat                         # all parts, each goes on where it was stopped
+    python -m reproduce.reference_nkat --only rescue           # CIFAR-10 with and without the rescue pack, three seeds
+    python -m reproduce.reference_nkat --only search           # the study, with its workers
+    python -m reproduce.reference_nkat --report                # tables and pictures of what is there
 
 Records go to results/reference/nkat/runs, tables and pictures to results/reference/nkat; weights stay beside records
 and are not committed. One thread a run, so that two parts can run side by side on two cores. A part whose images are
@@ -16,9 +16,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.reference_experiments import REFERENCE
 from newllm_core.batch.notebooks import load_profile
-from newllm_core.comparison import accuracy as comparison
+from newllm_core.comparison.accuracy import accuracy_table
+from newllm_core.comparison.tables import readable_table
 from newllm_core.config.schema import changed, parameter_fields, settings_of_type
 from newllm_core.report.style import save_figure
 from newllm_core.runs.files import PROJECT_ROOT, read_json, write_json, write_text
@@ -34,6 +34,7 @@ from newllm_core.vision.search.plan import SearchPlan
 from newllm_core.vision.search.run import run_search
 from newllm_core.vision.settings import VisionSettings, for_data_set
 from newllm_core.vision.variants import VisionVariant, term_variants, vision_variant
+from reproduce.reference_experiments import REFERENCE
 
 NKAT = REFERENCE / "nkat"
 RUNS, SEARCH = NKAT / "runs", NKAT / "search"
@@ -101,9 +102,7 @@ def search_plan() -> SearchPlan:
 def report(sweeps: Mapping[str, Sweep]) -> None:
     """Tables and pictures of the parts whose runs are all there."""
     found = {name: one.finished() for name, one in sweeps.items()}
-    whole = {
-        name: [one for one in records if one is not None] for name, records in found.items() if None not in records
-    }
+    whole = {name: [one for one in records if one] for name, records in found.items() if None not in records}
     for name, records in whole.items():
         if not name.startswith("long"):
             _report_variants(name, records)
@@ -114,17 +113,17 @@ def report(sweeps: Mapping[str, Sweep]) -> None:
             save_figure(figure, NKAT / f"search_{name}.png")
 
 
-def _report_variants(name: str, runs: Sequence[VariantRuns]) -> None:
-    table = comparison.readable_table(comparison.comparison_table(runs, runs[0], "test")).to_string()
+def _report_variants(name: str, records: Sequence[Record]) -> None:
+    table = readable_table(accuracy_table(records, "test")).to_string()
     write_text(NKAT / f"{name}.txt", table + "\n")
-    save_figure(plots_comparison.plot_variants(runs, runs[0], "test"), NKAT / f"{name}.png")
+    save_figure(plots_comparison.plot_variants(records, "test"), NKAT / f"{name}.png")
     print(table)
 
 
 def _report_data_sets(records: dict[str, Record]) -> None:
     if not records:
         return
-    table = score_table.score_table(records, list(records)).round(3).T.to_string()
+    table = readable_table(score_table.score_table(records, list(records))).T.to_string()
     write_text(NKAT / "data_sets.txt", table + "\n")
     save_figure(plots_vision.plot_scores(records, list(records)), NKAT / "scores.png")
     for name, record in records.items():
