@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from newllm_core.config.language import RunConfig
+from newllm_core.config.notebook import NotebookSettings
 from newllm_core.config.schema import ConfigError, config_hash, config_values, from_mapping
 from newllm_core.runs.identity import Identity
 from newllm_core.vision.config import (
@@ -29,7 +30,7 @@ STORED_FORMS: Mapping[str, tuple[int, int]] = {
 
 
 @dataclass(frozen=True)
-class VisionSettings:
+class VisionSettings(NotebookSettings):
     """Everything that one run's figures depend on. Raises ConfigError where sections exclude each other."""
 
     data: VisionDataConfig = VisionDataConfig()

@@ -9,16 +9,18 @@ import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
 from newllm_core.data.errors import DataError
-from newllm_core.runs.files import sha256_bytes
+from newllm_core.runs.files import sha256_file
 from newllm_core.vision.data.records import LabelledImages, zero_based_labels
 
 UNSIGNED_BYTE = 0x08  # the one type code that images and labels use
 GZIP_MAGIC = b"\x1f\x8b"
+MAX_VALUES = 1 << 30  # the largest set in use, EMNIST by class, has 547 million; a small file can unpack to anything
 
 
 @dataclass(frozen=True)
@@ -35,30 +37,43 @@ MNIST_NAMES = IdxNames("train", "t10k")
 EMNIST_LETTERS_NAMES = IdxNames("emnist-letters-train", "emnist-letters-test", first_label=1, transposed=True)
 
 
-def parse_idx(content: bytes, origin: str) -> np.ndarray:
-    """The array in an IDX file's bytes, uncompressed; uint8. Raises DataError that names ``origin``."""
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] != UNSIGNED_BYTE:
+def parse_idx(stream: BinaryIO, origin: str) -> np.ndarray:
+    """The array of an IDX file, uncompressed; uint8. No more is read than its header announces.
+
+    Raises DataError that names ``origin``.
+    """
+    start = stream.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0" or start[2] != UNSIGNED_BYTE:
         raise DataError(
-            f"{origin}: expected an IDX file of unsigned bytes (it starts with 00 00 08), found {content[:4].hex(' ')}"
+            f"{origin}: expected an IDX file of unsigned bytes (it starts with 00 00 08), found {start.hex(' ')}"
         )
-    start = 4 + 4 * content[3]
-    if len(content) < start:
-        raise DataError(f"{origin}: expected {content[3]} dimensions, the file ends before them")
-    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", count=content[3], offset=4))
-    expected, found = math.prod(shape), len(content) - start
-    if expected != found:
+    header = stream.read(4 * start[3])
+    if len(header) < 4 * start[3]:
+        raise DataError(f"{origin}: expected {start[3]} dimensions, the file ends before them")
+    shape = tuple(int(size) for size in np.frombuffer(header, ">u4"))
+    expected = math.prod(shape)
+    if expected > MAX_VALUES:
+        raise DataError(f"{origin}: expected at most {MAX_VALUES:,} values, the header announces {expected:,}")
+    values = stream.read(expected + 1)
+    if len(values) != expected:
+        found = len(values) if len(values) < expected else "more"
         raise DataError(f"{origin}: expected {expected} values for the shape {shape}, found {found}")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(values, np.uint8).reshape(shape)
 
 
 def read_idx(path: Path) -> tuple[np.ndarray, str]:
     """The array of an IDX file and the SHA-256 of the file as it lies on disk. Raises DataError."""
-    stored = path.read_bytes()
     try:
-        content = gzip.decompress(stored) if stored.startswith(GZIP_MAGIC) else stored
+        with gzip.open(path) if _is_compressed(path) else path.open("rb") as stream:
+            array = parse_idx(stream, str(path))  # type: ignore[arg-type]  # a GzipFile is no BinaryIO to mypy
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: the compressed file is damaged ({error}); get it again") from error
-    return parse_idx(content, str(path)), sha256_bytes(stored)
+    return array, sha256_file(path)
+
+
+def _is_compressed(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC
 
 
 def read_idx_split(folder: Path, split: str, names: IdxNames, num_classes: int) -> LabelledImages:
@@ -86,7 +101,8 @@ def idx_files(folder: Path, split: str, names: IdxNames) -> tuple[Path, Path]:
 
 
 def _existing(folder: Path, name: str) -> Path:
-    for path in (folder / name, folder / f"{name}.gz"):
+    # EMNIST's own archive unpacks to a folder of that name.
+    for path in (folder / name, folder / f"{name}.gz", folder / "gzip" / f"{name}.gz"):
         if path.is_file():
             return path
     raise DataError(f"{folder}: expected the file {name} or {name}.gz, found neither")
