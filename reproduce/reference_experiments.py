@@ -14,22 +14,22 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from newllm_core.batch.notebooks import load_profile
 from newllm_core.comparison import paired as diversity
 from newllm_core.comparison.tables import readable_table
-from newllm_core.config.language import Settings, settings_from_parameters
+from newllm_core.config.language import Settings
+from newllm_core.config.profiles import load_profile
 from newllm_core.config.schema import changed
 from newllm_core.experiment.loss_cost import loss_cost
 from newllm_core.losses import DIVERSITY_ALGORITHMS
 from newllm_core.report import comparison as plots_diversity
 from newllm_core.report import scaling as plots_scaling
 from newllm_core.report.style import save_figure
-from newllm_core.runs.files import PROJECT_ROOT, RESULTS_DIR, write_json, write_text
+from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, write_json, write_text
 from newllm_core.scaling import analysis as scaling_analysis
 from newllm_core.scaling.law import sample_sizes
 from newllm_core.studies.sweep import Folders, Record, Series, comparison_points, grid
 
-REFERENCE = RESULTS_DIR / "reference"
+REFERENCE = REFERENCE_DIR
 SEEDS = [42, 43, 44]
 DIVERSITY_ITERATIONS = 10  # every loss as many: early stopping would give some three times the steps of others
 CONTEXT_DIMS, WEIGHTS = [200, 350, 768], [0.5, 0.99]
@@ -38,7 +38,7 @@ NUM_THREADS = 1
 
 def centre() -> Settings:
     profile = load_profile(PROJECT_ROOT / "notebooks" / "profiles" / "cpu.yaml")
-    return changed(settings_from_parameters(profile), {"num_threads": NUM_THREADS})
+    return changed(Settings.from_parameters(profile), {"num_threads": NUM_THREADS})
 
 
 def scaling_points(seeds: Sequence[int]) -> list[Settings]:

@@ -17,11 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from newllm_core.batch.notebooks import load_profile
 from newllm_core.comparison.accuracy import accuracy_table
 from newllm_core.comparison.groups import Record
 from newllm_core.comparison.tables import readable_table
-from newllm_core.config.schema import changed, parameter_fields, settings_of_type
+from newllm_core.config.profiles import load_profile
+from newllm_core.config.schema import changed, parameter_fields
+from newllm_core.config.values import read_as
 from newllm_core.report.style import save_figure
 from newllm_core.runs.files import PROJECT_ROOT, read_json, write_json, write_text
 from newllm_core.runs.folder import is_complete
@@ -54,12 +55,13 @@ LONG_RUNS: Mapping[str, Mapping[str, Any]] = {
 
 
 def profile() -> dict[str, Any]:
-    return load_profile(PROJECT_ROOT / "notebooks" / "profiles" / "nkat_cpu.yaml")
+    given = load_profile(PROJECT_ROOT / "notebooks" / "profiles" / "nkat_cpu.yaml")
+    return {name: read_as(Any, value) for name, value in given.items()}
 
 
 def centre() -> VisionSettings:
     known = parameter_fields(VisionSettings)
-    settings = settings_of_type(VisionSettings, {name: value for name, value in profile().items() if name in known})
+    settings = VisionSettings.from_parameters({name: value for name, value in profile().items() if name in known})
     return for_data_set(settings, settings.data)
 
 

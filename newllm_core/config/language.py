@@ -2,16 +2,15 @@
 
 A field's metadata says which values it takes; ``validate`` enforces that when a config is built, so an
 impossible value is an error where it is written, not an hour into a run. Unknown names are errors too:
-``from_mapping`` and ``settings_from_parameters`` say which name was given and which one is nearest to it.
+``from_mapping`` and ``Settings.from_parameters`` say which name was given and which one is nearest to it.
 """
 
 import dataclasses
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from newllm_core.config.schema import ConfigError, choice, later, location, number, settings_of_type, validate
+from newllm_core.config.notebook import NotebookSettings
+from newllm_core.config.schema import ConfigError, choice, later, location, number, validate
 
 
 @dataclass(frozen=True)
@@ -175,10 +174,10 @@ class ScalingConfig:
     """Sample sizes and sliding windows of the α progression. Spec section 6."""
 
     init_samples: int = number(50, low=1)
-    multiplier: float = number(2.0, above=1)
-    window_size: int = number(4, low=2)
-    num_windows: int = number(2, low=1)
-    num_resamples: int = number(4000, low=100)  # bootstrap draws behind every interval
+    multiplier: float = number(2.0, above=1, high=100)
+    window_size: int = number(4, low=2, high=100)
+    num_windows: int = number(2, low=1, high=100)
+    num_resamples: int = number(4000, low=100, high=1_000_000)  # bootstrap draws behind every interval
 
     def __post_init__(self) -> None:
         validate(self)
@@ -197,7 +196,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(NotebookSettings):
     """One complete set of configs, as a notebook's parameters give it."""
 
     data: DataConfig = DataConfig()
@@ -206,8 +205,3 @@ class Settings:
     phase2: Phase2Config = Phase2Config()
     scaling: ScalingConfig = ScalingConfig()
     run: RunConfig = RunConfig()
-
-
-def settings_from_parameters(parameters: Mapping[str, Any], extra: typing.Iterable[str] = ()) -> Settings:
-    """Those of the language model; see ``settings_of_type``."""
-    return settings_of_type(Settings, parameters, extra)

@@ -58,6 +58,15 @@ def new_axes(columns: int, width: float = 4.6, height: float = 3.4) -> tuple[Fig
     return figure, axes
 
 
+def empty_figure(title: str, source: str) -> Figure:
+    """What stands in a picture's place where its figures are missing."""
+    figure, (axis,) = new_axes(1, width=6)
+    axis.set_axis_off()
+    axis.set_title(title)
+    figure.suptitle(source, fontsize=9)
+    return figure
+
+
 def source_line(record: Mapping[str, Any]) -> str:
     """What every picture says below its title: corpus, embeddings, tokens, seed."""
     return (

@@ -24,7 +24,7 @@ from newllm_core.experiment.run import (
     run_phase1,
 )
 from newllm_core.losses import diversity_loss
-from newllm_core.runs.files import DATA_DIR, RESULTS_DIR, read_json, write_json
+from newllm_core.runs.files import DATA_DIR, REFERENCE_DIR, RESULTS_DIR, read_json, write_json
 from newllm_core.runs.folder import RECORD_NAME
 from newllm_core.runs.identity import refuse_other_run
 from newllm_core.runs.progress import progress_bar
@@ -80,7 +80,7 @@ class Folders:
 
     experiments: Path = RESULTS_DIR / "experiments"
     phase1: Path = RESULTS_DIR / "phase1"
-    reference: Path = RESULTS_DIR / "reference" / "experiments"  # committed records; only read by runs
+    reference: Path = REFERENCE_DIR / "experiments"  # committed records; only read by runs
     data: Path = DATA_DIR
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from newllm_core.baselines.registry import BASELINES, baseline_config, build_network
-from newllm_core.batch.notebooks import load_profile
-from newllm_core.config.language import ModelConfig, Settings, settings_from_parameters
+from newllm_core.config.language import ModelConfig, Settings
+from newllm_core.config.profiles import load_profile
 from newllm_core.config.schema import ConfigError
 from newllm_core.model import NewLLM
 from newllm_core.runs.files import PROJECT_ROOT
@@ -47,7 +47,7 @@ def test_the_parts_differ_from_the_best_in_what_they_say_alone() -> None:
 
 
 def test_the_profile_of_the_better_model_is_its_variant() -> None:
-    cpu, best = (settings_from_parameters(load_profile(PROFILES / f"{name}.yaml")) for name in ("cpu", "best"))
+    cpu, best = (Settings.from_parameters(load_profile(PROFILES / f"{name}.yaml")) for name in ("cpu", "best"))
     assert row_settings("best", cpu) == best
 
 

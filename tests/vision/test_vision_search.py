@@ -36,9 +36,10 @@ from newllm_core.vision.report.search import plot_search_epochs, plot_search_his
 from newllm_core.vision.score import tpe_score
 from newllm_core.vision.search import run as search
 from newllm_core.vision.search.config import SEARCH_SPACES, SearchConfig, search_profile
+from newllm_core.vision.search.journal import SearchError
 from newllm_core.vision.search.plan import SearchPlan
 from newllm_core.vision.search.run import SUMMARY_NAME, run_search, test_winner
-from newllm_core.vision.search.study import SearchError, alone, load_study
+from newllm_core.vision.search.study import alone, load_study
 from newllm_core.vision.settings import VisionSettings
 from newllm_core.vision.training import EpochFigures
 
