@@ -13,7 +13,6 @@ from newllm_core.experiment.checks import (
     Check,
     RepeatedPasses,
     StaleComparison,
-    as_record,
     compare_stale,
     convergence_verdict,
     fixed_point_check,
@@ -32,10 +31,10 @@ from newllm_core.experiment.identity import (
 from newllm_core.experiment.loss_cost import loss_cost
 from newllm_core.experiment.measure import (
     describe,
-    generate_text,
     measure_phase1,
     per_conversation_sums,
     phase2_record,
+    sample_text,
     validation_spectrum,
 )
 from newllm_core.experiment.phase1_cache import (
@@ -46,6 +45,7 @@ from newllm_core.experiment.phase1_cache import (
     phase1_in_folder,
 )
 from newllm_core.experiment.prepare import Prepared, prepare
+from newllm_core.experiment.record import FORMAT, check_run_record
 from newllm_core.experiment.run import (
     PHASE2_CHECKPOINT,
     TOKEN_WEIGHTS,
@@ -62,6 +62,7 @@ __all__ = [
     "CVFP_PASS",
     "Check",
     "Estimate",
+    "FORMAT",
     "IDENTITY_MAX_COSINE",
     "IDENTITY_MIN_DISTANCE",
     "PHASE1_CHECKPOINT",
@@ -76,14 +77,13 @@ __all__ = [
     "StaleComparison",
     "TOKEN_WEIGHTS",
     "TrainAndMeasure",
-    "as_record",
+    "check_run_record",
     "compare_stale",
     "convergence_verdict",
     "describe",
     "duration_text",
     "estimate",
     "fixed_point_check",
-    "generate_text",
     "identity_check",
     "identity_of",
     "list_text",
@@ -102,6 +102,7 @@ __all__ = [
     "run_folder_name",
     "run_identity",
     "run_phase1",
+    "sample_text",
     "settings_of",
     "validation_spectrum",
 ]

@@ -100,8 +100,26 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Strict JSON: a figure that is not finite is an error here, a missing one is null."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Strict JSON: a figure that is not finite is an error here, a missing one is null.
+
+    A list of numbers stands on one line, so that a record of hundreds of singular values can be read and compared.
+    """
+    write_text(path, json_text(value) + "\n")
+
+
+def json_text(value: Any, indent: str = "") -> str:
+    """As ``write_json`` lays it out; ``indent`` is that of the line where it stands."""
+    deeper = indent + "  "
+    if isinstance(value, Mapping) and value:
+        members = [f"{_on_one_line(str(name))}: {json_text(one, deeper)}" for name, one in value.items()]
+        return "{\n" + ",\n".join(deeper + member for member in members) + f"\n{indent}}}"
+    if isinstance(value, list | tuple) and any(isinstance(one, Mapping | list | tuple | str) for one in value):
+        return "[\n" + ",\n".join(deeper + json_text(one, deeper) for one in value) + f"\n{indent}]"
+    return _on_one_line(value)
+
+
+def _on_one_line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def read_json(path: Path) -> Any:
