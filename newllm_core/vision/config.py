@@ -1,13 +1,14 @@
 """Hyperparameters of the vision line: images, model, training, augmentation (nkat.md, sections 1, 3 and 4)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from newllm_core.config.schema import (
     ConfigError,
     choice,
     from_mapping,
+    later,
     location,
     number,
     unknown_name_message,
@@ -44,6 +45,8 @@ class VisionDataConfig:
     num_train_images: int | None = number(None, low=1)  # after the holdout; None: all
     holdout_share: float = number(0.1, above=0, high=0.5)  # of the training images, for all selection
     holdout_max: int = number(5000, low=1)  # images
+    # Whether a mirrored image keeps its class; None: what is known of the data set, and no for one's own images.
+    mirrorable: bool | None = later(field(default=None))
     split_seed: int = number(0, low=0, high=2**32 - 1)  # apart from a run's seed: seeds are compared on one split
 
     def __post_init__(self) -> None:
@@ -71,7 +74,7 @@ class AugmentationConfig:
     """How a training batch is changed; 0 turns a part off. Probabilities are per image. Spec section 4."""
 
     crop_padding: int = number(4, low=0)  # black pixels on every side, then a random crop of the old size
-    flip_probability: float = number(0.5, low=0, high=1)  # left to right; digits and letters are never flipped
+    flip_probability: float = number(0.5, low=0, high=1)  # left to right, where data.mirrorable
     rotation_degrees: float = number(0.0, low=0, high=180)  # uniform in ±; the notes' Stage 2: 5
     randaugment_operations: int = number(0, low=0)  # rescue, from here on
     randaugment_magnitude: float = number(9.0, low=0, high=30)

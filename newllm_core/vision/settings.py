@@ -69,7 +69,10 @@ def expected_form(data: VisionDataConfig) -> tuple[int, int, int]:
     if data.dataset in STORED_FORMS:
         channels, side = STORED_FORMS[data.dataset]
     elif data.image_size is None:
-        raise ConfigError(f"{data.dataset}: expected image_size, the side its images are brought to, given None")
+        raise ConfigError(
+            f"{data.dataset}: expected image_size of the data (parameter data_image_size), the side that its images "
+            "are brought to, given None"
+        )
     else:
         channels, side = 3, data.image_size
     if classes is None:

@@ -295,7 +295,7 @@ def test_correlation_is_pearsons_and_its_text_has_the_verdict() -> None:
     found = rank_perplexity_correlation(swept(5))
     assert found.r is not None and found.r.value == pytest.approx(float(np.corrcoef(SHARES, LOSSES)[0, 1]))
     assert str(found) == (
-        f"correlation of ER and log PPL {found.r.text('{:+.2f}')}, not distinguishable from 0: "
+        f"correlation of ER and log PPL {found.r.text('{:+.3f}')}, not distinguishable from 0: "
         "5 configurations of 56,000 training tokens that differ in dist_reg_weight"
     )
 
@@ -388,7 +388,7 @@ def test_progression_lists_the_highest_rank_first_and_colours_differ() -> None:
 def test_rank_against_perplexity_says_the_correlation() -> None:
     figure = plot_rank_against_perplexity(swept(5))
     found = rank_perplexity_correlation(swept(5))
-    assert found.r is not None and found.r.text("{:+.2f}") in texts(figure)
+    assert found.r is not None and found.r.text("{:+.3f}") in texts(figure)
     assert "5 configurations" in texts(
         figure
     ) and "chitchat, random, 56,000 training tokens, C = 500, seed 42" in texts(figure)
