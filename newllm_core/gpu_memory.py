@@ -17,7 +17,7 @@ logger = logging.getLogger("newllm")
 
 GIB = 2**30
 FLOAT_BYTES = 4
-# The notes' rule: logits, their gradient and buffers; a half for safety, a half for all else (docs/method.md, section 7).
+# The notes' rule: logits, their gradient and buffers; half for safety, half for the rest (docs/method.md, section 7).
 LOGIT_COPIES = 3.5
 SAFETY = 0.5
 HEAD_SHARE = 0.5
