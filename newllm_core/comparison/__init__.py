@@ -1,71 +1,45 @@
 """Runs held against each other, from their records alone."""
 
-from newllm_core.comparison.figures import FIGURES, Perplexity, perplexity, seed_mean, validation_losses
-from newllm_core.comparison.groups import (
-    ALGORITHM,
-    UNTRAINED,
-    WEIGHT,
-    ComparisonError,
-    Group,
-    families_along,
-    groups_of,
-    setting_text,
-    usual_settings,
-    varying_parameters,
-)
+from newllm_core.comparison.accuracy import accuracy_difference, accuracy_table, mean_accuracy
+from newllm_core.comparison.figures import perplexity, seed_mean
+from newllm_core.comparison.groups import ComparisonError, Group, groups_of, varying_parameters
 from newllm_core.comparison.leaderboard import (
     Standing,
     contexts_table,
     expectation_sentences,
     perplexity_ratio,
-    seeds_text,
     standings,
     standings_table,
 )
 from newllm_core.comparison.paired import (
-    Correlation,
-    LossCost,
-    PairedDifference,
     comparison_lines,
     comparison_table,
-    loss_cost,
     paired_difference,
-    paired_perplexity_difference,
+    paired_perplexity_ratio,
     rank_perplexity_correlation,
-    readable_table,
 )
+from newllm_core.comparison.tables import readable_table
 
 __all__ = [
-    "ALGORITHM",
     "ComparisonError",
-    "Correlation",
-    "FIGURES",
     "Group",
-    "LossCost",
-    "PairedDifference",
-    "Perplexity",
     "Standing",
-    "UNTRAINED",
-    "WEIGHT",
+    "accuracy_difference",
+    "accuracy_table",
     "comparison_lines",
     "comparison_table",
     "contexts_table",
     "expectation_sentences",
-    "families_along",
     "groups_of",
-    "loss_cost",
+    "mean_accuracy",
     "paired_difference",
-    "paired_perplexity_difference",
+    "paired_perplexity_ratio",
     "perplexity",
     "perplexity_ratio",
     "rank_perplexity_correlation",
     "readable_table",
     "seed_mean",
-    "seeds_text",
-    "setting_text",
     "standings",
     "standings_table",
-    "usual_settings",
-    "validation_losses",
     "varying_parameters",
 ]

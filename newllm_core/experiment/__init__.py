@@ -13,7 +13,6 @@ from newllm_core.experiment.checks import (
     Check,
     RepeatedPasses,
     StaleComparison,
-    as_record,
     compare_stale,
     convergence_verdict,
     fixed_point_check,
@@ -21,13 +20,21 @@ from newllm_core.experiment.checks import (
     rank_check,
     repeated_passes,
 )
-from newllm_core.experiment.estimate import Estimate, duration_text, estimate, list_text
+from newllm_core.experiment.estimate import Estimate, duration_text, estimate
+from newllm_core.experiment.identity import (
+    identity_of,
+    phase1_folder_name,
+    run_folder_name,
+    run_identity,
+    settings_of,
+)
+from newllm_core.experiment.loss_cost import loss_cost
 from newllm_core.experiment.measure import (
     describe,
-    generate_text,
     measure_phase1,
     per_conversation_sums,
     phase2_record,
+    sample_text,
     validation_spectrum,
 )
 from newllm_core.experiment.phase1_cache import (
@@ -38,17 +45,14 @@ from newllm_core.experiment.phase1_cache import (
     phase1_in_folder,
 )
 from newllm_core.experiment.prepare import Prepared, prepare
+from newllm_core.experiment.record import FORMAT, check_run_record
 from newllm_core.experiment.run import (
     PHASE2_CHECKPOINT,
     TOKEN_WEIGHTS,
-    configs_record,
     load_model,
-    phase1_folder_name,
     phase1_only_record,
     run_experiment,
-    run_folder_name,
     run_phase1,
-    settings_of,
 )
 
 __all__ = [
@@ -58,6 +62,7 @@ __all__ = [
     "CVFP_PASS",
     "Check",
     "Estimate",
+    "FORMAT",
     "IDENTITY_MAX_COSINE",
     "IDENTITY_MIN_DISTANCE",
     "PHASE1_CHECKPOINT",
@@ -72,18 +77,17 @@ __all__ = [
     "StaleComparison",
     "TOKEN_WEIGHTS",
     "TrainAndMeasure",
-    "as_record",
+    "check_run_record",
     "compare_stale",
-    "configs_record",
     "convergence_verdict",
     "describe",
     "duration_text",
     "estimate",
     "fixed_point_check",
-    "generate_text",
     "identity_check",
-    "list_text",
+    "identity_of",
     "load_model",
+    "loss_cost",
     "measure_phase1",
     "per_conversation_sums",
     "phase1_folder_name",
@@ -95,7 +99,9 @@ __all__ = [
     "repeated_passes",
     "run_experiment",
     "run_folder_name",
+    "run_identity",
     "run_phase1",
+    "sample_text",
     "settings_of",
     "validation_spectrum",
 ]

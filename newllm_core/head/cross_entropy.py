@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from newllm_core.runs.reproducibility import has_bf16_products
 from newllm_core.triton_support import runs_kernels
 
 # Measured, not chosen at run time: a choice made anew at each run would make two runs differ. Two cores with
@@ -45,11 +46,6 @@ def choose_head(name: str, device: torch.device) -> str:
     if kind == "cuda" and not runs_kernels(device):
         kind = "cuda without triton"
     return _DEVICE_CHOICE[kind]
-
-
-def has_bf16_products() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; elsewhere the products are emulated and slow."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def frozen_head_cross_entropy(

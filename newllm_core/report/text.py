@@ -1,35 +1,39 @@
-"""Reports from records alone: figures with their counts, never adjectives (spec section 6)."""
+"""Reports from records alone: figures with their counts, never adjectives (docs/method.md, section 6)."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from newllm_core.data import TokenStatistics
+from newllm_core.intervals import NOT_MEASURED, interval_text
 
 
 def _share(converged: int | None, total: int) -> str:
-    return "not trained" if converged is None else f"{converged / total:.1%} ({converged}/{total})"
+    return NOT_MEASURED if converged is None else f"{converged / total:.1%} ({converged}/{total})"
 
 
 def phase1_lines(phase1: Mapping[str, Any]) -> list[str]:
-    """Phase 1 in the format of spec section 6, a line a figure."""
+    """Phase 1 as docs/method.md, section 6, names its figures, a line a figure."""
     rank, convergence, passes = phase1["effective_rank"], phase1["convergence"], phase1["repeated_passes"]
     width, kept = rank["context_dim"], phase1["best_iteration"]
     cvfp = phase1["cvfp_loss"]
+    # Iteration 1 has no trained one before it to compare with.
+    train_converged = None if kept == 1 else convergence["train_converged"]
     lines = [
         f"iterations           {phase1['iterations']}/{phase1['max_iterations']}, weights of iteration {kept} kept",
         f"effective rank       training   {_rank(rank['train'], width, rank['train_tokens'])}",
         f"                     validation {_rank(rank['validation'], width, rank['validation_tokens'])}",
         f"                     untrained  {_rank(rank['validation_untrained'], width, rank['validation_tokens'])}",
-        f"convergence          training   {_share(convergence['train_converged'], convergence['train_total'])}",
+        f"                     of white noise: training {rank['train_ceiling']:.2f}, "
+        f"validation {rank['validation_ceiling']:.2f}",
+        f"convergence          training   {_share(train_converged, convergence['train_total'])}",
         "                     validation "
         + _share(convergence["validation_converged"], convergence["validation_total"]),
-        f"CVFP loss            {'not trained' if cvfp is None else f'{cvfp:.6f}'}",
+        f"CVFP loss            {NOT_MEASURED if cvfp is None else f'{cvfp:.6f}'}",
         f"final difference     {passes['differences'][-1]:.2e} between the last two of "
         f"{len(passes['differences']) + 1} passes: {passes['verdict']} "
         f"(slope {passes['slope']:.2e}, spread {passes['spread']:.2e})",
-        f"contraction          {phase1['contraction_rate']:+.4f} nats per token; {_horizon(phase1['forgetting'])}",
+        f"contraction          {_forgetting(phase1)}",
     ]
     return lines + _stale_lines(phase1["stale_against_exact"]) + _check_lines(phase1["checks"])
 
@@ -38,11 +42,15 @@ def _rank(value: float, width: int, tokens: int) -> str:
     return f"{value:.2f}/{width} = {value / width:.1%} ({tokens:,} tokens)"
 
 
-def _horizon(forgetting: Mapping[str, Any]) -> str:
-    measured = len(forgetting["distances"])
+def _forgetting(phase1: Mapping[str, Any]) -> str:
+    rate, forgetting = phase1["contraction_rate"], phase1["forgetting"]
+    if forgetting is None:
+        return "not measurable on so few tokens"
+    measured = f"{rate:+.4f} nats per token ({phase1['contraction_tokens']:,} tokens)"
     if forgetting["horizon"] is None:
-        return f"a difference does not fall by {forgetting['factor']:.0e} within {measured} tokens"
-    return f"a difference falls by {forgetting['factor']:.0e} in {forgetting['horizon']} tokens"
+        within = len(forgetting["distances"])
+        return f"{measured}; a difference does not fall by {forgetting['factor']:.0e} within {within} tokens"
+    return f"{measured}; a difference falls by {forgetting['factor']:.0e} in {forgetting['horizon']} tokens"
 
 
 def _stale_lines(stale: Mapping[str, Any] | None) -> list[str]:
@@ -54,14 +62,15 @@ def _stale_lines(stale: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-def _check_lines(checks: list[Mapping[str, Any]]) -> list[str]:
+def _check_lines(checks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = []
-    for number, check in enumerate(checks, start=1):
+    for number, (name, check) in enumerate(checks.items(), start=1):
         figures = ", ".join(
-            f"{name.replace('_', ' ')} {'n/a' if value is None else f'{value:.4g}'}"
-            for name, value in check["figures"].items()
+            f"{figure.replace('_', ' ')} {NOT_MEASURED if value is None else f'{value:.4g}'}"
+            for figure, value in check.items()
+            if figure != "verdict"
         )
-        lines.append(f"check {number}              {check['verdict']}: {check['name']} ({figures})")
+        lines.append(f"check {number}              {check['verdict']}: {name.replace('_', ' ')} ({figures})")
     return lines
 
 
@@ -113,7 +122,10 @@ def epoch_table(phase2: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def iteration_table(phase1: Mapping[str, Any]) -> pd.DataFrame:
-    """One row per iteration of Phase 1; effective ranks in percent of the context width."""
+    """One row per iteration of Phase 1; effective ranks in percent of the context width, a dash where not measured.
+
+    Convergence compares with the iteration before, so the first has none.
+    """
     total = phase1["convergence"]["train_total"]
     rows = [
         {
@@ -122,13 +134,14 @@ def iteration_table(phase1: Mapping[str, Any]) -> pd.DataFrame:
             **_prediction_columns(row),
             "diversity": round(row["diversity"], 5),
             "gradient norm": round(row["gradient_norm"], 4),
-            "converged %": round(100 * row["converged"] / total, 2),
+            "converged %": None if row["iteration"] == 1 else round(100 * row["converged"] / total, 2),
             "ER train %": round(100 * row["train_rank"]["share"], 1),
             "ER val %": None if row["validation_rank"] is None else round(100 * row["validation_rank"]["share"], 1),
         }
         for row in phase1["history"]
     ]
-    return pd.DataFrame(rows).set_index("iteration")
+    table = pd.DataFrame(rows).set_index("iteration")
+    return table.astype(object).where(table.notna(), NOT_MEASURED)
 
 
 def _prediction_columns(row: Mapping[str, Any]) -> dict[str, float | None]:
@@ -148,8 +161,8 @@ def spectrum_table(phase1: Mapping[str, Any]) -> pd.DataFrame:
         {
             "measure": measure["name"].replace("_", " "),
             "centred": "yes" if measure["centred"] else "no",
-            "value": "undefined" if measure["value"] is None else f"{measure['value']:.2f}",
-            "95 % interval": _interval(measure["interval"]),
+            "value": NOT_MEASURED if measure["value"] is None else f"{measure['value']:.2f}",
+            "95 % interval": interval_text(measure["interval"], "{:.2f}"),
             "unit": measure["unit"],
             "tokens": measure["tokens"],
             "source": measure["source"],
@@ -159,13 +172,9 @@ def spectrum_table(phase1: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("measure")
 
 
-def _interval(interval: list[float] | None) -> str:
-    return "undefined" if interval is None else f"[{interval[0]:.2f}, {interval[1]:.2f}]"
-
-
-def data_table(statistics: TokenStatistics) -> pd.DataFrame:
-    """Token counts of training and validation text."""
-    per_sample = pd.Series(statistics.tokens_per_sample)
+def data_table(statistics: Mapping[str, Any]) -> pd.DataFrame:
+    """Token counts of training and validation text. ``statistics``: `data.TokenStatistics` as a mapping."""
+    per_sample = pd.Series(statistics["tokens_per_sample"])
     return pd.DataFrame(
         {
             "figure": [
@@ -178,11 +187,11 @@ def data_table(statistics: TokenStatistics) -> pd.DataFrame:
                 "tokens per conversation, smallest and largest",
             ],
             "value": [
-                f"{statistics.num_tokens:,}",
-                f"{statistics.distinct_tokens:,}",
-                f"{statistics.validation_tokens:,}",
-                f"{statistics.distinct_validation_tokens:,}",
-                f"{100 * statistics.unseen_validation_share:.2f}",
+                f"{statistics['num_tokens']:,}",
+                f"{statistics['distinct_tokens']:,}",
+                f"{statistics['validation_tokens']:,}",
+                f"{statistics['distinct_validation_tokens']:,}",
+                f"{100 * statistics['unseen_validation_share']:.2f}",
                 f"{per_sample.median():,.0f}",
                 f"{per_sample.min():,} … {per_sample.max():,}",
             ],

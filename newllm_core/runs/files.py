@@ -1,15 +1,16 @@
-"""A run's folder: atomic files, checksums, seeds, versions, and what a finished run looks like.
+"""Files that are whole or absent, and their checksums.
 
-Every file of the project is written through here: to a temporary name beside the target, synced, then renamed,
-so that a reader finds either the old file or the new one, whole. `results/<experiment>/<run>/run.json` is the
-record of a run; it appears only when the run is complete.
+Every file of the project is written through here: to a temporary name beside the target, synced, then renamed, so that
+a reader finds either the old file or the new one, whole.
 """
 
 import fcntl
 import hashlib
 import json
 import os
+import platform
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +19,25 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
-DATA_DIR = PROJECT_ROOT / "data"
-RESULTS_DIR = PROJECT_ROOT / "results"
+PROJECT_ROOT = Path(__file__).resolve().parents[2]  # of a checkout; of an installed package, where packages are
+
+
+def home_folder() -> Path:
+    """Where data and results go: ``$NEWLLM_HOME``, else the checkout, else (an installed package) where you work."""
+    if chosen := os.environ.get("NEWLLM_HOME"):
+        return Path(chosen).expanduser().resolve()
+    return PROJECT_ROOT if (PROJECT_ROOT / "notebooks" / "profiles").is_dir() else Path.cwd()
+
+
+HOME = home_folder()
+DATA_DIR = HOME / "data"
+RESULTS_DIR = HOME / "results"
+REFERENCE_DIR = PROJECT_ROOT / "results" / "reference"  # committed with the project; only read by runs
+
+
+_PARTIAL = ".partial"
+# Seconds that a file must have been left alone before its checksum is remembered: its times count in steps.
+_SETTLED_SECONDS = 2.0
 
 
 class RunError(RuntimeError):
@@ -28,9 +45,14 @@ class RunError(RuntimeError):
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a temporary path in the target's folder, sync it, rename it to ``path``."""
+    """Call ``write`` with a temporary path in the target's folder, sync it, rename it to ``path``.
+
+    What a process that was killed has left of the same target goes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary_name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    _remove_abandoned(path)
+    owner = f"{platform.node()}-{os.getpid()}"
+    handle, temporary_name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{owner}.", suffix=_PARTIAL)
     os.close(handle)
     temporary = Path(temporary_name)
     try:
@@ -41,6 +63,26 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Temporary files of ``target`` whose process has ended; of another machine's nobody here can know."""
+    mine = f".{target.name}.{platform.node()}-"
+    for path in target.parent.iterdir():
+        if path.name.startswith(mine) and path.name.endswith(_PARTIAL):
+            process = path.name.removeprefix(mine).split(".")[0]
+            if not (process.isdigit() and _is_running(int(process))):
+                path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # signal 0 is only a question
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return True
 
 
 @contextmanager
@@ -58,8 +100,26 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Strict JSON: a figure that is not finite is an error here, a missing one is null."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Strict JSON: a figure that is not finite is an error here, a missing one is null.
+
+    A list of numbers stands on one line, so that a record of hundreds of singular values can be read and compared.
+    """
+    write_text(path, json_text(value) + "\n")
+
+
+def json_text(value: Any, indent: str = "") -> str:
+    """As ``write_json`` lays it out; ``indent`` is that of the line where it stands."""
+    deeper = indent + "  "
+    if isinstance(value, Mapping) and value:
+        members = [f"{_on_one_line(str(name))}: {json_text(one, deeper)}" for name, one in value.items()]
+        return "{\n" + ",\n".join(deeper + member for member in members) + f"\n{indent}}}"
+    if isinstance(value, list | tuple) and any(isinstance(one, Mapping | list | tuple | str) for one in value):
+        return "[\n" + ",\n".join(deeper + json_text(one, deeper) for one in value) + f"\n{indent}]"
+    return _on_one_line(value)
+
+
+def _on_one_line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def read_json(path: Path) -> Any:
@@ -77,6 +137,22 @@ def sha256_bytes(content: bytes) -> str:
 def sha256_file(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def content_sha256(path: Path) -> str:
+    """The same, of a file that is asked about often: read again only when it may have changed since the last time."""
+    state = path.stat()
+    key = (str(path.resolve()), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    if key not in _known_content:
+        digest = sha256_file(path)
+        # A change within the same step of the file system's clock would not show.
+        if time.time() - max(state.st_mtime, state.st_ctime) < _SETTLED_SECONDS:
+            return digest
+        _known_content[key] = digest
+    return _known_content[key]
+
+
+_known_content: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def sha256_tensors(*tensors: torch.Tensor) -> str:

@@ -1,7 +1,7 @@
 """The scaling law of perplexity: sample sizes, sliding windows, the power-law fit and how far it can be trusted.
 
-``PPL = A · tokens^α`` by least squares in log-log space (spec section 6). A figure comes with its 95 % interval, and
-two figures whose intervals overlap are called "not distinguishable". One size gives one point: the runs of several
+``PPL = A · tokens^α`` by least squares in log-log space; docs/method.md, section 6. A figure comes with its interval,
+and two figures whose intervals overlap are called "not distinguishable". One size gives one point: the runs of several
 seeds are averaged first (``mean_over_seeds``), because they share their training text and would otherwise be counted
 as independent deviations from the line.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from newllm_core.config.language import ScalingConfig
-from newllm_core.intervals import CONFIDENCE, Floats, Interval
+from newllm_core.intervals import Floats, Interval, t_margin
 
 Numbers = Sequence[float] | Floats
 Point = TypeVar("Point")
@@ -65,7 +65,7 @@ class Extrapolation:
 
 
 def sample_sizes(init: int, multiplier: float, window_size: int, num_windows: int) -> list[int]:
-    """``init · multiplier^k`` rounded to whole samples, k = 0 … window_size + num_windows - 2. Spec section 6.
+    """``init · multiplier^k`` rounded to whole samples, k = 0 … window_size + num_windows - 2 (docs/method.md, 6).
 
     Raises ConfigError for a value outside ScalingConfig's ranges, ScalingError when two sizes round to the same one
     or a size is not finite. Both are ValueErrors.
@@ -100,7 +100,7 @@ def sliding_windows(points: Sequence[Point], window_size: int) -> list[Sequence[
 
 
 def fit_power_law(tokens: Numbers, perplexity: Numbers) -> PowerLawFit:
-    """Least squares of log PPL on log tokens, with the 95 % t-interval of α. Spec section 6.
+    """Least squares of log PPL on log tokens, with the 95 % t-interval of α. docs/method.md, section 6.
 
     ``tokens`` [num_points], strictly increasing; ``perplexity`` [num_points], above 1. The interval takes the
     deviations from the line as independent and of equal size in log PPL; curvature of the true law is not in it.
@@ -131,12 +131,8 @@ def _scale(log_scale: float, sizes: Floats) -> float:
     return math.exp(log_scale)
 
 
-def _t_quantile(num_points: int) -> float:
-    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, num_points - POWER_LAW_PARAMETERS))
-
-
 def _t_interval(centre: float, standard_error: float, num_points: int) -> Interval:
-    half_width = _t_quantile(num_points) * standard_error
+    half_width = t_margin(standard_error, num_points - POWER_LAW_PARAMETERS)
     return centre - half_width, centre + half_width
 
 
@@ -188,7 +184,8 @@ def _prediction_half_width(fit: PowerLawFit, seen: Floats, seen_values: Floats, 
     residuals = np.log(seen_values) - (fit.log_A + fit.alpha * log_seen)
     variance = float(residuals @ residuals) / (fit.num_points - POWER_LAW_PARAMETERS)
     leverage = (math.log(size) - log_seen.mean()) ** 2 / np.square(log_seen - log_seen.mean()).sum()
-    return _t_quantile(fit.num_points) * math.sqrt(variance * (1.0 + 1.0 / fit.num_points + float(leverage)))
+    error = math.sqrt(variance * (1.0 + 1.0 / fit.num_points + float(leverage)))
+    return t_margin(error, fit.num_points - POWER_LAW_PARAMETERS)
 
 
 def mean_over_seeds(perplexity: Numbers) -> float:

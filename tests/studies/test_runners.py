@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,21 @@ from newllm_core.comparison.leaderboard import (
     standings,
     standings_table,
 )
-from newllm_core.config.schema import ConfigError
+from newllm_core.comparison.tables import readable_table
+from newllm_core.config.language import Settings
+from newllm_core.config.schema import ConfigError, changed
+from newllm_core.data import DataError
+from newllm_core.experiment.identity import settings_of
 from newllm_core.report.leaderboard import group_pictures, plot_ratios, plot_standings
 from newllm_core.runs.files import RunError, read_json, write_json
-from newllm_core.studies import runners as runners_module
-from newllm_core.studies.estimate import estimate_rows
-from newllm_core.studies.runners import Row, changed_contexts, read_rows, row_path, run_row, run_rows
+from newllm_core.studies import rows as rows_module
+from newllm_core.studies.rows import Row, changed_contexts, read_rows
+from newllm_core.studies.runners import ExperimentRunner, RowRunner
+from newllm_core.studies.sweep import Sweep, grid
 from newllm_core.studies.variants import known_variants, variant
 from newllm_core.training.phase1 import Phase1Result
+from reproduce.controls import ROWS
+from reproduce.reference_experiments import centre
 
 # Two validation conversations, for an interval.
 SMALL = dataclasses.replace(
@@ -39,10 +47,19 @@ NETWORKS = [name for name, one in BASELINES.items() if one.kind == "network"]
 NETWORK = {"width": 8, "num_layers": 1, "num_heads": 2, "max_epochs": 1, "num_streams": 2, "segment_tokens": 8}
 
 
+def rows_of(names: Sequence[str], base: Settings, seeds: Sequence[int], runner: RowRunner) -> Sweep:
+    return Sweep(base, [variant(name) for name in names], seeds, runner)
+
+
+def run_one(name: str, base: Settings, folder: Path, network_changes: Mapping[str, Any], data_dir: Path) -> Row:
+    (row,) = rows_of([name], base, [base.run.seed], RowRunner(folder, network_changes, data_dir)).run()
+    return row
+
+
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     folder = tmp_path_factory.mktemp("leaderboard")
-    return run_rows(LEADERS, SMALL, [1, 2], folder / "rows", network_changes=NETWORK, data_dir=folder / "data")
+    return rows_of(LEADERS, SMALL, [1, 2], RowRunner(folder / "rows", NETWORK, folder / "data")).run()
 
 
 def row(name: str, nats: list[float], seed: int = 1, tokens: int = 100) -> Row:
@@ -88,22 +105,26 @@ def test_only_what_is_trained_is_counted(rows: list[Row]) -> None:
 
 def test_a_row_is_read_again_and_another_configuration_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, data_dir = tmp_path / "rows", tmp_path / "data"
-    first = run_row("unigram", SMALL, folder, {}, data_dir)
-    monkeypatch.setattr(runners_module, "prepare", None)  # would fail if anything were computed
-    assert run_row("unigram", SMALL, folder, {}, data_dir) == first
+    first = run_one("unigram", SMALL, folder, {}, data_dir)
+    monkeypatch.setattr(rows_module, "prepare", None)  # would fail if anything were computed
+    assert run_one("unigram", SMALL, folder, {}, data_dir) == first
     (path,) = folder.glob("*.json")
     stored = read_json(path)
     stored["config"]["data"]["num_samples"] += 1
     write_json(path, stored)
     with pytest.raises(RunError, match="num_samples"):
-        run_row("unigram", SMALL, folder, {}, data_dir)
+        run_one("unigram", SMALL, folder, {}, data_dir)
 
 
 def test_rows_of_other_embeddings_have_other_names() -> None:
     narrow = dataclasses.replace(SMALL, model=dataclasses.replace(SMALL.model, embed_dim=64))
-    for name in ("gru", "trained"):
-        assert row_path(name, SMALL, Path(), {}) != row_path(name, narrow, Path(), {})
-    assert row_path("unigram", SMALL, Path(), {}) == row_path("unigram", narrow, Path(), {})  # reads none
+    runner = RowRunner()
+
+    def same_file(name: str) -> bool:
+        one, other = (rows_of([name], base, [1], runner).points[0] for base in (SMALL, narrow))
+        return runner.key(one) == runner.key(other)
+
+    assert not same_file("gru") and not same_file("trained") and same_file("unigram")  # the last reads none
 
 
 def test_gpt2_is_a_row_without_a_seed_and_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,32 +132,67 @@ def test_gpt2_is_a_row_without_a_seed_and_trains_nothing(tmp_path: Path, monkeyp
     config = GPT2Config(vocab_size=50_257, n_positions=32, n_embd=8, n_layer=1, n_head=2)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     monkeypatch.setattr(gpt2_module, "gpt2_nats", lambda tokens: gpt2_nats(tokens, str(tmp_path / "gpt2")))
-    rows = run_rows(["gpt2"], SMALL, [1, 2], tmp_path / "rows", data_dir=tmp_path / "data")
+    rows = rows_of(["gpt2"], SMALL, [1, 2], RowRunner(tmp_path / "rows", {}, tmp_path / "data")).run()
     assert len(rows) == 1 and rows[0]["trainable_parameters"] == 0
     assert rows[0]["validation_perplexity"] == pytest.approx(50_257, rel=0.2)
 
 
 def test_unknown_names_and_impossible_values_stop_before_anything_runs(tmp_path: Path) -> None:
+    runner = RowRunner(tmp_path)
     with pytest.raises(ConfigError, match="Did you mean 'unigram'"):
-        run_rows(["trained", "unigramm"], SMALL, [1], tmp_path)
+        rows_of(["trained", "unigramm"], SMALL, [1], runner)
     with pytest.raises(ConfigError, match="widht"):
-        run_rows(["trained", "gru"], SMALL, [1], tmp_path, network_changes={"widht": 8})
+        RowRunner(tmp_path, {"widht": 8})
     better = dataclasses.replace(SMALL, phase2=dataclasses.replace(SMALL.phase2, dropout=0.4))
     with pytest.raises(ConfigError, match="changes to the notes' model: expected dropout=0.0, given 0.4"):
-        run_rows(["trained"], better, [1], tmp_path)
+        rows_of(["trained"], better, [1], runner)
+    with pytest.raises(DataError, match="100000 training samples asked for"):
+        rows_of(["unigram"], changed(SMALL, {"num_samples": 100_000}), [1], runner).run()
     assert not list(tmp_path.iterdir())
 
 
 def test_the_estimate_is_of_what_is_missing(tmp_path: Path) -> None:
-    folder, options = tmp_path / "rows", {"network_changes": NETWORK, "data_dir": tmp_path / "data"}
-    names = ["unigram", "untrained", "gru"]
-    run_rows(names[:1], SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
-    found = estimate_rows(names, SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
-    assert (found.num_rows, found.num_finished) == (5, 1) and 0 < found.longest_seconds < math.inf
-    assert str(found).startswith("5 rows, 1 finished; the others at most about ")
-    assert len(list(folder.glob("*.json"))) == 1
-    done = estimate_rows(names[:1], SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
-    assert str(done) == "1 rows, all finished"
+    runner, names = RowRunner(tmp_path / "rows", NETWORK, tmp_path / "data"), ["unigram", "untrained", "gru"]
+    rows_of(names[:1], SMALL, [1, 2], runner).run()
+    found = rows_of(names, SMALL, [1, 2], runner).estimate()
+    assert (found.num_runs, found.num_finished) == (5, 1) and 0 < found.cost.seconds < math.inf
+    assert str(found).startswith("5 runs, 1 finished; the others at most about ")
+    assert len(list(runner.folder.glob("*.json"))) == 1
+    assert str(rows_of(names[:1], SMALL, [1, 2], runner).estimate()) == "1 runs, all finished"
+
+
+def test_a_row_keeps_the_words_under_which_it_was_made(tmp_path: Path) -> None:
+    runner = RowRunner(tmp_path / "rows", {}, tmp_path / "data")
+    (first,) = rows_of(["unigram"], SMALL, [1], runner).run()
+    assert first["variant"] == variant("unigram").record()
+    renamed = dataclasses.replace(variant("unigram"), label="word counts", expected="worst")
+    (again,) = Sweep(SMALL, [renamed], [1], runner).run()
+    assert again == first
+
+
+# --- committed rows -------------------------------------------------------------------------------------------------
+
+
+def test_every_committed_row_is_found_and_says_what_it_is() -> None:
+    runner = RowRunner(ROWS)
+    committed = read_rows(ROWS)
+    assert len(committed) >= 97
+    for row in committed:
+        base = changed(centre(), {"num_samples": row["config"]["data"]["num_samples"]})
+        (point,) = rows_of([row["variant"]["name"]], base, [row["seed"]], runner).points
+        assert runner.finished(point) == row
+        assert row["variant"].keys() == point.variant.record().keys()
+
+
+def test_every_committed_experiment_is_found() -> None:
+    runner = ExperimentRunner()
+    paths = sorted(runner.folders.reference.glob("*.json"))
+    assert len(paths) >= 30
+    for path in paths:
+        record = read_json(path)
+        (point,) = Sweep(settings_of(record), grid({}), [record["seed"]], runner).points
+        assert runner.key(point) == path.stem
+        assert runner.finished(point) is not None
 
 
 # --- contexts of the controls ---------------------------------------------------------------------------------------
@@ -160,8 +216,9 @@ def test_contexts_of_the_controls() -> None:
 def test_standings_are_sorted_and_their_intervals_hold_the_value() -> None:
     found = standings([row("gru", [20, 50]), row("gru", [21, 52], seed=2), row("unigram", [60, 110])])
     assert [one.name for one in found] == ["gru", "unigram"]
-    assert found[0].seeds == (1, 2) and found[0].perplexity == pytest.approx(math.exp(71.5 / 30))
-    assert all(one.interval is not None and one.interval[0] < one.perplexity < one.interval[1] for one in found)
+    assert found[0].seeds == (1, 2) and found[0].perplexity.value == pytest.approx(math.exp(71.5 / 30))
+    for one in (standing.perplexity for standing in found):
+        assert one.interval is not None and one.interval[0] < one.value < one.interval[1]
     record = found[0].record()
     assert record["seeds"] == [1, 2] and record["cpu_seconds"] == 60 and record["name"] == "gru"
 
@@ -184,12 +241,12 @@ def test_a_constant_ratio_has_no_spread_and_is_distinguishable() -> None:
     gru, lstm = standings(rows)
     ratio = perplexity_ratio(gru, lstm)
     assert ratio.value == pytest.approx(math.exp(-0.1))
-    assert ratio.interval == pytest.approx((math.exp(-0.1), math.exp(-0.1))) and ratio.distinguishable
+    assert ratio.interval == pytest.approx((math.exp(-0.1), math.exp(-0.1))) and ratio.is_distinguishable
 
 
 def test_counts_are_held_against_every_seed() -> None:
     gru, unigram = standings([row("gru", [20, 50], 1), row("gru", [22, 54], 2), row("unigram", [60, 110])])
-    assert perplexity_ratio(gru, unigram).num_seeds == 2
+    assert len(perplexity_ratio(gru, unigram).by_seed) == 2
     assert perplexity_ratio(unigram, gru).value == pytest.approx(1 / perplexity_ratio(gru, unigram).value)
 
 
@@ -197,15 +254,17 @@ def test_sentences_say_what_was_expected_and_what_came() -> None:
     found = standings([row("trained", [20, 50]), row("w-1.0", [20, 50]), row("odcm", [10, 30]), row("sigreg", [9, 80])])
     sentences = {text.split(" ")[0]: text for text in expectation_sentences(found)}
     assert set(sentences) == {"w-1.0", "odcm", "sigreg"}
-    assert "Expected: the same: the term's share is small. Came: 1.000 of the PPL of trained" in sentences["w-1.0"]
-    assert "not distinguishable" in sentences["sigreg"] and "one seed" in sentences["odcm"]
+    came = "Came: 1.000 [1.000, 1.000] of the PPL of trained, 1 seed: not distinguishable."
+    assert sentences["w-1.0"].endswith(f"Expected: the same: the term's share is small. {came}")
+    assert sentences["sigreg"].endswith("not distinguishable.")
+    assert sentences["odcm"].endswith("1 seed: distinguishable for this seed alone.")
     assert expectation_sentences(standings([row("w-1.0", [20, 50])])) == []
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
     other_text = row("lstm", [1.0, 2.0])
     other_text["validation_conversations"] = {"nats": [1.0, 2.0], "tokens": [11, 20]}
-    with pytest.raises(ComparisonError, match="same validation conversations"):
+    with pytest.raises(ComparisonError, match="the same conversations"):
         standings([row("gru", [20, 50]), other_text])
     with pytest.raises(ComparisonError, match="one configuration"):
         other = row("gru", [20, 51], 2)
@@ -223,22 +282,34 @@ def test_table_and_picture_name_every_variant(rows: list[Row]) -> None:
     found = standings(rows)
     table = standings_table(found, "untrained")
     assert list(table.index) == [one.name for one in found]
-    assert table.loc["untrained", "× untrained"] == "–"
+    shown = readable_table(table)
+    assert shown.loc["untrained", "× untrained"] == shown.loc["untrained", "verdict"] == "–"
+    assert shown.loc["unigram", "seeds"] == "–" and shown.loc["gru", "verdict"] in (
+        "distinguishable",
+        "not distinguishable",
+    )
     (axis,) = plot_standings(found).axes
-    assert [label.get_text().split("\n")[0] for label in axis.get_yticklabels()] == [one.name for one in found]
+    assert [label.get_text().split("\n")[0] for label in axis.get_yticklabels()] == [one.label for one in found]
+    (axis,) = plot_standings(found, "untrained").axes
+    assert axis.texts[list(table.index).index("untrained")].get_text() == "reference"
+    with pytest.raises(ValueError, match="a reference among .*, given 'lost'"):
+        plot_standings(found, "lost")
     with pytest.raises(ValueError, match="one number of training tokens"):
         plot_standings(standings([row("gru", [20, 50]), row("gru", [20, 50], tokens=50)]))
 
 
 def test_picture_of_ratios_shows_those_with_a_reference_and_marks_what_is_not_distinguishable() -> None:
     near, far = row("w-1.0", [20.2, 49.9]), row("w-0.5", [22, 54])
-    (axis,) = plot_ratios(standings([row("trained", [20, 50]), near, far, row("gru", [10, 20])])).axes
-    assert [label.get_text().split(" / ")[0] for label in axis.get_yticklabels()] == ["w-1.0", "w-0.5"]
+    found = standings([row("trained", [20, 50]), near, far, row("gru", [10, 20])])
+    (axis,) = plot_ratios(found, found).axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == [
+        variant(name).label for name in ("w-1.0", "w-0.5")
+    ]
     marks = [line for line in axis.lines if line.get_marker() == "D"]  # one seed
     assert [mark.get_markerfacecolor() == "white" for mark in marks] == [True, False]
     assert marks[1].get_xdata()[0] == pytest.approx(math.exp(0.2))
     with pytest.raises(ValueError, match="whose reference is there too"):
-        plot_ratios(standings([row("gru", [20, 50])]))
+        plot_ratios(standings([row("gru", [20, 50])]), found)
 
 
 def test_a_group_has_a_picture_when_someone_can_be_shown(tmp_path: Path) -> None:
@@ -248,7 +319,7 @@ def test_a_group_has_a_picture_when_someone_can_be_shown(tmp_path: Path) -> None
     pictures = group_pictures(standings(read_rows(tmp_path)))
     assert set(pictures) == {"leaderboard", "decisions"}  # of best's parts one is there, but not best
     labels = [label.get_text().split("\n")[0] for label in pictures["leaderboard"].axes[0].get_yticklabels()]
-    assert labels == ["trained"]
+    assert labels == [variant("trained").label]
     assert group_pictures(standings([row("best-no-cache", [20, 50])])) == {}
 
 
