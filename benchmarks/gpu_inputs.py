@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from safetensors.torch import load, save
 from torch import Tensor
 
-from newllm_core.config.language import DataConfig, Settings, settings_from_parameters
+from newllm_core.config.language import DataConfig, Settings
+from newllm_core.config.profiles import load_profile
 from newllm_core.data.ctranslate2_file import read_float16_rows
 from newllm_core.data.embeddings import WHISPER_VARIABLE, scaled_to_gpt2
 from newllm_core.data.packages import WHISPER_TINY_EN, locate
@@ -84,8 +84,7 @@ def read_language(path: Path) -> LanguageInputs:
 
 def best_settings() -> Settings:
     """The better model's configuration, from its profile."""
-    profile = PROJECT_ROOT / "notebooks" / "profiles" / "best.yaml"
-    return settings_from_parameters(yaml.safe_load(profile.read_text(encoding="utf-8")))
+    return Settings.from_parameters(load_profile(PROJECT_ROOT / "notebooks" / "profiles" / "best.yaml"))
 
 
 def write_images(path: Path) -> None:

@@ -23,6 +23,7 @@ from newllm_core.config.language import ModelConfig, Phase1Config, Phase2Config
 from newllm_core.contexts import shooting
 from newllm_core.head.cross_entropy import Head
 from newllm_core.model import NewLLM, StreamEmbeddings
+from newllm_core.model.generation import generate
 from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.training import phase2
 from newllm_core.training.fixed_point import CvfpPass
@@ -56,7 +57,7 @@ def contexts(inputs: LanguageInputs) -> dict[str, Any]:
         return shooting.exact_contexts(block, embeds, zero)
 
     found = exact()
-    figures = {
+    figures: dict[str, Any] = {
         "tokens": len(stream), "context_dim": 500, "embed_dim": 384,
         "passes": found.passes, "residual": found.residual, "success": found.success,
         "segment_length": found.segment_length, "horizon": found.horizon,
@@ -189,7 +190,7 @@ def _chunked(
 def _liger() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     """The public kernel, where it is installed."""
     try:
-        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # type: ignore[import-not-found]
     except ImportError:
         return None
     return LigerFusedLinearCrossEntropyLoss()  # type: ignore[no-any-return]
@@ -285,7 +286,7 @@ def generation(inputs: LanguageInputs) -> dict[str, Any]:
     prompt = inputs.train[:50].to(GPU)
 
     def text() -> None:
-        model.generate(prompt, 100, 1.0, 50, derived_generator("gpu generation"))
+        generate(model, prompt, 100, 1.0, 50, derived_generator("gpu generation"))
 
     text()
     times = [milliseconds(text) for _ in range(3)]
