@@ -31,7 +31,7 @@ from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, read_json, write
 from newllm_core.scaling import analysis as scaling_analysis
 from newllm_core.scaling.law import sample_sizes
 from newllm_core.studies.runners import ExperimentRunner
-from newllm_core.studies.sweep import Record, Sweep, grid, one_axis_at_a_time
+from newllm_core.studies.sweep import Axes, Record, Sweep, grid, one_axis_at_a_time
 
 REFERENCE = REFERENCE_DIR
 SEEDS = [42, 43, 44]
@@ -62,7 +62,7 @@ def diversity_sweep(seeds: Sequence[int], phase1_only: bool) -> Sweep:
 
 def axes_sweep(seeds: Sequence[int], phase1_only: bool) -> Sweep:
     """Width and weight around the centre, one seed, always Phase 1 alone."""
-    axes = {"context_dim": CONTEXT_DIMS, "dist_reg_weight": WEIGHTS}
+    axes: Axes = {"context_dim": CONTEXT_DIMS, "dist_reg_weight": WEIGHTS}
     return Sweep(centre(), one_axis_at_a_time(axes), seeds[:1], ExperimentRunner(phase1_only=True))
 
 
