@@ -106,7 +106,7 @@ def report_diversity(records: Sequence[Record]) -> None:
         ("cost", plots_diversity.plot_loss_cost(costs, settings.phase1.batch_tokens, settings.model.context_dim)),
     ):
         save_figure(figure, folder / f"{name}.png")
-    write_json(folder / "cost.json", costs)
+    write_json(folder / "cost.json", {"losses": costs})
 
 
 def report_axes(records: Sequence[Record]) -> None:
