@@ -218,6 +218,15 @@ def test_text_in_training_and_validation_is_refused_with_both_indices(tmp_path: 
     assert load_samples(unused, open_corpus(unused)).train_indices == [0, 1, 2]
 
 
+@pytest.mark.parametrize("other", ["Où est  le café ?\r\nIci. ", "Ou\u0300 est le cafe\u0301 ?\nIci."])
+def test_texts_that_only_look_equal_are_refused_too(other: str, tmp_path: Path) -> None:
+    rows = numbered_rows(8)
+    rows[1], rows[5] = conversation("Où est le café ?", "Ici."), conversation(other)
+    config = file_config(write_jsonl(tmp_path / "mine.jsonl", rows), num_samples=6, validation_range=(0, 2))
+    with pytest.raises(DataError, match="training conversation 5 and validation conversation 1 have the same text"):
+        load_samples(config, open_corpus(config))
+
+
 # --- validation text
 
 
