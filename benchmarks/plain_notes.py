@@ -1,4 +1,4 @@
-"""The notes' algorithm as a reader would write it down: spec sections 2, 4 and 5, nothing optimised.
+"""The notes' algorithm as a reader would write it down: docs/method.md, sections 2, 4 and 5, nothing optimised.
 
 One Linear of the concatenation per layer, a Python loop over the tokens for sequential contexts, a full matrix of
 logits, a full SVD for the effective rank. The benchmarks measure the project against this, and the tests check that
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from newllm_core.config.language import Phase1Config, Phase2Config
-from newllm_core.model import ContextLayer, NewLLM, TokenLayer
+from newllm_core.model import ContextBlock, ContextLayer, NewLLM, TokenBlock, TokenLayer
 
 NoiseSource = Callable[[slice, int, int], Tensor]  # rows, width, iteration -> [rows, width], standard deviation 1
 
@@ -50,8 +50,8 @@ class PlainNotes(nn.Module):
         self.context_dim = shape.context_dim
         self.embedding = nn.Parameter(model.embedding.detach().clone(), requires_grad=False)
         self.embed_norm = copy.deepcopy(model.embed_norm)
-        self.context_layers = _copied_layers(model.context_block.layers, shape.context_dim, shape.embed_dim)
-        self.token_layers = _copied_layers(model.token_block.layers, shape.context_dim, shape.embed_dim)
+        self.context_layers = _copied_layers(model.context_block, shape.context_dim, shape.embed_dim)
+        self.token_layers = _copied_layers(model.token_block, shape.context_dim, shape.embed_dim)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """`[n]` -> `[n, E]`."""
@@ -95,10 +95,11 @@ class PlainNotes(nn.Module):
         return hidden @ self.embedding.T
 
 
-def _copied_layers(layers: nn.ModuleList, context_dim: int, embed_dim: int) -> nn.ModuleList:
+def _copied_layers(block: nn.Module, context_dim: int, embed_dim: int) -> nn.ModuleList:
+    assert isinstance(block, ContextBlock | TokenBlock)
     copies = []
-    for layer in layers:
-        assert isinstance(layer, ContextLayer | TokenLayer)
+    for layer in block.layers:
+        assert isinstance(layer, ContextLayer | TokenLayer) and layer.from_token is not None
         plain = PlainLayer(context_dim, embed_dim, len(layer.norm.weight))
         with torch.no_grad():
             plain.linear.weight.copy_(torch.cat([layer.from_context.weight, layer.from_token.weight], dim=1))
@@ -120,7 +121,7 @@ def random_noise(rows: slice, width: int, iteration: int) -> Tensor:
 
 
 class PlainPhase1:
-    """The parallel iteration of spec section 4, MCDL only."""
+    """The parallel iteration of docs/method.md, section 4, MCDL only."""
 
     def __init__(
         self, model: PlainNotes, tokens: Tensor, config: Phase1Config, noise: NoiseSource = random_noise
@@ -188,7 +189,7 @@ class Figures:
 
 
 class PlainPhase2:
-    """Next-token training of spec section 5 on stored contexts `[N, L, C]`."""
+    """Next-token training of docs/method.md, section 5 on stored contexts `[N, L, C]`."""
 
     def __init__(self, model: PlainNotes, contexts: Tensor, tokens: Tensor, config: Phase2Config) -> None:
         self.model, self.contexts, self.tokens, self.config = model, contexts, tokens, config

@@ -38,7 +38,7 @@ ROWS = REFERENCE / "leaderboard"
 ALL = [name for name, one in known_variants().items() if one.group != "ceilings"]
 SEEDS = [42, 43, 44]
 PAIRED = ("trained", "untrained")
-PAIRED_SEEDS = [42, 43, 44, 45, 46]  # issue 5: at least five pairs
+PAIRED_SEEDS = [42, 43, 44, 45, 46]  # at least five pairs
 RATIOS = (
     PAIRED, ("shuffled", "last-token"), ("untrained", "last-token"), ("regularised", "regularised-untrained"),
     ("regularised", "regularised-last-token"), ("regularised-untrained", "regularised-last-token"),

@@ -1,4 +1,7 @@
-"""The progression of α: one power-law fit per sliding window of sizes, its table and its record. Spec section 6."""
+"""The progression of α: one power-law fit per sliding window of sizes, its table and its record.
+
+Source: docs/method.md, section 6.
+"""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""What the diagnosis of NKAT compares: configurations that differ from a centre in one respect (nkat.md 1, 3 and 4)."""
+"""What the diagnosis of NKAT compares: configurations that differ from a centre in one respect.
+
+Source: docs/method.md, section 12.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

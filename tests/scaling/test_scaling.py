@@ -24,7 +24,7 @@ from newllm_core.scaling.law import (
 )
 from newllm_core.scaling.progression import alpha_progression, progression_record, progression_table
 
-# Spec section 8: 50, 100, 200 samples, MCDL, two-layer FFN.
+# On record in the research notes: 50, 100, 200 samples, MCDL, two-layer FFN.
 NOTES_TOKENS = [62_891, 122_795, 240_132]
 NOTES_PERPLEXITY = [568.0, 422.2, 353.4]
 SIZES = 12_000.0 * 2.0 ** np.arange(6)

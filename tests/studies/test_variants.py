@@ -49,7 +49,7 @@ def test_the_profile_of_the_better_model_is_its_variant() -> None:
 
 
 def test_neural_rows_train_about_as_many_parameters() -> None:
-    """1.05 million within 10 %, at E = 384 (issue 5), with the map that Phase 1 throws away; the notes' own model has
+    """1.05 million within 10 %, at E = 384, with the map that Phase 1 throws away; the notes' own model has
     784,108."""
     counts = {}
     for name in (name for name, one in BASELINES.items() if one.kind == "network"):

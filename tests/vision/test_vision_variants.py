@@ -101,7 +101,7 @@ def test_the_picture_fills_the_dots_that_differ() -> None:
 
 
 def test_the_score_table_has_targets_where_there_are_any() -> None:
-    """94.05 % at λ = 20 is 0.7113 (nkat.md section 2)."""
+    """94.05 % at λ = 20 is 0.7113 (docs/method.md, section 12.2)."""
     theory = {"theory": {"tpe_scalar": 20, "tpe_params": 0.5}}
     records: dict[str, Record] = {"colour": record(500) | theory, "cifar10-jpeg": record(9405, 10_000) | theory}
     names = list(records)

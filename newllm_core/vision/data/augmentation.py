@@ -1,4 +1,6 @@
-"""Training batches, changed at random on the device they are on: the baseline and the rescue pack of spec section 4.
+"""Training batches, changed at random on the device they are on: the baseline and the rescue pack.
+
+Source: docs/method.md, section 12.4.
 
 Every draw is made on the CPU from seed, step and the name of the part, so one seed and step give one batch on every
 device, and switching a part on or off leaves the draws of the others as they were: variants are compared on the same

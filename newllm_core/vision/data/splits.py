@@ -1,7 +1,7 @@
 """Which images are trained on, which are held out for every choice, and the one way to the test images.
 
-Source: spec/nkat.md section 4: 10 % of the training images, at most 5,000, are held out for selection; the test set is
-used once.
+Source: docs/method.md, section 12.4: 10 % of the training images, at most 5,000, are held out for selection; the
+test set is used once.
 """
 
 import torch
