@@ -116,8 +116,8 @@ def plot_costs(path: Path) -> Figure:
     settings = centre()
     shape = settings.phase1.batch_tokens, settings.model.context_dim
     if not path.is_file():
-        write_json(path, loss_cost(list(DIVERSITY_ALGORITHMS), *shape, repetitions=15))
-    return plots_diversity.plot_loss_cost(read_json(path), *shape)
+        write_json(path, {"losses": loss_cost(list(DIVERSITY_ALGORITHMS), *shape, repetitions=15)})
+    return plots_diversity.plot_loss_cost(read_json(path)["losses"], *shape)
 
 
 def report_axes(records: Sequence[Record]) -> None:

@@ -28,6 +28,7 @@ from newllm_core.data.errors import DataError
 from newllm_core.data.packages import CHITCHAT, GPT2_ENCODER, WHISPER_TINY_EN, locate
 from newllm_core.data.samples import conversations_needed, load_samples, select_samples
 from newllm_core.data.validation import RECORD_NAME, TEXT_NAME, validation_folder, validation_text
+from newllm_core.runs.files import read_json, write_json
 
 # --- packaged files
 
@@ -290,7 +291,6 @@ def test_validation_text_that_is_too_long_to_become_tokens_at_once_is_refused(tm
 def test_validation_text_of_another_source_is_refused(small_config: DataConfig, tmp_path: Path) -> None:
     _validation(small_config, tmp_path)
     record_path = _folder(small_config, tmp_path) / RECORD_NAME
-    record = json.loads(record_path.read_text())
-    record_path.write_text(json.dumps({**record, "source": "0" * 64}))
+    write_json(record_path, {**read_json(record_path), "source": "0" * 64})
     with pytest.raises(DataError, match="was written for source '0000"):
         _validation(small_config, tmp_path)
