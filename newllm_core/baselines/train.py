@@ -1,7 +1,7 @@
 """Training of a baseline network: truncated back-propagation over streams of the training text, early stopping."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -22,7 +22,7 @@ from newllm_core.model import NewLLM
 from newllm_core.runs.checkpoint import CheckpointPlace, with_read_data
 from newllm_core.runs.progress import Seconds
 from newllm_core.runs.reproducibility import derived_generator
-from newllm_core.training.loop import Stateful, TrainingLoop
+from newllm_core.training.loop import TrainingLoop
 
 _EVALUATION_TOKENS = 1024  # of the validation stream at once, for networks that carry a state
 
@@ -127,6 +127,7 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, self.steps_per_pass * config.max_epochs
         )
+        self.parts = {"model": self.network, "optimizer": self.optimizer, "schedule": self.schedule}
 
     def steps(self, number: int) -> Iterator[None]:
         """Over the streams side by side, each segment entered by the state that the one before left."""
@@ -140,30 +141,17 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
             self.optimizer.step()
             self.schedule.step()
-            self.within.add({"training loss": loss.detach().double() * targets.numel()})
+            self.within.add(training_loss=loss.detach().double() * targets.numel())
             yield
 
-    def row(self, number: int) -> BaselineEpoch:
+    def judged(self, number: int) -> tuple[BaselineEpoch, float]:
         streams = self.config.num_streams
-        train_loss = float(self.within.sums["training loss"]) / (streams * (len(self.train_tokens) // streams - 1))
+        train_loss = float(self.within.sums["training_loss"]) / (streams * (len(self.train_tokens) // streams - 1))
         validation_loss = float(self._validation_nats(self.head).mean())
         refuse_not_finite({"validation loss": validation_loss})
         rate = float(self.schedule.get_last_lr()[0])
-        return BaselineEpoch(
-            number, train_loss, validation_loss, perplexity(validation_loss), rate, self.pass_seconds()
-        )
-
-    def score(self, row: BaselineEpoch) -> float:
-        return -row.validation_loss
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        weights: dict[str, Tensor] = self.network.state_dict()
-        return weights
-
-    kept = tensors
-
-    def stateful(self) -> Mapping[str, Stateful]:
-        return {"optimizer": self.optimizer, "schedule": self.schedule}
+        row = BaselineEpoch(number, train_loss, validation_loss, perplexity(validation_loss), rate, self.pass_seconds())
+        return row, -validation_loss
 
     def shown(self) -> dict[str, str]:
         last, best = self.rows[-1], self.rows[self.best.number - 1]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from newllm_core.config.language import Phase1Config
 from newllm_core.contexts.shooting import exact_contexts
@@ -18,7 +18,6 @@ from newllm_core.losses import cvfp_loss, diversity_loss
 from newllm_core.metrics.convergence import count_converged
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.runs.reproducibility import derived_generator
-from newllm_core.training.loop import Stateful
 
 # Noise is drawn in blocks of this many token positions, so that it does not depend on the batches.
 _NOISE_BLOCK = 1000
@@ -40,6 +39,11 @@ class PassFigures:
     total: float
     gradient_norm: float
     converged: int
+
+
+def in_place(tensor: Tensor) -> nn.Module:
+    """The same memory as a module, for a checkpoint."""
+    return nn.ParameterList([nn.Parameter(tensor, requires_grad=False)])
 
 
 def batch_slices(num_tokens: int, batch_tokens: int, min_last_batch: int) -> list[slice]:
@@ -74,6 +78,8 @@ class CvfpPass:
         self.batches = batch_slices(len(train_tokens), config.batch_tokens, config.min_last_batch)
         # Iteration 0: contexts without training. Rewritten in place, batch by batch, by every iteration.
         self.previous = exact_contexts(self.block, self.embeds, self.zero).contexts
+        # What the next iteration depends on, beside the block's weights.
+        self.parts = {"previous": in_place(self.previous), "optimizer": self.optimizer}
 
     def iterate(self, iteration: int) -> PassFigures:
         """One pass over all batches and one step. Raises NotFiniteError."""
@@ -94,7 +100,7 @@ class CvfpPass:
                 previous.copy_(contexts)
         cvfp, diversity, total_loss = (sums / len(self.batches)).tolist()
         refuse_not_finite({"cvfp": cvfp, self.config.diversity_algorithm: diversity})
-        norm = float(torch.nn.utils.clip_grad_norm_(self.block.parameters(), self.config.gradient_clip))
+        norm = float(nn.utils.clip_grad_norm_(self.block.parameters(), self.config.gradient_clip))
         refuse_not_finite({"gradient norm": norm})
         self.optimizer.step()
         largest = max(float(parameter.detach().abs().max()) for parameter in self.block.parameters())
@@ -103,13 +109,6 @@ class CvfpPass:
 
     def held_out_prediction(self, contexts: Tensor, tokens: Tensor) -> None:
         """Nothing is predicted: the effective rank says which iteration to keep."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What the next iteration depends on, beside the block's weights."""
-        return {"previous": self.previous}
-
-    def stateful(self) -> dict[str, Stateful]:
-        return {"optimizer": self.optimizer}
 
     def _inputs(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Per batch: its rows, the contexts entering them, and a view of the previous iteration's contexts there.

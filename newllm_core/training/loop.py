@@ -38,11 +38,11 @@ _LOOK_STEPS = 50
 
 
 class Stateful(Protocol):
-    """An optimizer, a schedule."""
+    """A module, an optimizer, a schedule."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
 @dataclass
@@ -51,7 +51,7 @@ class PassState:
 
     Attributes:
         steps: taken so far.
-        sums: float64 scalars on the device, under the words that a message names them with.
+        sums: float64 scalars on the device, under the names that a message says.
         carried: what the next step is entered by, such as a recurrent state; tensors stay where they are.
         began: seconds of the whole training when the pass began.
     """
@@ -61,12 +61,13 @@ class PassState:
     carried: Any = None
     began: float = 0.0
 
-    def add(self, figures: Mapping[str, Tensor]) -> None:
+    def add(self, **figures: Tensor) -> None:
         for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value, dtype=torch.float64)) + value.detach()
+            value = value.detach().double()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
 
     def refuse_not_finite(self) -> None:
-        refuse_not_finite({name: float(value) for name, value in self.sums.items()})
+        refuse_not_finite({name.replace("_", " "): float(value) for name, value in self.sums.items()})
 
 
 @dataclass
@@ -89,6 +90,7 @@ class TrainingLoop(ABC, Generic[Row]):
         rows: the figures of every finished pass.
         best: the pass with the highest score.
         within: of the pass that is running.
+        parts: all that the next step depends on: the trained ``model``, optimizer, schedule, …
         watch: seconds of all sessions.
         device_batch_size: what is computed at once, see ``in_parts``.
         report: called with every row, also those of earlier sessions; what it raises ends the training.
@@ -97,6 +99,7 @@ class TrainingLoop(ABC, Generic[Row]):
     name: str
     unit: str = "epoch"
     row_kind: type[Row]
+    parts: dict[str, Any]
 
     def __init__(
         self, device: torch.device, num_passes: int, place: CheckpointPlace | None, *, patience: int | None = None,
@@ -117,24 +120,14 @@ class TrainingLoop(ABC, Generic[Row]):
         """Pass ``number``, from 1: yields after each step, and leaves out the first ``within.steps``."""
 
     @abstractmethod
-    def row(self, number: int) -> Row:
-        """The figures of the pass whose steps have been taken, judged where that is due. Raises NotFiniteError."""
+    def judged(self, number: int) -> tuple[Row, float | None]:
+        """The figures of the pass whose steps have been taken, and its score: the higher, the better the weights; None
+        where it was not judged. Raises NotFiniteError.
+        """
 
-    @abstractmethod
-    def score(self, row: Row) -> float | None:
-        """The higher, the better the weights; None where the pass was not judged."""
-
-    @abstractmethod
-    def tensors(self) -> Mapping[str, Tensor]:
-        """All that the next step depends on, themselves and no copies: a resumed training writes into them."""
-
-    @abstractmethod
-    def stateful(self) -> Mapping[str, Stateful]:
-        """Optimizer and schedule."""
-
-    @abstractmethod
     def kept(self) -> Mapping[str, Tensor]:
         """What is kept of a pass that is the best so far."""
+        return self.parts["model"].state_dict()
 
     @abstractmethod
     def shown(self) -> dict[str, str]:
@@ -208,8 +201,8 @@ class TrainingLoop(ABC, Generic[Row]):
                 self.within.refuse_not_finite()
             self._save_if_due()
         self.within.refuse_not_finite()
-        row = self.row(number)
-        self._keep_if_best(number, self.score(row))
+        row, score = self.judged(number)
+        self._keep_if_best(number, score)
         self.rows.append(row)
         self.within = PassState(began=self.watch.total().wall)
         self._save_if_due()
@@ -253,7 +246,7 @@ class TrainingLoop(ABC, Generic[Row]):
         if self._stop.number is not None:
             self.save()
             self._stop.obey(f"{self.name} stopped {self.budget.saved}; run the same again to go on from there")
-        if self.budget.allows(self.tensors()):
+        if self.budget.allows(self._tensors):
             self.save()
 
     def _where(self) -> str:
@@ -263,18 +256,21 @@ class TrainingLoop(ABC, Generic[Row]):
         """Write a checkpoint; never one of weights that are not finite."""
         assert self.place is not None
         with self.budget.timed(self._where()):
-            live = dict(self.tensors())
-            refuse_not_finite({name: float(value.detach().sum(dtype=torch.float64)) for name, value in live.items()})
+            tensors = self._tensors()
+            refuse_not_finite({name: float(value.detach().sum(dtype=torch.float64)) for name, value in tensors.items()})
             rows = [asdict(row) for row in self.rows]  # type: ignore[call-overload]
-            tensors = joined({"live": live, "best": self.best.weights})
-            save_checkpoint(
-                self.place.folder,
-                Checkpoint(self.place.configs, rows, self.within.steps, tensors, self._states()),
-            )
+            checkpoint = Checkpoint(self.place.configs, rows, self.within.steps, tensors, self._states())
+            save_checkpoint(self.place.folder, checkpoint)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Of the parts that are nothing else, by part and name, and the best weights."""
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        return joined({**{name: state for name, state in states.items() if _is_flat(state)}, "best": self.best.weights})
 
     def _states(self) -> dict[str, Any]:
+        states = {name: part.state_dict() for name, part in self.parts.items()}
         return {
-            "stateful": {name: part.state_dict() for name, part in self.stateful().items()},
+            "parts": {name: state for name, state in states.items() if not _is_flat(state)},
             "best": {name: getattr(self.best, name) for name in ("number", "score", "without_gain")},
             "within": vars(self.within),
             "device_batch_size": self.device_batch_size,
@@ -287,19 +283,20 @@ class TrainingLoop(ABC, Generic[Row]):
         found = load_checkpoint(self.place, self.device)
         if found is None:
             return
-        parts = parted(found.tensors, ("live", "best"))
-        with torch.no_grad():
-            for name, value in self.tensors().items():
-                value.copy_(parts["live"][name])
-        for name, part in self.stateful().items():
-            part.load_state_dict(found.states["stateful"][name])
+        stored = parted(found.tensors) | found.states["parts"]
+        for name, part in self.parts.items():
+            part.load_state_dict(stored.get(name, {}))
         self.rows = [self.stored_row(figures) for figures in found.rows]
-        self.best = Best(**found.states["best"], weights=parts["best"])
+        self.best = Best(**found.states["best"], weights=stored.get("best", {}))
         self.within = PassState(**_moved(found.states["within"], self.device))
         self.device_batch_size = found.states["device_batch_size"]
         self.budget.saved = self._where()
         self.watch.resume(found.states["seconds"])
         restore_generators(found.states, self.device)
+
+
+def _is_flat(state: Mapping[str, Any]) -> bool:
+    return all(isinstance(value, Tensor) for value in state.values())
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -24,8 +24,7 @@ from newllm_core.losses import cvfp_loss, diversity_loss
 from newllm_core.metrics.convergence import count_converged
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.runs.reproducibility import derived_generator
-from newllm_core.training.fixed_point import PassFigures
-from newllm_core.training.loop import Stateful
+from newllm_core.training.fixed_point import PassFigures, in_place
 
 _HELD_OUT_ROWS = 1024  # of the held-out loss, computed at once
 
@@ -82,6 +81,11 @@ class PredictivePass:
             self.targets = model.embed_for_contexts(every) / scale
         zero = torch.zeros(self.block.context_dim, device=device)
         self.previous = exact_contexts(self.block, self.embeds, zero).contexts
+        # What the next iteration depends on, beside the block's weights.
+        self.parts = {
+            "previous": in_place(self.previous), "predictor": self.predictor, "optimizer": self.optimizer,
+            "schedule": self.schedule,
+        }  # fmt: skip
 
     def iterate(self, iteration: int) -> PassFigures:
         """One pass over the text. Raises NotFiniteError."""
@@ -98,13 +102,6 @@ class PredictivePass:
         means = {name: float(value) / self.steps for name, value in sums.items()}
         refuse_not_finite(means)
         return PassFigures(converged=converged, **means)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What the next iteration depends on, beside the block's weights."""
-        return {"previous": self.previous, **{f"predictor.{n}": v for n, v in self.predictor.state_dict().items()}}
-
-    def stateful(self) -> dict[str, Stateful]:
-        return {"optimizer": self.optimizer, "schedule": self.schedule}
 
     def _step(self, positions: Tensor, context: Tensor, generator: torch.Generator, sums: dict[str, Tensor]) -> Tensor:
         """One segment `[B, T]` entered by ``context`` `[B, C]`; returns what enters the next."""

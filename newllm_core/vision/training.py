@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from newllm_core.errors import refuse_not_finite
-from newllm_core.runs.checkpoint import CheckpointPlace, joined, with_read_data
+from newllm_core.runs.checkpoint import CheckpointPlace, with_read_data
 from newllm_core.runs.reproducibility import derived_generator
-from newllm_core.training.loop import Stateful, TrainingLoop
+from newllm_core.training.loop import TrainingLoop
 from newllm_core.vision.data import ImageData, LabelledImages, Normalisation, normalised
 from newllm_core.vision.data.augmentation import Augmentation
 from newllm_core.vision.model.nkat import NkatModel
@@ -152,6 +152,9 @@ class _Trainer(TrainingLoop[EpochFigures]):
         groups = parameter_groups(self.model, self.config.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate)
         self.schedule = warmup_cosine(self.optimizer, self.steps_per_pass, self.config)
+        self.parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
+        if self.average is not None:
+            self.parts["average"] = self.average
         self.augmentation = Augmentation(settings.augmentation, images, settings.run.seed)
 
     @property
@@ -165,42 +168,33 @@ class _Trainer(TrainingLoop[EpochFigures]):
         )
         for step in range(self.within.steps, self.steps_per_pass):
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size].to(self.device)
-            self.within.add(self._step(chosen, (number - 1) * self.steps_per_pass + step))
+            self.within.add(**self._step(chosen, (number - 1) * self.steps_per_pass + step))
             yield
 
-    def row(self, number: int) -> EpochFigures:
+    def judged(self, number: int) -> tuple[EpochFigures, float]:
         means = {name: float(value) / self.steps_per_pass for name, value in self.within.sums.items()}
         chosen = self._selection(self.evaluated)
         last = self.average is not None and number == self.num_passes
         own = self._selection(self.model) if last else None
-        return EpochFigures(
+        row = EpochFigures(
             epoch=number,
-            train_loss=means["training loss"],
-            train_accuracy=means["training accuracy"],
+            train_loss=means["training_loss"],
+            train_accuracy=means["training_accuracy"],
             selection_loss=chosen.loss,
             selection_accuracy=chosen.accuracy,
             own_selection_loss=None if own is None else own.loss,
             own_selection_accuracy=None if own is None else own.accuracy,
-            gradient_norm=means["gradient norm"],
+            gradient_norm=means["gradient_norm"],
             learning_rate=float(
                 self.schedule.base_lrs[0] * self.schedule.lr_lambdas[0](number * self.steps_per_pass - 1)
             ),
             seconds=self.pass_seconds(),
         )
-
-    def score(self, row: EpochFigures) -> float:
-        return row.selection_accuracy
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        average = {} if self.average is None else self.average.state_dict()
-        return joined({"model": self.model.state_dict(), "average": average})
+        return row, chosen.accuracy
 
     def kept(self) -> Mapping[str, Tensor]:
         weights: dict[str, Tensor] = self.evaluated.state_dict()
         return weights
-
-    def stateful(self) -> Mapping[str, Stateful]:
-        return {"optimizer": self.optimizer, "schedule": self.schedule}
 
     def shown(self) -> dict[str, str]:
         last, best = self.rows[-1], self.rows[self.best.number - 1]
@@ -231,4 +225,4 @@ class _Trainer(TrainingLoop[EpochFigures]):
         if self.average is not None:
             self.average.update_parameters(self.model)
         right = (logits.argmax(dim=1) == batch.targets.argmax(dim=1)).double().mean()
-        return {"training loss": loss, "training accuracy": right, "gradient norm": norm}
+        return {"training_loss": loss, "training_accuracy": right, "gradient_norm": norm}
