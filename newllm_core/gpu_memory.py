@@ -7,13 +7,18 @@ computed at once, with gradients accumulated up to the effective batch.
 import gc
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from newllm_core.config.language import ModelConfig
+from newllm_core.runs.reproducibility import generator_states, restore_generators
 
 logger = logging.getLogger("newllm")
+
+Outcome = TypeVar("Outcome")
 
 GIB = 2**30
 FLOAT_BYTES = 4
@@ -95,6 +100,38 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     signs = ("out of memory", "can't allocate memory", "alloc_failed")  # the last: cuBLAS and cuDNN
     return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+
+
+class DeviceBatch:
+    """How many rows of a step are computed at once: ``size``, which shrinks when memory runs out.
+
+    Args:
+        buffers: what a forward pass writes into beside its result, such as BatchNorm's means.
+    """
+
+    def __init__(self, device: torch.device, size: int, buffers: Iterable[Tensor] = ()) -> None:
+        self.device, self.size, self.buffers = device, size, list(buffers)
+
+    def fit(self, num_rows: int, attempt: Callable[[int], Outcome]) -> Outcome:
+        """What ``attempt(size)`` gives for the largest ``size`` that fits in memory, ``num_rows`` or fewer.
+
+        ``attempt`` computes a step's gradients from the beginning, ``size`` rows at once, and takes no step: the
+        effective batch stays the same. Before another attempt generators and buffers are put back.
+        """
+        first_try, outcomes = min(self.size, num_rows), list[Outcome]()
+        generators, buffers = generator_states(self.device), [buffer.clone() for buffer in self.buffers]
+
+        def once(size: int) -> None:
+            if size < first_try:
+                restore_generators(generators, self.device)
+                for buffer, value in zip(self.buffers, buffers, strict=True):
+                    buffer.copy_(value)
+            outcomes.append(attempt(size))
+
+        fits = find_executable(once, first_try)
+        if fits < first_try:
+            self.size = fits
+        return outcomes[0]
 
 
 def find_executable(attempt: Callable[[int], None], batch_size: int) -> int:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from newllm_core.baselines.config import BaselineConfig
+from newllm_core.baselines.networks import joined_states, split_state
 from newllm_core.baselines.registry import build_network
 from newllm_core.data.stream import ring_segments
 from newllm_core.errors import refuse_not_finite
+from newllm_core.gpu_memory import DeviceBatch
 from newllm_core.head.continuous_cache import cached_nats
 from newllm_core.head.cross_entropy import Head, choose_head, with_output_bias, with_unit_columns
 from newllm_core.head.sampled_softmax import SampledHead, epochs_head
@@ -110,7 +113,7 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
         self.method = choose_head("auto", device)
         super().__init__(
             device, config.max_epochs, checkpoints and with_read_data(checkpoints, device, read, head=self.method),
-            patience=config.patience,
+            patience=config.patience, device_batch=DeviceBatch(device, config.num_streams),
             steps_per_pass=math.ceil((len(train_tokens) // config.num_streams - 1) / config.segment_tokens),
         )  # fmt: skip
         self.train_tokens, self.validation_tokens = train_tokens, validation_tokens
@@ -134,15 +137,27 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
         self.network.train()
         head = self._training_head(number)
         for tokens, targets in islice(self._segments(number), self.within.steps, None):
-            hidden, self.within.carried = self.network(self.model.embed(tokens), self.within.carried)
-            loss = head.loss(self._for_head(hidden), targets.reshape(-1)).mean_nats
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            nats, self.within.carried = self.device_batch.fit(
+                len(tokens), partial(self._gradients, head, tokens, targets)
+            )
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
             self.optimizer.step()
             self.schedule.step()
-            self.within.add(training_loss=loss.detach().double() * targets.numel())
+            self.within.add(training_loss=nats)
             yield
+
+    def _gradients(self, head: Head | SampledHead, tokens: Tensor, targets: Tensor, size: int) -> tuple[Tensor, Any]:
+        """Of a segment `[B, T]`, ``size`` streams at once: the sum of its nats, and the state it leaves."""
+        self.optimizer.zero_grad(set_to_none=True)
+        nats, states = [], []
+        entering = split_state(self.within.carried, size)
+        for part, part_targets, state in zip(tokens.split(size), targets.split(size), entering):
+            hidden, left = self.network(self.model.embed(part), state)
+            loss = head.loss(self._for_head(hidden), part_targets.reshape(-1)).mean_nats
+            (loss * (len(part) / len(tokens))).backward()  # type: ignore[no-untyped-call]
+            nats.append(loss.detach().double() * part.numel())
+            states.append(left)
+        return torch.stack(nats).sum(), joined_states(states)
 
     def judged(self, number: int) -> tuple[BaselineEpoch, float]:
         streams = self.config.num_streams

@@ -193,19 +193,6 @@ def parted(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return dict(found)
 
 
-def generator_states(device: torch.device) -> dict[str, Any]:
-    """Of the random generators that dropout draws from on ``device``; for a checkpoint's ``states``."""
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return {"generator": torch.get_rng_state(), "cuda_generator": cuda}
-
-
-def restore_generators(states: Mapping[str, Any], device: torch.device) -> None:
-    """Put the generators where ``generator_states`` found them."""
-    torch.set_rng_state(states["generator"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda_generator"], device)
-
-
 def discard_checkpoint(folder: Path) -> None:
     """Delete all: what makes them checkpoints first, so that an interruption leaves none that names missing files."""
     for path in folder.glob("checkpoint-*.json"):

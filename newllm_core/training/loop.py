@@ -16,23 +16,21 @@ import torch
 from torch import Tensor
 
 from newllm_core.errors import NotFiniteError, refuse_not_finite
-from newllm_core.gpu_memory import find_executable
+from newllm_core.gpu_memory import DeviceBatch
 from newllm_core.runs.checkpoint import (
     Checkpoint,
     CheckpointBudget,
     CheckpointPlace,
-    generator_states,
     joined,
     load_checkpoint,
     parted,
-    restore_generators,
     save_checkpoint,
 )
 from newllm_core.runs.interruption import held_signals
 from newllm_core.runs.progress import Stopwatch, progress_bar
+from newllm_core.runs.reproducibility import generator_states, restore_generators
 
 Row = TypeVar("Row")
-Outcome = TypeVar("Outcome")
 # Steps between two looks at the sums of a pass: each look makes a GPU wait.
 _LOOK_STEPS = 50
 
@@ -92,7 +90,7 @@ class TrainingLoop(ABC, Generic[Row]):
         within: of the pass that is running.
         parts: all that the next step depends on: the trained ``model``, optimizer, schedule, …
         watch: seconds of all sessions.
-        device_batch_size: what is computed at once, see ``in_parts``.
+        device_batch: how much of a step is computed at once.
         report: called with every row, also those of earlier sessions; what it raises ends the training.
     """
 
@@ -103,12 +101,12 @@ class TrainingLoop(ABC, Generic[Row]):
 
     def __init__(
         self, device: torch.device, num_passes: int, place: CheckpointPlace | None, *, patience: int | None = None,
-        min_passes: int = 0, steps_per_pass: int = 1, device_batch_size: int = 1, show_progress: bool = True,
-        report: Callable[[Row], None] = lambda row: None,
+        min_passes: int = 0, steps_per_pass: int = 1, device_batch: DeviceBatch | None = None,
+        report: Callable[[Row], None] = lambda row: None, show_progress: bool = True,
     ) -> None:  # fmt: skip
         self.device, self.num_passes, self.place = device, num_passes, place
         self.patience, self.min_passes, self.steps_per_pass = patience, min_passes, steps_per_pass
-        self.device_batch_size, self.show_progress = device_batch_size, show_progress
+        self.device_batch, self.show_progress = device_batch or DeviceBatch(device, 1), show_progress
         self.report, self.rows = report, list[Row]()
         self.best, self.within = Best(), PassState()
         self.watch, self.budget = Stopwatch(), CheckpointBudget()
@@ -169,25 +167,6 @@ class TrainingLoop(ABC, Generic[Row]):
                 bar.update()
                 bar.set_postfix(self.shown())
                 self.report(row)
-
-    def in_parts(self, num_rows: int, attempt: Callable[[int], Outcome]) -> Outcome:
-        """What ``attempt(size)`` gives for the largest ``size`` that fits in memory, ``num_rows`` or fewer.
-
-        ``attempt`` computes a step's gradients from the beginning, ``size`` rows at once, and takes no step: the
-        effective batch stays the same. When memory runs out it is called again with half the size, which stays.
-        """
-        generators, outcomes = generator_states(self.device), list[Outcome]()
-        first_try = min(self.device_batch_size, num_rows)
-
-        def once(size: int) -> None:
-            if size < first_try:
-                restore_generators(generators, self.device)
-            outcomes.append(attempt(size))
-
-        went_through = find_executable(once, first_try)
-        if went_through < first_try:
-            self.device_batch_size = went_through
-        return outcomes[0]
 
     def _is_over(self) -> bool:
         done = len(self.rows)
@@ -273,7 +252,7 @@ class TrainingLoop(ABC, Generic[Row]):
             "parts": {name: state for name, state in states.items() if not _is_flat(state)},
             "best": {name: getattr(self.best, name) for name in ("number", "score", "without_gain")},
             "within": vars(self.within),
-            "device_batch_size": self.device_batch_size,
+            "device_batch_size": self.device_batch.size,
             "seconds": self.watch.state(),
             **generator_states(self.device),
         }
@@ -289,7 +268,7 @@ class TrainingLoop(ABC, Generic[Row]):
         self.rows = [self.stored_row(figures) for figures in found.rows]
         self.best = Best(**found.states["best"], weights=stored.get("best", {}))
         self.within = PassState(**_moved(found.states["within"], self.device))
-        self.device_batch_size = found.states["device_batch_size"]
+        self.device_batch.size = found.states["device_batch_size"]
         self.budget.saved = self._where()
         self.watch.resume(found.states["seconds"])
         restore_generators(found.states, self.device)

@@ -13,7 +13,7 @@ from newllm_core.config.language import Phase2Config
 from newllm_core.config.schema import ConfigError
 from newllm_core.contexts.store import Batch, context_batches
 from newllm_core.errors import refuse_not_finite
-from newllm_core.gpu_memory import device_batch_size
+from newllm_core.gpu_memory import DeviceBatch, device_batch_size
 from newllm_core.head.cross_entropy import Head, choose_head
 from newllm_core.head.sampled_softmax import SampledHead, epochs_head
 from newllm_core.head.unigram_bias import fit_unigram
@@ -156,7 +156,7 @@ class _Trainer(TrainingLoop[EpochRecord]):
         super().__init__(
             device, config.max_epochs, checkpoints and with_read_data(checkpoints, device, read, head=self.method),
             patience=config.patience, steps_per_pass=math.ceil(self.num_targets / effective),
-            device_batch_size=min(config.device_batch_size or fits, effective),
+            device_batch=DeviceBatch(device, min(config.device_batch_size or fits, effective)),
         )  # fmt: skip
         self.head: Head | SampledHead = Head(model.output_weight(), self.method)
         self.parameters = nn.ParameterList(model.phase2_parameters())
@@ -215,7 +215,7 @@ class _Trainer(TrainingLoop[EpochRecord]):
         self.parameters.load_state_dict(self.best.weights)
         exact = self._evaluate(evaluation_head(self.model, self.method))
         return Phase2Result(
-            self.rows, self.best.number, exact, self.stopped_early, self.method, self.device_batch_size,
+            self.rows, self.best.number, exact, self.stopped_early, self.method, self.device_batch.size,
             self.watch.total().wall, self.watch.earlier,
         )  # fmt: skip
 
@@ -239,7 +239,7 @@ class _Trainer(TrainingLoop[EpochRecord]):
             self.optimizer.zero_grad(set_to_none=True)
             return [self._accumulate(part, len(batch)) for part in batch.split(size)]
 
-        nats, correct = zip(*self.in_parts(len(batch), attempt), strict=True)
+        nats, correct = zip(*self.device_batch.fit(len(batch), attempt), strict=True)
         nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
         self.optimizer.step()
         if self.schedule is not None:

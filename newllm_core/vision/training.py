@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from newllm_core.errors import refuse_not_finite
+from newllm_core.gpu_memory import DeviceBatch
 from newllm_core.runs.checkpoint import CheckpointPlace, with_read_data
 from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.training.loop import TrainingLoop
@@ -152,6 +153,7 @@ class _Trainer(TrainingLoop[EpochFigures]):
         groups = parameter_groups(self.model, self.config.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate)
         self.schedule = warmup_cosine(self.optimizer, self.steps_per_pass, self.config)
+        self.device_batch = DeviceBatch(device, self.batch_size, self.model.buffers())
         self.parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
         if self.average is not None:
             self.parts["average"] = self.average
@@ -213,16 +215,27 @@ class _Trainer(TrainingLoop[EpochFigures]):
         return figures
 
     def _step(self, chosen: Tensor, step: int) -> dict[str, Tensor]:
-        """One optimizer step over the images ``chosen`` `[n]`."""
+        """One optimizer step over the images ``chosen`` `[n]`, in as many parts as fit."""
         batch = self.augmentation(self.train_images[chosen], self.train_labels[chosen], step)
-        logits = self.model(batch.images)
-        loss = functional.cross_entropy(logits, batch.targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+
+        def attempt(size: int) -> list[Tensor]:
+            self.optimizer.zero_grad(set_to_none=True)
+            parts = zip(batch.images.split(size), batch.targets.split(size), strict=True)
+            return [self._accumulate(*part, len(chosen)) for part in parts]
+
+        loss, accuracy = torch.stack(self.device_batch.fit(len(chosen), attempt)).sum(dim=0)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         self.optimizer.step()
         self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        right = (logits.argmax(dim=1) == batch.targets.argmax(dim=1)).double().mean()
-        return {"training_loss": loss, "training_accuracy": right, "gradient_norm": norm}
+        return {"training_loss": loss, "training_accuracy": accuracy, "gradient_norm": norm}
+
+    def _accumulate(self, images: Tensor, targets: Tensor, effective: int) -> Tensor:
+        """Gradients of a part of a batch; its shares of the batch's mean loss and accuracy, `[2]` in float64."""
+        logits = self.model(images)
+        share = len(images) / effective
+        loss = functional.cross_entropy(logits, targets) * share
+        loss.backward()  # type: ignore[no-untyped-call]
+        right = (logits.argmax(dim=1) == targets.argmax(dim=1)).double().mean() * share
+        return torch.stack([loss.detach().double(), right])
