@@ -4,41 +4,33 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks import report
-from newllm_core.runs.files import write_atomically
+from newllm_core.report.style import BLUE, GREEN, ORANGE, PLAIN_COLOUR, PURPLE, VERMILION, new_axes, save_figure
 
-_COLOURS = ("#3b6ea5", "#d98b3a", "#5a9e6f", "#8c6bb1", "#b5524a", "#777777")
+_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, PLAIN_COLOUR)
 _PLAIN_NUMBERS = FuncFormatter(lambda value, _: f"{value:,g}")
 _RATIO_LABEL = "times as fast as plain (higher is better)"
 
 
 def plot_all(parts: dict[str, Any], folder: Path) -> list[Path]:
     """Write `<part>_<what>.png` for every part that is there."""
-    matplotlib.use("Agg")
     written = []
     for name, draw in _DRAWINGS:
         if name in parts:
             path = folder / f"{name}_{draw.__name__.removeprefix('draw_')}.png"
-            save(draw(parts[name]["figures"]), path)
-            written.append(path)
+            written.append(save_figure(draw(parts[name]["figures"]), path))
     return written
-
-
-def save(figure: Figure, path: Path) -> None:
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=90, format="png"))
-    plt.close(figure)
 
 
 def _bars(axes: Axes, labels: Sequence[str], values: Sequence[float], colours: Sequence[str]) -> None:
     """Horizontal bars, first on top, each with its value."""
     positions = np.arange(len(labels))[::-1]
+    axes.grid(visible=False, axis="y")
     drawn = axes.barh(positions, values, color=colours, height=0.7)
     texts = [f"{value:,.0f}" if value >= 100 else f"{value:.2f}" for value in values]
     # A white ground, or a target line would strike the figure out.
@@ -48,19 +40,14 @@ def _bars(axes: Axes, labels: Sequence[str], values: Sequence[float], colours: S
     axes.set_xlim(right=max(values) * 1.18)
 
 
-def _target(axes: Axes, value: float, text: str, colour: str = "#222222") -> None:
+def _target(axes: Axes, value: float, text: str, colour: str = "black") -> None:
     axes.axvline(value, color=colour, linestyle="--", linewidth=1.2, label=text)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)
     axes.set_xlim(right=max(axes.get_xlim()[1], value * 1.1))
 
 
-def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    figure, axes = plt.subplots(1, count, figsize=(width, height), layout="constrained", squeeze=False)
-    return figure, list(axes[0])
-
-
 def draw_contexts(figures: dict[str, Any]) -> Figure:
-    figure, (left, right) = _panels(2, 12, 4.6)
+    figure, (left, right) = new_axes(2, 6, 4.6)
     cases = figures["streams"]
     labels = [
         f"C = {c['context_dim']}, E = {c['embed_dim']}\n" + ("trained" if c["trained_iterations"] else "untrained")
@@ -82,18 +69,17 @@ def _draw_small(axes: Axes, cases: Sequence[dict[str, Any]]) -> None:
             rows = [c for c in cases if c["context_dim"] == width and c["weight_std"] == std]
             ratios = [c["ratio"]["exact_contexts"] for c in rows]
             axes.plot([c["tokens"] for c in rows], ratios, style, color=colour, label=f"C = {width}, std {std:g}")
-    axes.axhline(report.NEVER_BELOW, color="#222222", linestyle="--", label=f"wanted: not below {report.NEVER_BELOW:g}")
+    axes.axhline(report.NEVER_BELOW, color="black", linestyle="--", label=f"wanted: not below {report.NEVER_BELOW:g}")
     axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=_RATIO_LABEL)
     axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(_PLAIN_NUMBERS)
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title("short streams, narrow and wide blocks, weight std")
     axes.legend(fontsize=8, ncols=2)
-    axes.grid(alpha=0.3)
 
 
 def draw_phase1_iteration(figures: dict[str, Any]) -> Figure:
-    figure, (left, right) = _panels(2, 12, 3.4)
+    figure, (left, right) = new_axes(2, 6, 3.4)
     for axes, key, title in ((left, "iteration", "one iteration"), (right, "validation_check", "validation check")):
         medians = figures[key]["median_seconds"]
         colours = [_COLOURS[1] if name.startswith("plain") else _COLOURS[0] for name in medians]
@@ -103,7 +89,7 @@ def draw_phase1_iteration(figures: dict[str, Any]) -> Figure:
 
 
 def draw_epoch(figures: dict[str, Any]) -> Figure:
-    figure, (axes,) = _panels(1, 8, 6)
+    figure, (axes,) = new_axes(1, 8, 6)
     rows = [
         (f"E = {case['embed_dim']}, batch {case['batch']}\n{name}", name, ratio)
         for case in figures["epochs"] for name, ratio in case["ratio"].items()
@@ -118,7 +104,7 @@ def draw_epoch(figures: dict[str, Any]) -> Figure:
 
 def draw_head(figures: dict[str, Any]) -> Figure:
     """Of the last width and batch measured."""
-    figure, (left, right) = _panels(2, 14, 5)
+    figure, (left, right) = new_axes(2, 7, 5)
     case = figures["candidates"][-1]
     medians = case["median_seconds"]
     colours = [_COLOURS[0] if name.startswith("blocks") else _COLOURS[5] for name in medians]
@@ -135,7 +121,7 @@ def draw_head(figures: dict[str, Any]) -> Figure:
 
 
 def draw_whole_run(figures: dict[str, Any]) -> Figure:
-    figure, (left, right) = _panels(2, 12, 3.8)
+    figure, (left, right) = new_axes(2, 6, 3.8)
     sides = ("project", "plain")
     starts = np.zeros(2)
     for phase, colour in (("phase1", _COLOURS[0]), ("phase2", _COLOURS[1])):
@@ -154,7 +140,7 @@ def draw_whole_run(figures: dict[str, Any]) -> Figure:
 
 
 def draw_memory(figures: dict[str, Any]) -> Figure:
-    figure, (axes,) = _panels(1, 9, 5)
+    figure, (axes,) = new_axes(1, 9, 5)
     cases = [("Phase 1", figures["phase1_iteration_and_check"])]
     for case in figures["phase2_steps_and_evaluation"]:
         cases.append((f"Phase 2, E = {case['embed_dim']},\nbatch {case['batch']}", case))
@@ -170,7 +156,7 @@ def draw_memory(figures: dict[str, Any]) -> Figure:
 
 
 def draw_scaling_with_tokens(figures: dict[str, Any]) -> Figure:
-    figure, (left, right) = _panels(2, 12, 4.6)
+    figure, (left, right) = new_axes(2, 6, 4.6)
     sizes = figures["sizes"]
     tokens = np.array([size["tokens"] for size in sizes])
     for (name, power), colour in zip(figures["exponents"].items(), _COLOURS):
@@ -187,12 +173,11 @@ def draw_scaling_with_tokens(figures: dict[str, Any]) -> Figure:
     right.plot(tokens, [size["peak_mb"] for size in sizes], "o-", color=_COLOURS[0], label="peak of the process")
     right.plot(tokens, cache, ":", color=_COLOURS[5], label="context cache")
     limit = cache + report.MEMORY_BEYOND_CACHE_MB
-    right.plot(tokens, limit, "--", color="#222222", label="context cache + 1 GB: limit at the largest size")
+    right.plot(tokens, limit, "--", color="black", label="context cache + 1 GB: limit at the largest size")
     right.set(xlabel="tokens", ylabel="MB (lower is better)", title="memory", ylim=(0, None))
     right.xaxis.set_major_formatter(_PLAIN_NUMBERS)
     for axes in (left, right):
         axes.legend(fontsize=9)
-        axes.grid(alpha=0.3)
     return figure
 
 

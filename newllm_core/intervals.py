@@ -1,80 +1,127 @@
 """Every 95 % interval of the project, and when two figures are called not distinguishable.
 
-Student's t on a clustered standard error. Not the percentile bootstrap over both seeds and conversations: with three
-seeds that covers 75 % instead of 95 % where seeds scatter most, this one 93 % (`tests/comparison/test_comparison.py`).
+Over seeds and conversations: Student's t on a clustered standard error. Not the percentile bootstrap over both: with
+three seeds that covers 75 % instead of 95 % where seeds scatter most, this one 93 %
+(`tests/test_intervals.py`). Resampling of sizes and of blocks of tokens is in `scaling/bootstrap.py` and
+`metrics/spectrum.py`; level and types are these.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-Interval = tuple[float, float]
-
-
+Interval = tuple[float, float]  # low, high
 Floats = NDArray[np.float64]
 
-
 CONFIDENCE = 0.95  # of every interval in the project
-
-
 NOT_DISTINGUISHABLE = "not distinguishable"
+NOT_MEASURED = "–"
+_MIN_FISHER = 4  # Fisher's z has variance 1 / (n - 3)
 
 
-def distinguishable(interval_a: Interval | None, interval_b: Interval | None) -> bool:
-    """True when both intervals exist and share no point.
+def is_distinguishable(interval: Interval | None, other: Interval | float | None) -> bool:
+    """True when the interval exists and shares no point with ``other``, an interval or a fixed number.
 
-    Stricter than a test of the difference: two figures may differ although their 95 % intervals overlap.
+    For two intervals stricter than a test of the difference: two figures may differ although their intervals overlap.
+    Where figures can be paired, hold the paired difference against 0 or the ratio against 1 instead.
     Raises ValueError for an interval that is not (low, high) with low <= high.
     """
-    for interval in (interval_a, interval_b):
-        if interval is not None and not interval[0] <= interval[1]:
-            raise ValueError(f"an interval must be (low, high) with low <= high, given {interval}")
-    if interval_a is None or interval_b is None:
+    bounds = (other, other) if isinstance(other, int | float) else other
+    for one in (interval, bounds):
+        if one is not None and not one[0] <= one[1]:
+            raise ValueError(f"an interval must be (low, high) with low <= high, given {one}")
+    if interval is None or bounds is None:
         return False
-    return interval_a[1] < interval_b[0] or interval_b[1] < interval_a[0]
+    return interval[1] < bounds[0] or bounds[1] < interval[0]
+
+
+def interval_text(interval: Interval | None, pattern: str = "{:.3f}") -> str:
+    return f"[{NOT_MEASURED}]" if interval is None else f"[{', '.join(map(pattern.format, interval))}]"
 
 
 def comparison_text(name_a: str, interval_a: Interval | None, name_b: str, interval_b: Interval | None) -> str:
-    """One line: the two intervals and whether they tell the figures apart."""
+    """One line: the two intervals of figures that cannot be paired, and whether they tell the figures apart."""
     intervals = f"{name_a} {interval_text(interval_a)}, {name_b} {interval_text(interval_b)}"
-    if distinguishable(interval_a, interval_b):
+    if is_distinguishable(interval_a, interval_b):
         return f"{intervals}: distinguishable (the 95 % intervals do not overlap)"
     undefined = interval_a is None or interval_b is None
     reason = "an interval is undefined" if undefined else "the 95 % intervals overlap"
     return f"{intervals}: {NOT_DISTINGUISHABLE} ({reason})"
 
 
-def interval_text(interval: Interval | None) -> str:
-    return "[undefined]" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
-
-
 @dataclass(frozen=True)
-class SeedMean:
-    """Mean over seeds; the 95 % interval is None for a single seed. Both None where a run lacks the figure."""
+class Estimate:
+    """A figure with its 95 % interval; what was not measured is None in its place.
 
-    value: float | None
+    Attributes:
+        interval: None where nothing tells how the figure scatters.
+        by_seed: the figure of each seed, which ``value`` is the mean of; empty where no seed touches it.
+        no_difference: of a figure that compares two, what would mean none: 1 of a ratio, 0 of a difference.
+    """
+
+    value: float
     interval: Interval | None
+    by_seed: tuple[float, ...] = ()
+    no_difference: float | None = None
+
+    @property
+    def is_distinguishable(self) -> bool:
+        return is_distinguishable(self.interval, self.no_difference)
+
+    @property
+    def verdict(self) -> str:
+        """In words; with one seed the interval lacks what another seed would change."""
+        if not self.is_distinguishable:
+            return NOT_DISTINGUISHABLE
+        return "distinguishable" + " for this seed alone" * (len(self.by_seed) == 1)
+
+    def text(self, pattern: str = "{:.3f}") -> str:
+        """Value and interval."""
+        return f"{pattern.format(self.value)} {interval_text(self.interval, pattern)}"
+
+    def exp(self) -> "Estimate":
+        """Of a mean of logarithms the geometric mean, of a difference of logarithms the ratio."""
+        return Estimate(
+            math.exp(self.value),
+            None if self.interval is None else (math.exp(self.interval[0]), math.exp(self.interval[1])),
+            tuple(map(math.exp, self.by_seed)),
+            None if self.no_difference is None else math.exp(self.no_difference),
+        )
 
 
-def over_seeds(values: Sequence[float | None], percent: bool = False) -> SeedMean:
-    """Mean and t-interval of one figure of several seeds; ``percent``: the interval ends at 0 and 100."""
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return SeedMean(None, None)
-    centre = float(np.mean(known))
-    if len(known) < 2:
-        return SeedMean(centre, None)
-    margin = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(known) - 1) * stats.sem(known))
+def seeds_text(estimate: Estimate) -> str:
+    """How many seeds it is over."""
+    return "1 seed" if len(estimate.by_seed) == 1 else f"{len(estimate.by_seed)} seeds"
+
+
+def t_margin(standard_error: float, degrees: float) -> float:
+    """Half the width of Student's 95 % interval."""
+    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, degrees)) * standard_error
+
+
+def over_seeds(values: Sequence[float], percent: bool = False) -> Estimate:
+    """Mean over seeds with its t-interval, None for one seed; ``percent``: the interval ends at 0 and 100."""
+    if not values:
+        raise ValueError("over_seeds: expected the figure of at least one seed, given none")
+    centre, by_seed = float(np.mean(values)), tuple(values)
+    if len(values) == 1:
+        return Estimate(centre, None, by_seed)
+    margin = t_margin(float(stats.sem(values)), len(values) - 1)
     low, high = centre - margin, centre + margin
-    return SeedMean(centre, (max(low, 0.0), min(high, 100.0)) if percent else (low, high))
+    return Estimate(centre, (max(low, 0.0), min(high, 100.0)) if percent else (low, high), by_seed)
 
 
-def clustered_mean(sums: Floats, counts: Floats) -> tuple[float, Interval | None]:
-    """Mean over seeds of nats a token, and its 95 % interval over seeds and conversations.
+def paired_difference(figures: Sequence[float], others: Sequence[float]) -> Estimate:
+    """Mean of the differences, a pair a seed, so that what a seed does to both cancels."""
+    return replace(over_seeds([one - other for one, other in zip(figures, others, strict=True)]), no_difference=0.0)
+
+
+def clustered_mean(sums: Floats, counts: Floats) -> Estimate:
+    """Mean over seeds of nats a token, with its interval over seeds and conversations.
 
     ``sums`` `[num_seeds, num_conversations]`, nats; ``counts`` `[num_conversations]`, tokens. Variance: between seeds,
     and of the ratio between conversations (linearised); degrees of freedom by Satterthwaite 1946. A single seed leaves
@@ -88,13 +135,41 @@ def clustered_mean(sums: Floats, counts: Floats) -> tuple[float, Interval | None
     if num_conversations > 1:
         rest = (sums.mean(axis=0) - mean * counts) / num_tokens
         parts.append((float(rest @ rest) * num_conversations / (num_conversations - 1), num_conversations - 1))
-    variance = sum(part for part, _ in parts)
+    variance, by_seed = sum(part for part, _ in parts), tuple(totals.tolist())
     if not parts or variance == 0:
-        return mean, (mean, mean) if parts else None
-    degrees = variance**2 / sum(part**2 / free for part, free in parts)
-    margin = float(stats.t.ppf(0.5 + CONFIDENCE / 2, degrees)) * math.sqrt(variance)
-    return mean, (mean - margin, mean + margin)
+        return Estimate(mean, (mean, mean) if parts else None, by_seed)
+    margin = t_margin(math.sqrt(variance), variance**2 / sum(part**2 / free for part, free in parts))
+    return Estimate(mean, (mean - margin, mean + margin), by_seed)
 
 
-def exp_interval(interval: Interval | None) -> Interval | None:
-    return None if interval is None else (math.exp(interval[0]), math.exp(interval[1]))
+def paired_ratio(sums: Floats, others: Floats, counts: Floats) -> Estimate:
+    """Perplexity over another's, paired by seed and conversation; arguments as of ``clustered_mean``."""
+    return replace(clustered_mean(sums - others, counts), no_difference=0.0).exp()
+
+
+def wilson_interval(successes: int, trials: int) -> Interval:
+    """Of a share, 0 … 1 (Wilson 1927)."""
+    interval = stats.binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def newcombe_difference(one: Estimate, other: Estimate) -> Estimate:
+    """Of two independent shares, from their Wilson intervals (Newcombe 1998, method 10), in their unit.
+
+    Raises ValueError for a share without an interval.
+    """
+    if one.interval is None or other.interval is None:
+        raise ValueError(f"newcombe_difference: expected shares with their intervals, given {one} and {other}")
+    value = one.value - other.value
+    below = math.hypot(one.value - one.interval[0], other.interval[1] - other.value)
+    above = math.hypot(one.interval[1] - one.value, other.value - other.interval[0])
+    return Estimate(value, (value - below, value + above), (value,), no_difference=0.0)
+
+
+def correlation(one: Sequence[float], other: Sequence[float]) -> Estimate:
+    """Pearson's r with Fisher's interval, None for fewer than 4 pairs; neither may be constant."""
+    pearson, interval = stats.pearsonr(one, other), None
+    if len(one) >= _MIN_FISHER:
+        low, high = pearson.confidence_interval(CONFIDENCE)
+        interval = float(low), float(high)
+    return Estimate(float(pearson.statistic), interval, no_difference=0.0)

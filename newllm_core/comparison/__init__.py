@@ -1,6 +1,13 @@
 """Runs held against each other, from their records alone."""
 
-from newllm_core.comparison.figures import FIGURES, Perplexity, perplexity, seed_mean, validation_losses
+from newllm_core.comparison.accuracy import (
+    VariantRuns,
+    accuracy_difference,
+    accuracy_table,
+    mean_accuracy,
+    variants_of,
+)
+from newllm_core.comparison.figures import FIGURES, conversation_losses, perplexity, seed_mean, validation_losses
 from newllm_core.comparison.groups import (
     ALGORITHM,
     UNTRAINED,
@@ -18,54 +25,54 @@ from newllm_core.comparison.leaderboard import (
     contexts_table,
     expectation_sentences,
     perplexity_ratio,
-    seeds_text,
+    ratios_to_references,
     standings,
     standings_table,
 )
 from newllm_core.comparison.paired import (
-    Correlation,
-    LossCost,
-    PairedDifference,
+    RankCorrelation,
     comparison_lines,
     comparison_table,
-    loss_cost,
     paired_difference,
-    paired_perplexity_difference,
+    paired_perplexity_ratio,
     rank_perplexity_correlation,
-    readable_table,
 )
+from newllm_core.comparison.tables import readable_table, table_of
 
 __all__ = [
     "ALGORITHM",
     "ComparisonError",
-    "Correlation",
     "FIGURES",
     "Group",
-    "LossCost",
-    "PairedDifference",
-    "Perplexity",
+    "RankCorrelation",
     "Standing",
     "UNTRAINED",
+    "VariantRuns",
     "WEIGHT",
+    "accuracy_difference",
+    "accuracy_table",
     "comparison_lines",
     "comparison_table",
     "contexts_table",
+    "conversation_losses",
     "expectation_sentences",
     "families_along",
     "groups_of",
-    "loss_cost",
+    "mean_accuracy",
     "paired_difference",
-    "paired_perplexity_difference",
+    "paired_perplexity_ratio",
     "perplexity",
     "perplexity_ratio",
     "rank_perplexity_correlation",
+    "ratios_to_references",
     "readable_table",
     "seed_mean",
-    "seeds_text",
     "setting_text",
     "standings",
     "standings_table",
+    "table_of",
     "usual_settings",
     "validation_losses",
+    "variants_of",
     "varying_parameters",
 ]

@@ -1,22 +1,22 @@
 """Figures of a configuration with their 95 % intervals over seeds, of perplexity over conversations too."""
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from newllm_core.comparison.groups import ComparisonError, Group, Record
-from newllm_core.intervals import Floats, Interval, SeedMean, clustered_mean, exp_interval, over_seeds
+from newllm_core.intervals import Estimate, Floats, clustered_mean, over_seeds
 
 
-@dataclass(frozen=True)
-class Perplexity:
-    """Of a configuration on the validation text, with the 95 % interval of ``clustered_mean``."""
+def conversation_losses(parts: Sequence[dict[str, Any]]) -> tuple[Floats, Floats]:
+    """Nats `[num_runs, num_conversations]` and tokens `[num_conversations]` of ``validation_conversations``.
 
-    value: float
-    interval: Interval | None
+    Raises ComparisonError for different validation text.
+    """
+    if any(part["tokens"] != parts[0]["tokens"] for part in parts):
+        raise ComparisonError("perplexity: expected runs judged on the same conversations, given different ones")
+    return np.array([part["nats"] for part in parts], np.float64), np.array(parts[0]["tokens"], np.float64)
 
 
 def _phase2(record: Record) -> Any:
@@ -26,10 +26,7 @@ def _phase2(record: Record) -> Any:
 
 
 def validation_losses(records: Sequence[Record]) -> tuple[Floats, Floats]:
-    parts = [_phase2(record)["validation_conversations"] for record in records]
-    if any(part["tokens"] != parts[0]["tokens"] for part in parts):
-        raise ComparisonError("perplexity: expected runs judged on the same conversations, given different ones")
-    return np.array([part["nats"] for part in parts], np.float64), np.array(parts[0]["tokens"], np.float64)
+    return conversation_losses([_phase2(record)["validation_conversations"] for record in records])
 
 
 def _measure(name: str) -> Callable[[Record], float | None]:
@@ -49,8 +46,9 @@ def _rank_share(record: Record) -> float:
 
 
 def _converged_share(record: Record) -> float | None:
+    """Of training tokens; iteration 1 has no trained one before it to compare with."""
     rate = record["phase1"]["convergence"]["train"]
-    return None if rate is None else 100 * rate
+    return None if rate is None or record["phase1"]["best_iteration"] == 1 else 100 * rate
 
 
 # Ranks are of the validation contexts, uncentred, % of C; convergence of the training tokens; contraction in nats a
@@ -68,12 +66,13 @@ FIGURES: dict[str, Callable[[Record], float | None]] = {
 }
 
 
-def seed_mean(group: Group, figure: str) -> SeedMean:
-    """Of one of FIGURES. Raises ComparisonError for a figure of Phase 2 without Phase 2."""
-    return over_seeds([FIGURES[figure](record) for record in group.records], percent=figure.endswith("%"))
+def seed_mean(group: Group, figure: str) -> Estimate | None:
+    """Of one of FIGURES; None where a run lacks it. Raises ComparisonError for a figure of Phase 2 without Phase 2."""
+    values = [FIGURES[figure](record) for record in group.records]
+    known = [value for value in values if value is not None]
+    return over_seeds(known, percent=figure.endswith("%")) if len(known) == len(values) else None
 
 
-def perplexity(group: Group) -> Perplexity:
+def perplexity(group: Group) -> Estimate:
     """Geometric mean over seeds. Raises ComparisonError without Phase 2, and for different validation conversations."""
-    loss, interval = clustered_mean(*validation_losses(group.records))
-    return Perplexity(math.exp(loss), exp_interval(interval))
+    return clustered_mean(*validation_losses(group.records)).exp()

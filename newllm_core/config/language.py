@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from newllm_core.config.schema import ConfigError, choice, number, settings_of_type, validate
+from newllm_core.config.schema import ConfigError, choice, later, location, number, settings_of_type, validate
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class DataConfig:
     """Which text, which conversations of it, and which frozen token embeddings."""
 
     corpus: str = choice("chitchat", "ultrachat", "file")
-    conversations_file: str | None = None  # .jsonl or .parquet, schemas: data/conversations.py; corpus "file" only
+    conversations_file: str | None = location()  # .jsonl or .parquet: data/conversations.py; corpus "file" only
     # What to do in it with a message that has no text (null beside a tool call), or a conversation without messages.
-    missing_text: str = choice("refuse", "skip-message", "skip-conversation")
+    missing_text: str = later(choice("refuse", "skip-message", "skip-conversation"))
     num_samples: int = number(80, low=1)  # training conversations, in corpus order
     train_range: tuple[int, int] | None = None  # (first, past the last) to take them from; None: all but validation
     validation_range: tuple[int, int] = (1000, 1020)  # notes: samples 1000–1019

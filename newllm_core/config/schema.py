@@ -31,6 +31,16 @@ def choice(default: str, *others: str) -> Any:
     return field(default=default, metadata={"choices": (default, *others)})
 
 
+def location() -> Any:
+    """A field that says where something lies, or None. It is no part of what a run is: its content is, by its hash."""
+    return field(default=None, metadata={"location": True})
+
+
+def later(spec: Any) -> Any:
+    """A field that was added after runs had been kept: names and records leave it out at its default."""
+    return field(default=spec.default, metadata={**spec.metadata, "later": True})
+
+
 def _type_matches(value: Any, expected: Any) -> bool:
     if isinstance(expected, types.UnionType):
         return any(_type_matches(value, option) for option in typing.get_args(expected))
@@ -153,7 +163,26 @@ def changed(settings: AnySettings, changes: Mapping[str, Any]) -> AnySettings:
     return dataclasses.replace(settings, **replaced)
 
 
+def config_values(config: Any) -> dict[str, Any]:
+    """What names and records say of a config, as JSON gives it back, so that a stored one compares equal.
+
+    Locations are null, and what was added later is left out at its default.
+    """
+    values: dict[str, Any] = json.loads(json.dumps(_values(config), allow_nan=False))
+    return values
+
+
+def _values(value: Any) -> Any:
+    if not dataclasses.is_dataclass(value):
+        return value
+    return {
+        spec.name: None if spec.metadata.get("location") else _values(getattr(value, spec.name))
+        for spec in dataclasses.fields(value)
+        if not (spec.metadata.get("later") and getattr(value, spec.name) == spec.default)
+    }
+
+
 def config_hash(*configs: Any) -> str:
-    """Eight hexadecimal digits that change with any field of any of the configs."""
-    text = json.dumps([dataclasses.asdict(config) for config in configs], sort_keys=True, allow_nan=False)
+    """Eight hexadecimal digits that change with any field of any of the configs but locations."""
+    text = json.dumps([config_values(config) for config in configs], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,5 +1,6 @@
 """Text, tokens and frozen embeddings."""
 
+from newllm_core.data.content import content_read, corpus_key
 from newllm_core.data.corpus import Corpus, load_conversations, open_corpus
 from newllm_core.data.embeddings import EmbeddingMatrix, load_embeddings
 from newllm_core.data.errors import DataError
@@ -23,7 +24,9 @@ __all__ = [
     "TokenData",
     "TokenStatistics",
     "TokenStream",
+    "content_read",
     "conversations_needed",
+    "corpus_key",
     "load_conversations",
     "load_embeddings",
     "load_token_streams",

@@ -19,7 +19,7 @@ from newllm_core.data.errors import DataError
 from newllm_core.data.packages import CHITCHAT, locate
 from newllm_core.data.places import find_path
 from newllm_core.data.rows import check_file, import_or_explain, read_rows
-from newllm_core.runs.files import sha256_file
+from newllm_core.runs.files import content_sha256
 
 ULTRACHAT = ("HuggingFaceH4/ultrachat_200k", "train_sft")  # data set, split
 # Filter of the chitchat corpus, design.md section 2. Longer turns and links are pasted text, not conversation.
@@ -104,7 +104,7 @@ def _open_file(config: DataConfig) -> Corpus:
     assert config.conversations_file is not None  # DataConfig refuses corpus="file" without it
     path = find_path(config.conversations_file)
     check_file(path)
-    source = sha256_file(path)
+    source = content_sha256(path)
     # The switch decides what the conversations are, so it belongs to their name.
     key = f"file-{source[:8]}" + ("" if config.missing_text == "refuse" else f"-{config.missing_text}")
     return Corpus(

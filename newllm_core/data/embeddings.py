@@ -18,7 +18,7 @@ from newllm_core.data.errors import DataError
 from newllm_core.data.packages import WHISPER_TINY_EN, locate
 from newllm_core.data.ppmi import WINDOW, TypeVectors, ppmi_svd
 from newllm_core.data.tokens import VOCAB_SIZE
-from newllm_core.runs.files import RunError, load_tensors, save_tensors, sha256_bytes, sha256_file
+from newllm_core.runs.files import RunError, content_sha256, load_tensors, save_tensors, sha256_bytes
 from newllm_core.runs.reproducibility import derived_generator
 
 GPT2_STD = 0.144  # standard deviation of GPT-2's own wte
@@ -92,17 +92,22 @@ def scaled_to_gpt2(rows: NDArray[Any]) -> Tensor:
 
 def gpt2_embeddings(embed_dim: int) -> EmbeddingMatrix:
     """GPT-2's `wte` as it is, from the Hugging Face Hub or its local cache."""
+    _check_width("gpt2", GPT2_DIM, embed_dim)
+    path = gpt2_file()
+    return EmbeddingMatrix(read_gpt2_wte(path), "gpt2", content_sha256(path))
+
+
+def gpt2_file() -> Path:
+    """Of the Hub's local cache, where it is downloaded to if it is not there. Raises DataError without a network."""
     from huggingface_hub import hf_hub_download  # imported here: it is slow, and only this source needs it
 
-    _check_width("gpt2", GPT2_DIM, embed_dim)
     try:
-        path = Path(hf_hub_download(*GPT2_REPOSITORY))
+        return Path(hf_hub_download(*GPT2_REPOSITORY))
     except OSError as error:
         raise DataError(
             f'embeddings="gpt2": {"/".join(GPT2_REPOSITORY)} cannot be reached ({error}). It needs a network; '
             'embeddings="whisper-tiny.en" does not.'
         ) from error
-    return EmbeddingMatrix(read_gpt2_wte(path), "gpt2", sha256_file(path))
 
 
 def read_gpt2_wte(path: Path) -> Tensor:

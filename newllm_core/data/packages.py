@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from newllm_core.data.errors import DataError
-from newllm_core.runs.files import sha256_file
+from newllm_core.runs.files import content_sha256
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def locate(file: PackagedFile) -> Path:
         raise _broken(file, f"expected version {file.version}, found {version}")
     if not path.is_file():
         raise _broken(file, f"{file.path} is missing from {path}")
-    found = sha256_file(path)
+    found = content_sha256(path)
     if found != file.sha256:
         raise _broken(file, f"{path} was altered: expected SHA-256 {file.sha256}, found {found}")
     return path

@@ -22,6 +22,14 @@ from newllm_core.experiment.checks import (
     repeated_passes,
 )
 from newllm_core.experiment.estimate import Estimate, duration_text, estimate, list_text
+from newllm_core.experiment.identity import (
+    identity_of,
+    phase1_folder_name,
+    run_folder_name,
+    run_identity,
+    settings_of,
+)
+from newllm_core.experiment.loss_cost import loss_cost
 from newllm_core.experiment.measure import (
     describe,
     generate_text,
@@ -41,14 +49,10 @@ from newllm_core.experiment.prepare import Prepared, prepare
 from newllm_core.experiment.run import (
     PHASE2_CHECKPOINT,
     TOKEN_WEIGHTS,
-    configs_record,
     load_model,
-    phase1_folder_name,
     phase1_only_record,
     run_experiment,
-    run_folder_name,
     run_phase1,
-    settings_of,
 )
 
 __all__ = [
@@ -74,7 +78,6 @@ __all__ = [
     "TrainAndMeasure",
     "as_record",
     "compare_stale",
-    "configs_record",
     "convergence_verdict",
     "describe",
     "duration_text",
@@ -82,8 +85,10 @@ __all__ = [
     "fixed_point_check",
     "generate_text",
     "identity_check",
+    "identity_of",
     "list_text",
     "load_model",
+    "loss_cost",
     "measure_phase1",
     "per_conversation_sums",
     "phase1_folder_name",
@@ -95,6 +100,7 @@ __all__ = [
     "repeated_passes",
     "run_experiment",
     "run_folder_name",
+    "run_identity",
     "run_phase1",
     "settings_of",
     "validation_spectrum",

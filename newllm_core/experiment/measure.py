@@ -145,6 +145,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "device": device_name(prepared.train_tokens.device),
         "versions": library_versions(),
         "commit": current_commit(),
+        "paths": {"conversations_file": prepared.data.conversations_file},
     }
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from newllm_core.experiment.prepare import Prepared
-from newllm_core.runs.checkpoint import CheckpointPlace, discard_checkpoint
-from newllm_core.runs.files import load_tensors, locked, read_json, save_tensors, write_json
-from newllm_core.runs.folder import refuse_other_config
+from newllm_core.runs.checkpoint import CheckpointPlace
+from newllm_core.runs.files import load_tensors
+from newllm_core.runs.folder import Record, RunFolder
+from newllm_core.runs.identity import Identity
+from newllm_core.runs.progress import Stopwatch
 from newllm_core.training.phase1 import Phase1Result, finish_phase1
 
 logger = logging.getLogger("newllm")
@@ -20,9 +22,14 @@ PHASE1_CHECKPOINT = "phase1_checkpoint"
 TrainAndMeasure = Callable[[CheckpointPlace], tuple[Phase1Result, Mapping[str, Any]]]
 
 
+def phase1_place(folder: Path, identity: Identity) -> RunFolder:
+    """Phase 1 as it is kept in ``folder``."""
+    return RunFolder(folder / PHASE1_RECORD, folder / PHASE1_CHECKPOINT, identity)
+
+
 def phase1_in_folder(
-    prepared: Prepared, configs: Mapping[str, Any], folder: Path, train: TrainAndMeasure
-) -> tuple[Phase1Result, dict[str, Any]]:
+    prepared: Prepared, identity: Identity, folder: Path, train: TrainAndMeasure
+) -> tuple[Phase1Result, Record]:
     """What is in ``folder``, or else what ``train`` gives, kept there: contexts and record. Contexts that were there
     have no history.
 
@@ -30,29 +37,26 @@ def phase1_in_folder(
     weights afterwards.
 
     Args:
-        configs: what the folder must have been made with, by section.
-        train: trains the model in place, with checkpoints at the place it is given; returns contexts and figures.
+        identity: what the folder must have been made with.
+        train: trains the model in place, with checkpoints at the place it is given; returns contexts and figures. Its
+            seconds, before interruptions too, are added to the record.
 
-    Raises RunError when the folder holds another configuration or a damaged file.
+    Raises RunError when the folder holds another Phase 1 or a damaged file.
     """
-    with locked(folder / "phase1.lock"):
-        checkpoints = CheckpointPlace(folder / PHASE1_CHECKPOINT, configs)
-        if (folder / PHASE1_RECORD).is_file():
-            found = _read(prepared, configs, folder)
-            discard_checkpoint(checkpoints.folder)  # of an interruption just before it was discarded
-            return found
-        result, figures = train(checkpoints)
-        record = {"config": dict(configs), **figures}
-        save_tensors(folder / CONTEXT_WEIGHTS, prepared.model.context_block.state_dict())
-        write_json(folder / PHASE1_RECORD, record)
-        discard_checkpoint(checkpoints.folder)
-        return result, record
+    with phase1_place(folder, identity).held() as run:
+        if run.record is not None:
+            return _read(prepared, folder), run.record
+        watch = Stopwatch()
+        result, figures = train(run.checkpoints)
+        assert result.history is not None  # it has just been trained
+        took, earlier = watch.total(), result.history.earlier
+        seconds = {"seconds": took.wall + earlier.wall, "cpu_seconds": took.cpu + earlier.cpu}
+        weights = {CONTEXT_WEIGHTS: prepared.model.context_block.state_dict()}
+        return result, run.finish({**figures, **seconds}, weights)
 
 
-def _read(prepared: Prepared, configs: Mapping[str, Any], folder: Path) -> tuple[Phase1Result, dict[str, Any]]:
-    record = read_json(folder / PHASE1_RECORD)
-    refuse_other_config(record, configs, folder)
+def _read(prepared: Prepared, folder: Path) -> Phase1Result:
     prepared.model.context_block.load_state_dict(load_tensors(folder / CONTEXT_WEIGHTS))
     logger.info("Phase 1: found in %s", folder)
     # Contexts are recomputed, which takes seconds, rather than kept, which takes gigabytes.
-    return finish_phase1(prepared.model, prepared.train_tokens, prepared.validation_tokens, None), record
+    return finish_phase1(prepared.model, prepared.train_tokens, prepared.validation_tokens, None)

@@ -16,7 +16,6 @@ from newllm_core.metrics.rank import (
     stream_rank,
 )
 from newllm_core.metrics.spectrum import (
-    CONFIDENCE,
     FIRST_RANK,
     MIN_BLOCK_LENGTH,
     MIN_BLOCKS,
@@ -26,7 +25,6 @@ from newllm_core.metrics.spectrum import (
     NUM_BLOCKS,
     NUM_RESAMPLES,
     SPECTRUM_MEASURES,
-    Interval,
     Spectrum,
     SpectrumFigure,
     SpectrumMeasure,
@@ -39,14 +37,12 @@ from newllm_core.metrics.spectrum import (
 )
 
 __all__ = [
-    "CONFIDENCE",
     "Convergence",
     "DRAWS_AT_ONCE",
     "FIRST_RANK",
     "FORGETTING_FACTOR",
     "FewTokenRank",
     "Forgetting",
-    "Interval",
     "MIN_BLOCKS",
     "MIN_BLOCK_LENGTH",
     "MIN_PAIR_TOKENS",

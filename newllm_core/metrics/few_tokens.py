@@ -15,17 +15,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy import stats
 from torch import Tensor
 
+from newllm_core.intervals import Interval, t_margin
 from newllm_core.metrics.moments import Moments, weighted_moments
 from newllm_core.metrics.spectrum import (
-    CONFIDENCE,
     MIN_BLOCK_LENGTH,
     MIN_BLOCKS,
     NUM_BLOCKS,
     NUM_RESAMPLES,
-    Interval,
     Spectrum,
     calibrated_entropy_rank,
 )
@@ -63,7 +61,7 @@ def few_token_rank(contexts: Tensor, num_resamples: int = NUM_RESAMPLES, seed: i
     if num_resamples and sum(map(len, blocks)) >= 2 * MIN_BLOCKS:
         draws = torch.tensor(_draws(blocks, num_resamples, seed), dtype=torch.float64)
         freedom = sum(map(len, blocks)) - 2  # blocks are drawn within their halves
-        margin = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom) * draws.std())
+        margin = t_margin(float(draws.std()), freedom)
         interval = max(value - margin, 1.0), min(value + margin, float(context_dim))
     return FewTokenRank(min(max(value, 1.0), float(context_dim)), interval, num_tokens, context_dim)
 

@@ -23,10 +23,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
+from newllm_core.intervals import Interval, t_margin
 from newllm_core.metrics.moments import Moments, weighted_moments
 from newllm_core.metrics.rank import above_rounding, entropy_rank_of, noise_effective_rank
 from newllm_core.runs.reproducibility import derived_generator
@@ -37,12 +37,9 @@ NUM_BLOCKS = 40
 MIN_BLOCK_LENGTH, MIN_BLOCKS = 10, 10
 # Efron & Tibshirani 1993, section 6.4: 25 draws are informative for a standard deviation, 200 nearly always enough.
 NUM_RESAMPLES, MIN_RESAMPLES = 100, 25
-CONFIDENCE = 0.95
 # The fit leaves out the first directions, which follow no law, and the last half, which few tokens push down.
 FIRST_RANK, MIN_RANKS = 10, 5
 MIN_PAIR_TOKENS = 4  # the centred trace estimates divide by n - 3
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,5 +274,5 @@ def _standard_interval(value: float | None, draws: Sequence[float | None], num_b
         return None
     # Draws scatter around the blocks' own mean, so by (b - 1) / b too little in the square.
     spread = float(torch.tensor(defined, dtype=torch.float64).std()) * math.sqrt(num_blocks / (num_blocks - 1))
-    margin = float(stats.t.ppf(0.5 + CONFIDENCE / 2, num_blocks - 1)) * spread
+    margin = t_margin(spread, num_blocks - 1)
     return value - margin, value + margin

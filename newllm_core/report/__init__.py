@@ -9,6 +9,7 @@ from newllm_core.report.comparison import (
     plot_rank_progression,
     plot_spectra,
 )
+from newllm_core.report.forest import ForestLabel, ForestPanel, plot_forest
 from newllm_core.report.leaderboard import group_pictures, plot_exponents, plot_ratios, plot_standings
 from newllm_core.report.phases import plot_epochs, plot_forgetting, plot_phase1, plot_spectrum, plot_tokens
 from newllm_core.report.scaling import plot_alpha, plot_perplexity, plot_rank, window_picture
@@ -33,6 +34,8 @@ from newllm_core.report.text import (
 from newllm_core.report.widgets import picture_with_sliders, saved_image
 
 __all__ = [
+    "ForestLabel",
+    "ForestPanel",
     "MARK_COLOUR",
     "TRAIN_COLOUR",
     "VALIDATION_COLOUR",
@@ -51,6 +54,7 @@ __all__ = [
     "plot_comparison",
     "plot_epochs",
     "plot_exponents",
+    "plot_forest",
     "plot_forgetting",
     "plot_loss_cost",
     "plot_perplexity",

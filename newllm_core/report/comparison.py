@@ -1,7 +1,7 @@
 """Figures that compare configurations, from records only: one function a figure, nothing is trained here."""
 
-from collections.abc import Sequence
-from functools import partial
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from newllm_core.comparison.figures import FIGURES, Perplexity, perplexity, seed_mean
+from newllm_core.comparison.figures import FIGURES, perplexity, seed_mean
 from newllm_core.comparison.groups import (
     UNTRAINED,
     ComparisonError,
@@ -22,20 +22,12 @@ from newllm_core.comparison.groups import (
     usual_settings,
     varying_parameters,
 )
-from newllm_core.comparison.paired import (
-    LossCost,
-    paired_difference,
-    paired_perplexity_difference,
-    rank_perplexity_correlation,
-)
-from newllm_core.intervals import SeedMean, interval_text
-from newllm_core.report.style import TRAIN_COLOUR, VALIDATION_COLOUR, new_axes
+from newllm_core.comparison.paired import paired_difference, paired_perplexity_ratio, rank_perplexity_correlation
+from newllm_core.intervals import NOT_MEASURED
+from newllm_core.report.forest import ForestLabel, ForestPanel, plot_forest
+from newllm_core.report.style import LINE_COLOURS, PLAIN_COLOUR, TRAIN_COLOUR, new_axes
 
 _MARKERS = "osD^vPXph<"
-_COLOURS = [
-    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#bcbd22", "#000000",
-]  # fmt: skip
-_UNTRAINED_COLOUR = "#8c8c8c"
 _BAR_LOG_SPAN = 20  # beyond it the shortest bar on a linear axis is hardly one
 _WIDE_SPAN = 4  # of an axis' values, from which a logarithmic one spreads them better
 _SMALL: dict[str, Any] = {"marker": "o", "ls": "", "ms": 4, "alpha": 0.6}  # a run
@@ -57,10 +49,10 @@ def comparison_source(records: Sequence[Record]) -> str:
 
 
 def _colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour of its own for each of the first ten names; grey for untrained blocks."""
+    """A colour of its own for each of the first seven names; grey for untrained blocks."""
     trained = [name for name in names if not name.startswith(UNTRAINED)]
-    known = {name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(trained)}
-    return {name: known.get(name, _UNTRAINED_COLOUR) for name in names}
+    known = {name: LINE_COLOURS[number % len(LINE_COLOURS)] for number, name in enumerate(trained)}
+    return {name: known.get(name, PLAIN_COLOUR) for name in names}
 
 
 def _finish(figure: Figure, records: Sequence[Record], handles: Sequence[Line2D], title: str) -> Figure:
@@ -83,9 +75,8 @@ def plot_rank_progression(records: Sequence[Record]) -> Figure:
     for number, group in enumerate(groups):
         colour, marker = colours[group.label], _MARKERS[number % len(_MARKERS)]
         _draw_progression(axis, group, colour, marker)
-        final = seed_mean(group, "ER %").value or 0.0
-        final = seed_mean(group, "ER %").value or 0.0
-        label = f"{group.label}: {final:.1f} %"
+        final = seed_mean(group, "ER %")
+        label = f"{group.label}: {NOT_MEASURED if final is None else f'{final.value:.1f} %'}"
         drawn.append((final, Line2D([], [], color=colour, marker=marker, lw=2, ms=5, label=label)))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(
@@ -93,7 +84,8 @@ def plot_rank_progression(records: Sequence[Record]) -> Figure:
         title="Effective rank in Phase 1 (thick, markers: validation; thin: training)",
     )  # fmt: skip
     # In the order in which the lines end, so that a line is found where the eye looks for it.
-    handles = [handle for _, handle in sorted(drawn, key=lambda pair: -pair[0])]
+    drawn.sort(key=lambda pair: math.inf if pair[0] is None else -pair[0].value)
+    handles = [handle for _, handle in drawn]
     return _finish(figure, records, handles, "validation ER of the kept\nweights, mean over seeds")
 
 
@@ -121,11 +113,12 @@ def plot_spectra(records: Sequence[Record]) -> Figure:
     colours, handles = _colours([group.label for group in groups]), []
     for group in groups:
         values = np.array(group.records[0]["phase1"]["spectrum"]["validation"])
-        rank, calibrated = (FIGURES[name](group.records[0]) for name in ("ER %", "calibrated ER %"))
-        label = f"{group.label}: {rank:.1f}, {'–' if calibrated is None else format(calibrated, '.1f')} %"
-        ranks, shares = np.arange(1, len(values) + 1), 100 * values / values.sum()
+        shares = [FIGURES[name](group.records[0]) for name in ("ER %", "calibrated ER %")]
+        texts = [NOT_MEASURED if share is None else f"{share:.1f}" for share in shares]
+        label = f"{group.label}: {', '.join(texts)} %"
         axis = axes[widths.index(_width(group))]
-        handles += axis.semilogy(ranks, shares, color=colours[group.label], lw=1.4, label=label)
+        ranks = np.arange(1, len(values) + 1)
+        handles += axis.semilogy(ranks, 100 * values / values.sum(), color=colours[group.label], lw=1.4, label=label)
     for axis, width in zip(axes, widths):
         axis.axhline(100 / width, color="black", lw=0.9, ls=":")
         # The last values can be rounding alone; decades of it would press the others flat.
@@ -143,69 +136,39 @@ def _width(group: Group) -> int:
 
 
 def plot_comparison(records: Sequence[Record]) -> Figure:
-    """A row a configuration: calibrated ER, convergence, and perplexity where there is Phase 2.
+    """A row a configuration against the first, paired: calibrated ER, convergence, perplexity where there is one.
 
-    Dots are runs; a mean is filled where its paired difference from the first row's is distinguishable.
+    The figures themselves stand below each label, means over seeds.
     """
     groups = groups_of(records)
-    titles = {"calibrated ER %": "calibrated ER, % of C", "converged %": "converged, % of training tokens"}
+    panels = [
+        _difference_panel(groups, "calibrated ER %", "Calibrated effective rank", "difference, points (% of C)"),
+        _difference_panel(groups, "converged %", "Converged training tokens", "difference, points (%)"),
+    ]
     if groups[0].has_phase2:
-        titles["PPL"] = "perplexity (lower is better)"
-    figure, axes = new_axes(len(titles), width=3.6, height=1.7 + 0.32 * len(groups))
-    for axis, (name, title) in zip(axes, titles.items()):
-        for row, group in enumerate(groups):
-            _draw_row(axis, row, group, groups[0], name)
-        axis.set(yticks=range(len(groups)), yticklabels=[""] * len(groups), ylim=(len(groups) - 0.4, -0.6))
-        axis.set_title(title, fontsize=10)
-        axis.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    if groups[0].has_phase2:
-        _spread(axes[-1], "x", [value for group in groups for value in _run_values(group, "PPL")])
-    axes[0].set_yticklabels([group.label for group in groups])
-    handles = [Line2D([], [], color=TRAIN_COLOUR, label="a run", **_SMALL)]
-    for verdict, colour, face in (
-        ("differs from", VALIDATION_COLOUR, VALIDATION_COLOUR),
-        ("not distinguishable from", "grey", "white"),
-    ):
-        label = f"mean, 95 % interval: {verdict} {groups[0].label}"
-        handles.append(Line2D([], [], color=colour, marker="D", mfc=face, ms=6, label=label))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    figure.suptitle(comparison_source(records), fontsize=9)
-    return figure
+        ratios = [None, *(paired_perplexity_ratio(group, groups[0]) for group in groups[1:])]
+        panels.append(ForestPanel("Perplexity", "ratio (below 1: better)", ratios, reference=0))
+    labels = [ForestLabel(group.label, _figures_note(group)) for group in groups]
+    source = f"{comparison_source(records)}\n95 %, against {groups[0].label}, paired by seed"
+    return plot_forest(labels, panels, source)
+
+
+def _difference_panel(groups: Sequence[Group], figure: str, title: str, unit: str) -> ForestPanel:
+    differences = [None, *(paired_difference(group, groups[0], figure) for group in groups[1:])]
+    return ForestPanel(title, unit, differences, "{:+.1f}", reference=0)
+
+
+def _figures_note(group: Group) -> str:
+    figures = {"ER": "calibrated ER %", "converged": "converged %"}
+    means = {name: seed_mean(group, figure) for name, figure in figures.items()}
+    parts = [f"{name} {NOT_MEASURED if mean is None else f'{mean.value:.1f} %'}" for name, mean in means.items()]
+    return ", ".join([*parts, f"PPL {perplexity(group).value:,.1f}"] if group.has_phase2 else parts)
 
 
 def _run_values(group: Group, name: str) -> list[float]:
     if name == "PPL":
         return [record["phase2"]["best"]["validation_perplexity"] for record in group.records]
     return [value for value in map(FIGURES[name], group.records) if value is not None]
-
-
-def _mean(group: Group, name: str) -> SeedMean | Perplexity:
-    return perplexity(group) if name == "PPL" else seed_mean(group, name)
-
-
-def _draw_row(axis: Axes, row: int, group: Group, reference: Group, name: str) -> None:
-    mean = _mean(group, name)
-    if mean.value is None:
-        axis.text(0.5, row, "no figure", transform=axis.get_yaxis_transform(), ha="center", va="center", fontsize=8)
-        return
-    if group is reference:
-        axis.axvline(mean.value, color="black", ls=":", lw=0.9)
-    differs = group is not reference and _differs(group, reference, name)
-    colour = VALIDATION_COLOUR if differs else "grey"
-    if mean.interval is not None:
-        axis.plot(mean.interval, [row, row], color=colour, lw=2, solid_capstyle="round")
-    values = _run_values(group, name)
-    axis.plot(values, [row + 0.22] * len(values), color=TRAIN_COLOUR, **_SMALL)
-    axis.plot([mean.value], [row], "D", color=colour, mfc=colour if differs else "white", ms=6)
-
-
-def _differs(group: Group, reference: Group, name: str) -> bool:
-    """By the paired difference; one seed alone tells nothing about the next."""
-    if _mean(reference, name).value is None:
-        return False
-    by_pairs = paired_perplexity_difference if name == "PPL" else partial(paired_difference, figure=name)
-    difference = by_pairs(group, reference)
-    return difference.num_seeds > 1 and difference.distinguishable
 
 
 def _spread(axis: Axes, along: str, values: Sequence[float], ticks: Sequence[float] = ()) -> None:
@@ -219,19 +182,20 @@ def _spread(axis: Axes, along: str, values: Sequence[float], ticks: Sequence[flo
     side.set_minor_locator(NullLocator())
 
 
-def plot_loss_cost(costs: Sequence[LossCost], num_tokens: int, context_dim: int) -> Figure:
+def plot_loss_cost(costs: Sequence[Mapping[str, Any]], num_tokens: int, context_dim: int) -> Figure:
     """Milliseconds of forward and backward pass of each loss; whiskers: quartiles of the repetitions."""
     figure, (axis,) = new_axes(1, width=6.4, height=1.3 + 0.4 * len(costs))
-    medians = [cost.forward_backward_ms for cost in costs]
-    below, above = zip(*((mid - cost.low, cost.high - mid) for cost, mid in zip(costs, medians)))
-    axis.barh([cost.name for cost in costs], medians, xerr=[below, above], color=TRAIN_COLOUR, height=0.6, capsize=3)
+    names, medians, low, high = (
+        [cost[key] for cost in costs] for key in ("name", "forward_backward_ms", "low", "high")
+    )
+    whiskers = [np.subtract(medians, low), np.subtract(high, medians)]
+    axis.barh(names, medians, xerr=whiskers, color=TRAIN_COLOUR, height=0.6, capsize=3)
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
     logarithmic = max(medians) > _BAR_LOG_SPAN * min(medians)
     axis.set_xscale("log" if logarithmic else "linear")
-    for row, cost in enumerate(costs):
-        text, at = f"{cost.forward_backward_ms:.3g} ms", (cost.high, row)
-        axis.annotate(text, at, xytext=(6, 0), textcoords="offset points", va="center")
+    for row, (median, end) in enumerate(zip(medians, high)):
+        axis.annotate(f"{median:.3g} ms", (end, row), xytext=(6, 0), textcoords="offset points", va="center")
     axis.margins(x=0.2)
     axis.set_xlabel(f"ms, forward and backward pass{', logarithmic' if logarithmic else ''}")
     axis.set_title(f"Cost of a diversity loss, {num_tokens:,} random contexts, C = {context_dim}", fontsize=10)
@@ -252,11 +216,16 @@ def plot_rank_against_perplexity(records: Sequence[Record]) -> Figure:
         }  # fmt: skip
         axis.plot(_run_values(group, "ER %"), _run_values(group, "PPL"), ms=4, alpha=0.5, **look)
         look |= {"ms": 9, "mec": "black", "mew": 1.4}
-        axis.plot([seed_mean(group, "ER %").value or np.nan], [perplexity(group).value], zorder=3, **look)
+        mean = seed_mean(group, "ER %")
+        if mean is not None:
+            axis.plot([mean.value], [perplexity(group).value], zorder=3, **look)
         handles.append(Line2D([], [], label=group.label, **look))
-    value = "undefined" if correlation.value is None else f"{correlation.value:+.2f}"
-    title = f"{value}, 95 % {interval_text(correlation.interval)}, {len(correlation.groups)} configurations"
-    axis.set_title(f"Correlation of ER and log PPL: {title}", fontsize=10)
+    figures = (
+        NOT_MEASURED if correlation.r is None else f"{correlation.r.text('{:+.2f}')}: {correlation.r.verdict} from 0"
+    )
+    axis.set_title(
+        f"Correlation of ER and log PPL over {len(correlation.groups)} configurations {figures}", fontsize=10
+    )
     axis.set(xlabel="validation effective rank, % of C", ylabel="validation perplexity (lower is better)")
     used = [record for group in correlation.groups for record in group.records]
     return _finish(figure, used, handles, "mean over seeds\n(small: a run)")
@@ -295,5 +264,6 @@ def _draw_family(axis: Axes, groups: Sequence[Group], parameter: str, name: str,
     for group in groups:
         values = _run_values(group, name)
         axis.plot([group.settings[parameter]] * len(values), values, color=colour, **_SMALL)
-    means = np.array([_mean(group, name).value for group in groups], float)
-    axis.plot([group.settings[parameter] for group in groups], means, "-o", color=colour, mfc="white", ms=7, zorder=3)
+    means = [(group, perplexity(group) if name == "PPL" else seed_mean(group, name)) for group in groups]
+    known = [(group.settings[parameter], mean.value) for group, mean in means if mean is not None]
+    axis.plot(*zip(*known), "-o", color=colour, mfc="white", ms=7, zorder=3)

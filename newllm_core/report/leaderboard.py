@@ -1,149 +1,107 @@
-"""The pictures of the leaderboard: perplexity, and ratios of it, with intervals; from rows only."""
+"""The pictures of the leaderboard: ratios of perplexity, paired, from rows only."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from newllm_core.comparison.leaderboard import Standing, perplexity_ratio, seeds_text
-from newllm_core.comparison.paired import PairedDifference
-from newllm_core.report.style import MARK_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, new_axes
-from newllm_core.training.initialisation import WidthExponent
+from newllm_core.comparison.leaderboard import Standing, perplexity_ratio, ratios_to_references
+from newllm_core.intervals import Estimate, seeds_text
+from newllm_core.report.forest import ForestLabel, ForestPanel, plot_forest
+from newllm_core.report.style import BLUE, GREEN, SKY, TRAIN_COLOUR, VALIDATION_COLOUR, VERMILION, new_axes
 
-_COLOURS = {
-    "model": TRAIN_COLOUR,
-    "control": TRAIN_COLOUR,
-    "network": VALIDATION_COLOUR,
-    "pretrained": "black",
-}  # counts: MARK_COLOUR
+# By a row's kind; what is shown of it, and in which colour.
 _KINDS = {
-    TRAIN_COLOUR: "ContextBlock, and its controls", VALIDATION_COLOUR: "trained end to end", MARK_COLOUR: "counts",
-    "black": "trained on other text",
+    "model": "a ContextBlock", "control": "its controls", "network": "trained end to end", "counts": "counts",
+    "pretrained": "trained on other text",
 }  # fmt: skip
+_COLOURS = dict(zip(_KINDS.values(), (BLUE, SKY, VERMILION, GREEN, "black")))
+_XLABEL = "ratio of perplexities (below 1: better), 95 %"
 
 
-def plot_standings(found: Sequence[Standing]) -> Figure:
-    """Perplexity of each variant at one number of training tokens, best on top, log axis, 95 % intervals.
+def plot_standings(found: Sequence[Standing], reference: str | None = None) -> Figure:
+    """Each variant at one number of training tokens over ``reference`` (a name; the best), best on top.
 
-    Raises ValueError for none, and for several numbers of tokens.
+    Raises ValueError for none, for several numbers of tokens, and for a reference that is not there.
     """
-    _by_name(found)
-    figure = Figure(figsize=(8.4, 1.7 + 0.36 * len(found)), layout="constrained")
-    axis = figure.add_subplot()
-    colours = {_COLOURS.get(one.variant["kind"], MARK_COLOUR) for one in found}
-    for place, one in enumerate(found):
-        colour = _COLOURS.get(one.variant["kind"], MARK_COLOUR)
-        if one.interval is not None:
-            axis.plot(one.interval, [place] * 2, color=colour, lw=1.8)
-        axis.plot([one.perplexity], [place], "o", ms=7, color=colour)
-        runs = [row["validation_perplexity"] for row in one.rows]
-        axis.plot(runs, [place] * len(runs), "|", ms=9, color="black", alpha=0.6)
-        axis.annotate(f"{one.perplexity:,.0f}", (one.perplexity, place), xytext=(0, 7), textcoords="offset points",
-                      ha="center", fontsize=8)  # fmt: skip
-    labels = [
-        f"{one.name}\n{one.parameters_text} parameters, {one.cpu_seconds / 60:.1f} min, {_count(one)}" for one in found
-    ]
-    _named_places(axis, labels)
-    axis.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 3, 5, 7)))
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axis.set(xlabel="validation perplexity (lower is better), 95 % over seeds and conversations; black stroke: one run")
-    under = (
-        "under each name: trained parameters, CPU minutes, seeds (with one, the interval is over conversations alone)"
-    )
-    axis.set_title(f"{_source(found)}\n{under}", fontsize=9)
-    handles = [Line2D([], [], marker="o", color=colour, label=_KINDS[colour]) for colour in _KINDS if colour in colours]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
-    return figure
+    _check_tokens(found)
+    names = [one.name for one in found]
+    if reference is not None and reference not in names:
+        raise ValueError(f"plot_standings: expected a reference among {', '.join(names)}, given {reference!r}")
+    place = names.index(reference) if reference else 0
+    held = found[place]
+    ratios = [None if one is held else perplexity_ratio(one, held) for one in found]
+    labels = [ForestLabel(one.label, _note(one), kind=_kind(one)) for one in found]
+    panel = ForestPanel(f"Perplexity over that of {held.label}", _XLABEL, ratios, reference=place)
+    return plot_forest(labels, [panel], _source(found), _COLOURS)
 
 
-def _count(one: Standing) -> str:
-    if "run" not in one.rows[0]["config"]:
-        return "no seed"
-    return "1 seed" if len(one.seeds) == 1 else f"{len(one.seeds)} seeds"
+def plot_ratios(variants: Sequence[Standing], found: Sequence[Standing]) -> Figure:
+    """Perplexity over that of what each variant is held against, by reference, lowest ratio on top.
+
+    Who has no reference among ``found`` is left out. Raises ValueError when that is everyone, and for several numbers
+    of tokens.
+    """
+    _check_tokens(found)
+    pairs = ratios_to_references(variants, found)
+    if not pairs:
+        raise ValueError("plot_ratios: expected a variant whose reference is there too, given none")
+    references = Counter(other.label for _, other, _ in pairs)
+    pairs.sort(key=lambda each: (-references[each[1].label], each[1].label, each[2].value))
+    labels = [ForestLabel(one.label, group=f"against: {other.label}", kind=_kind(one)) for one, other, _ in pairs]
+    ratios: list[Estimate | None] = [ratio for *_, ratio in pairs]
+    held = pairs[0][1].label if len(references) == 1 else "its reference"
+    panel = ForestPanel(f"Perplexity over that of {held}", _XLABEL, ratios)
+    return plot_forest(labels, [panel], _source(found), _COLOURS)
 
 
 def group_pictures(found: Sequence[Standing]) -> dict[str, Figure]:
-    """By group, of rows at one number of training tokens: standings of the leaderboard, ratios of the others.
+    """By group, of variants at one number of training tokens: standings of the leaderboard, ratios of the others.
 
-    Groups of which nobody's reference is there are left out.
+    Groups whose members' references are all missing are left out.
     """
-    there, pictures = _by_name(found), {}
+    _check_tokens(found)
+    names, pictures = {one.name for one in found}, {}
     for group in dict.fromkeys(one.variant["group"] for one in found):
         members = [one for one in found if one.variant["group"] == group]
-        references = {one.variant["reference"] for one in members}
         if group == "leaderboard":
             pictures[group] = plot_standings(members)
-        elif references & there.keys():
-            pictures[group] = plot_ratios([one for one in found if one in members or one.name in references])
+        elif any(one.variant["reference"] in names for one in members):
+            pictures[group] = plot_ratios(members, found)
     return pictures
 
 
-def plot_ratios(found: Sequence[Standing]) -> Figure:
-    """Perplexity over that of what each variant is held against, paired, best on top, log axis, 95 % intervals.
-
-    Hollow where the interval holds 1, a diamond where there is one seed. Who has no reference among ``found`` is left
-    out. Raises ValueError when that is everyone, and for several numbers of tokens.
-    """
-    there = _by_name(found)
-    pairs = [(one, there.get(one.variant["reference"] or "")) for one in found]
-    ratios = [(one.name, other.name, perplexity_ratio(one, other)) for one, other in pairs if other is not None]
-    if not ratios:
-        raise ValueError("plot_ratios: expected a variant whose reference is there too, given none")
-    ratios.sort(key=lambda each: each[2].value)
-    figure = Figure(figsize=(8.4, 1.7 + 0.36 * len(ratios)), layout="constrained")
-    axis = figure.add_subplot()
-    for place, (_, _, ratio) in enumerate(ratios):
-        _draw_ratio(axis, place, ratio)
-    axis.axvline(1, color="grey", lw=1)
-    labels = [f"{name} / {other}\n{seeds_text(ratio.num_seeds)}" for name, other, ratio in ratios]
-    _named_places(axis, labels)
-    axis.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set(xlabel="ratio of validation perplexities (below 1: better), 95 %, paired by seed and conversation")
-    marks = "diamond: one seed, whose own spread is not in the interval; hollow: not distinguishable from 1"
-    axis.set_title(f"{_source(found)}\n{marks}", fontsize=9)
-    return figure
-
-
-def _draw_ratio(axis: Axes, place: int, ratio: PairedDifference) -> None:
-    face = TRAIN_COLOUR
-    if ratio.interval is not None:
-        axis.plot(ratio.interval, [place] * 2, color=TRAIN_COLOUR, lw=1.8)
-        face = "white" if ratio.interval[0] <= 1 <= ratio.interval[1] else TRAIN_COLOUR
-    mark = "D" if ratio.num_seeds == 1 else "o"
-    axis.plot([ratio.value], [place], mark, ms=6 if mark == "D" else 7, color=TRAIN_COLOUR, mfc=face)
-    axis.annotate(f"{ratio.value:.3f}", (ratio.value, place), xytext=(0, 7), textcoords="offset points",
-                  ha="center", fontsize=8)  # fmt: skip
-
-
-def _by_name(found: Sequence[Standing]) -> dict[str, Standing]:
+def _check_tokens(found: Sequence[Standing]) -> None:
     tokens = sorted({one.tokens for one in found})
     if len(tokens) != 1:
-        raise ValueError(f"expected rows with one number of training tokens, given {tokens}")
-    return {one.name: one for one in found}
+        raise ValueError(f"expected variants with one number of training tokens, given {tokens}")
 
 
-def _named_places(axis: Axes, labels: Sequence[str]) -> None:
-    axis.set_yticks(range(len(labels)), labels, fontsize=7)
-    axis.set_ylim(len(labels) - 0.5, -0.7)
-    axis.set_xscale("log")
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.grid(axis="x", color="0.9")
+def _kind(one: Standing) -> str:
+    return _KINDS[one.variant["kind"]]
 
 
-def plot_exponents(found: Sequence[WidthExponent], wished: float, source: str) -> Figure:
-    """Initial Lyapunov exponents against the width: as drawn, and with the recurrent weights scaled."""
+def _note(one: Standing) -> str:
+    seeds = "no seed" if one.is_seedless else seeds_text(one.perplexity)
+    minutes = f"{one.cpu_seconds / 60:.1f} CPU minutes"
+    return f"PPL {one.perplexity.value:,.1f}, {one.parameters_text} trained parameters, {minutes}, {seeds}"
+
+
+def plot_exponents(found: Sequence[Mapping[str, Any]], target: float, source: str) -> Figure:
+    """Initial Lyapunov exponents against the width: as drawn, and with the recurrent weights scaled.
+
+    ``found``: `training.WidthExponent` as mappings.
+    """
     figure, (axis,) = new_axes(1, width=6)
-    widths = [one.context_dim for one in found]
-    axis.plot(widths, [one.drawn for one in found], "o-", color=TRAIN_COLOUR, label="as drawn (notes)")
+    widths = [one["context_dim"] for one in found]
+    axis.plot(widths, [one["drawn"] for one in found], "o-", color=TRAIN_COLOUR, label="as drawn (notes)")
     axis.plot(
-        [one.context_dim for one in found if one.scaled.success],
-        [one.scaled.exponent for one in found if one.scaled.success],
-        "s-", color=VALIDATION_COLOUR, label=f"recurrent weights scaled to {wished:+.2f}",
+        [one["context_dim"] for one in found if one["scaled"]["success"]],
+        [one["scaled"]["exponent"] for one in found if one["scaled"]["success"]],
+        "s-", color=VALIDATION_COLOUR, label=f"recurrent weights scaled to {target:+.2f}",
     )  # fmt: skip
-    factors = [f"× {one.scaled.scale:.2f}" if one.scaled.success else "none" for one in found]
+    factors = [f"× {one['scaled']['scale']:.2f}" if one["scaled"]["success"] else "none" for one in found]
     axis.set_xticks(widths, [f"{width}\n{factor}" for width, factor in zip(widths, factors, strict=True)])
     axis.axhline(0, color="grey", lw=1)
     axis.margins(x=0.15, y=0.2)
@@ -161,5 +119,5 @@ def _source(found: Sequence[Standing]) -> str:
     row = found[0].rows[0]
     return (
         f"{row['corpus']}, {row['embeddings']}, {found[0].tokens:,} training tokens, "
-        f"{row['tokens']['validation']:,} validation tokens"
+        f"{row['tokens']['validation']:,} validation tokens; paired by seed and conversation"
     )

@@ -1,28 +1,26 @@
 """Figures from records: one function a figure, data in, matplotlib Figure out; nothing is trained here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
-from newllm_core.data import TokenStatistics
-from newllm_core.report.style import MARK_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, new_axes, source_line
+from newllm_core.report.style import MARK_COLOUR, PLAIN_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, new_axes, source_line
 
 
-def plot_tokens(statistics: TokenStatistics, train_tokens: torch.Tensor, source: str) -> Figure:
-    """Tokens per conversation, and frequency of token types by rank. ``train_tokens`` `[N]`."""
+def plot_tokens(tokens_per_sample: Sequence[int], train_tokens: ArrayLike, source: str) -> Figure:
+    """Tokens per conversation, and frequency of token types by rank. ``train_tokens`` `[N]`, ids."""
     figure, (lengths, frequency) = new_axes(2)
-    lengths.hist(statistics.tokens_per_sample, bins=min(30, max(5, len(statistics.tokens_per_sample) // 2)))
-    median = float(np.median(statistics.tokens_per_sample))
+    lengths.hist(tokens_per_sample, bins=min(30, max(5, len(tokens_per_sample) // 2)), color=TRAIN_COLOUR)
+    median = float(np.median(tokens_per_sample))
     lengths.axvline(median, color=VALIDATION_COLOUR, linestyle="--", label=f"median {median:,.0f}")
     lengths.set(xlabel="tokens per conversation", ylabel="conversations", title="Length of a training conversation")
     lengths.legend()
-    counts = np.sort(torch.bincount(train_tokens.cpu()).numpy())[::-1]
-    counts = counts[counts > 0]
+    counts = np.sort(np.unique(train_tokens, return_counts=True)[1])[::-1]
     frequency.loglog(np.arange(1, len(counts) + 1), counts, color=TRAIN_COLOUR)
     frequency.set(xlabel="rank of the token type", ylabel="occurrences", title=f"{len(counts):,} token types")
     figure.suptitle(source, fontsize=9)
@@ -44,7 +42,10 @@ def plot_phase1(record: Mapping[str, Any]) -> Figure:
     losses.set(xlabel="iteration", ylabel="loss term, unweighted", title="Loss terms (lower is better)")
     losses.legend()
     total = phase1["convergence"]["train_total"]
-    convergence.plot(iterations, [100 * row["converged"] / total for row in history], "o-", color=TRAIN_COLOUR, ms=3)
+    # Iteration 1 has no trained one before it to compare with.
+    later = [row for row in history if row["iteration"] > 1]
+    shares = [100 * row["converged"] / total for row in later]
+    convergence.plot([row["iteration"] for row in later], shares, "o-", color=TRAIN_COLOUR, ms=3)
     threshold = record["config"]["phase1"]["convergence_threshold"]
     convergence.set(
         xlabel="iteration", ylabel=f"% of {total:,} tokens", title=f"Converged: moved < {threshold} (training)"
@@ -90,7 +91,7 @@ def plot_spectrum(record: Mapping[str, Any]) -> Figure:
     spectrum, rank = record["phase1"]["spectrum"], record["phase1"]["effective_rank"]
     figure, (axis,) = new_axes(1, width=6)
     for name, values, value, colour in (
-        ("before training", spectrum["validation_before"], rank["validation_untrained"], "grey"),
+        ("before training", spectrum["validation_before"], rank["validation_untrained"], PLAIN_COLOUR),
         ("after training", spectrum["validation"], rank["validation"], VALIDATION_COLOUR),
     ):
         shares = 100 * np.array(values) / np.sum(values)

@@ -5,27 +5,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from newllm_core.runs.files import write_atomically
 
-TRAIN_COLOUR, VALIDATION_COLOUR, MARK_COLOUR = "#4c72b0", "#c44e52", "#55a868"
-
+# Okabe & Ito 2008, "Color Universal Design": told apart with every kind of colour vision. Their yellow is too light for
+# a line on white.
+BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
+TRAIN_COLOUR, VALIDATION_COLOUR, MARK_COLOUR = BLUE, VERMILION, GREEN
+PLAIN_COLOUR = "#707070"  # of what the others are held against
+LINE_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "black")
 
 _DPI = 110
+_SAVING: dict[str, Any] = {"dpi": _DPI, "bbox_inches": "tight"}
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a PNG, atomically."""
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=_DPI, bbox_inches="tight", format="png"))
+    """Write ``path``, a PNG, and the same picture as SVG beside it, each atomically; same figure, same bytes."""
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", **_SAVING))
+    with matplotlib.rc_context({"svg.hashsalt": "newllm_core"}):
+        write_atomically(
+            path.with_suffix(".svg"),
+            lambda temporary: figure.savefig(temporary, format="svg", metadata={"Date": None}, **_SAVING),
+        )
     return path
 
 
 def as_png(figure: Figure) -> bytes:
     """The picture itself; for widgets, which draw anew and keep nothing."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=_DPI, bbox_inches="tight", format="png")
+    figure.savefig(buffer, format="png", **_SAVING)
     return buffer.getvalue()
 
 
@@ -36,6 +47,7 @@ def new_axes(columns: int, width: float = 4.6, height: float = 3.4) -> tuple[Fig
     axes = [figure.add_subplot(1, columns, number + 1) for number in range(columns)]
     for axis in axes:
         axis.grid(alpha=0.3)
+        axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pandas as pd
 
-from newllm_core.data import TokenStatistics
+from newllm_core.intervals import NOT_MEASURED, interval_text
 
 
 def _share(converged: int | None, total: int) -> str:
-    return "not trained" if converged is None else f"{converged / total:.1%} ({converged}/{total})"
+    return NOT_MEASURED if converged is None else f"{converged / total:.1%} ({converged}/{total})"
 
 
 def phase1_lines(phase1: Mapping[str, Any]) -> list[str]:
@@ -17,15 +17,17 @@ def phase1_lines(phase1: Mapping[str, Any]) -> list[str]:
     rank, convergence, passes = phase1["effective_rank"], phase1["convergence"], phase1["repeated_passes"]
     width, kept = rank["context_dim"], phase1["best_iteration"]
     cvfp = phase1["cvfp_loss"]
+    # Iteration 1 has no trained one before it to compare with.
+    train_converged = None if kept == 1 else convergence["train_converged"]
     lines = [
         f"iterations           {phase1['iterations']}/{phase1['max_iterations']}, weights of iteration {kept} kept",
         f"effective rank       training   {_rank(rank['train'], width, rank['train_tokens'])}",
         f"                     validation {_rank(rank['validation'], width, rank['validation_tokens'])}",
         f"                     untrained  {_rank(rank['validation_untrained'], width, rank['validation_tokens'])}",
-        f"convergence          training   {_share(convergence['train_converged'], convergence['train_total'])}",
+        f"convergence          training   {_share(train_converged, convergence['train_total'])}",
         "                     validation "
         + _share(convergence["validation_converged"], convergence["validation_total"]),
-        f"CVFP loss            {'not trained' if cvfp is None else f'{cvfp:.6f}'}",
+        f"CVFP loss            {NOT_MEASURED if cvfp is None else f'{cvfp:.6f}'}",
         f"final difference     {passes['differences'][-1]:.2e} between the last two of "
         f"{len(passes['differences']) + 1} passes: {passes['verdict']} "
         f"(slope {passes['slope']:.2e}, spread {passes['spread']:.2e})",
@@ -58,7 +60,7 @@ def _check_lines(checks: list[Mapping[str, Any]]) -> list[str]:
     lines = []
     for number, check in enumerate(checks, start=1):
         figures = ", ".join(
-            f"{name.replace('_', ' ')} {'n/a' if value is None else f'{value:.4g}'}"
+            f"{name.replace('_', ' ')} {NOT_MEASURED if value is None else f'{value:.4g}'}"
             for name, value in check["figures"].items()
         )
         lines.append(f"check {number}              {check['verdict']}: {check['name']} ({figures})")
@@ -113,7 +115,10 @@ def epoch_table(phase2: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def iteration_table(phase1: Mapping[str, Any]) -> pd.DataFrame:
-    """One row per iteration of Phase 1; effective ranks in percent of the context width."""
+    """One row per iteration of Phase 1; effective ranks in percent of the context width, a dash where not measured.
+
+    Convergence compares with the iteration before, so the first has none.
+    """
     total = phase1["convergence"]["train_total"]
     rows = [
         {
@@ -122,13 +127,14 @@ def iteration_table(phase1: Mapping[str, Any]) -> pd.DataFrame:
             **_prediction_columns(row),
             "diversity": round(row["diversity"], 5),
             "gradient norm": round(row["gradient_norm"], 4),
-            "converged %": round(100 * row["converged"] / total, 2),
+            "converged %": None if row["iteration"] == 1 else round(100 * row["converged"] / total, 2),
             "ER train %": round(100 * row["train_rank"]["share"], 1),
             "ER val %": None if row["validation_rank"] is None else round(100 * row["validation_rank"]["share"], 1),
         }
         for row in phase1["history"]
     ]
-    return pd.DataFrame(rows).set_index("iteration")
+    table = pd.DataFrame(rows).set_index("iteration")
+    return table.astype(object).where(table.notna(), NOT_MEASURED)
 
 
 def _prediction_columns(row: Mapping[str, Any]) -> dict[str, float | None]:
@@ -148,8 +154,8 @@ def spectrum_table(phase1: Mapping[str, Any]) -> pd.DataFrame:
         {
             "measure": measure["name"].replace("_", " "),
             "centred": "yes" if measure["centred"] else "no",
-            "value": "undefined" if measure["value"] is None else f"{measure['value']:.2f}",
-            "95 % interval": _interval(measure["interval"]),
+            "value": NOT_MEASURED if measure["value"] is None else f"{measure['value']:.2f}",
+            "95 % interval": interval_text(measure["interval"], "{:.2f}"),
             "unit": measure["unit"],
             "tokens": measure["tokens"],
             "source": measure["source"],
@@ -159,13 +165,9 @@ def spectrum_table(phase1: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("measure")
 
 
-def _interval(interval: list[float] | None) -> str:
-    return "undefined" if interval is None else f"[{interval[0]:.2f}, {interval[1]:.2f}]"
-
-
-def data_table(statistics: TokenStatistics) -> pd.DataFrame:
-    """Token counts of training and validation text."""
-    per_sample = pd.Series(statistics.tokens_per_sample)
+def data_table(statistics: Mapping[str, Any]) -> pd.DataFrame:
+    """Token counts of training and validation text. ``statistics``: `data.TokenStatistics` as a mapping."""
+    per_sample = pd.Series(statistics["tokens_per_sample"])
     return pd.DataFrame(
         {
             "figure": [
@@ -178,11 +180,11 @@ def data_table(statistics: TokenStatistics) -> pd.DataFrame:
                 "tokens per conversation, smallest and largest",
             ],
             "value": [
-                f"{statistics.num_tokens:,}",
-                f"{statistics.distinct_tokens:,}",
-                f"{statistics.validation_tokens:,}",
-                f"{statistics.distinct_validation_tokens:,}",
-                f"{100 * statistics.unseen_validation_share:.2f}",
+                f"{statistics['num_tokens']:,}",
+                f"{statistics['distinct_tokens']:,}",
+                f"{statistics['validation_tokens']:,}",
+                f"{statistics['distinct_validation_tokens']:,}",
+                f"{100 * statistics['unseen_validation_share']:.2f}",
                 f"{per_sample.median():,.0f}",
                 f"{per_sample.min():,} … {per_sample.max():,}",
             ],

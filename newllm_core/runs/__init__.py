@@ -17,6 +17,7 @@ from newllm_core.runs.files import (
     RESULTS_DIR,
     RunError,
     checksum_path,
+    content_sha256,
     has_valid_checksum,
     load_tensors,
     locked,
@@ -29,7 +30,8 @@ from newllm_core.runs.files import (
     write_json,
     write_text,
 )
-from newllm_core.runs.folder import CIRCUMSTANCES, RECORD_NAME, figures_of, is_complete, refuse_other_config
+from newllm_core.runs.folder import RECORD_NAME, HeldRun, RunFolder, is_complete, owned
+from newllm_core.runs.identity import VOLATILE, Identity, figures_of, refuse_other_run
 from newllm_core.runs.progress import SECONDS_BETWEEN_DRAWINGS, Seconds, Stopwatch, progress_bar
 from newllm_core.runs.reproducibility import (
     current_commit,
@@ -43,19 +45,23 @@ from newllm_core.runs.reproducibility import (
 )
 
 __all__ = [
-    "CIRCUMSTANCES",
     "Checkpoint",
     "CheckpointBudget",
     "CheckpointPlace",
     "DATA_DIR",
+    "HeldRun",
+    "Identity",
     "PROJECT_ROOT",
     "RECORD_NAME",
     "RESULTS_DIR",
     "RunError",
+    "RunFolder",
     "SECONDS_BETWEEN_DRAWINGS",
     "Seconds",
     "Stopwatch",
+    "VOLATILE",
     "checksum_path",
+    "content_sha256",
     "current_commit",
     "derived_generator",
     "device_name",
@@ -69,10 +75,11 @@ __all__ = [
     "load_checkpoint",
     "load_tensors",
     "locked",
+    "owned",
     "parted",
     "progress_bar",
     "read_json",
-    "refuse_other_config",
+    "refuse_other_run",
     "resolve_device",
     "restore_generators",
     "save_checkpoint",

@@ -29,7 +29,7 @@ from newllm_core.runs.files import (
     write_atomically,
     write_json,
 )
-from newllm_core.runs.folder import refuse_other_config
+from newllm_core.runs.identity import Identity, refuse_other_run
 
 logger = logging.getLogger("newllm")
 
@@ -139,7 +139,7 @@ def load_checkpoint(place: CheckpointPlace | None, device: torch.device) -> Chec
 
 def _read(place: CheckpointPlace, tensors: Path, states: Path, progress: Path, device: torch.device) -> Checkpoint:
     content = read_json(progress)
-    refuse_other_config(content, place.configs, place.folder)
+    refuse_other_run(content, Identity(place.configs), place.folder)
     return Checkpoint(
         content["config"],
         content["rows"],

@@ -1,15 +1,16 @@
-"""A run's folder: atomic files, checksums, seeds, versions, and what a finished run looks like.
+"""Files that are whole or absent, and their checksums.
 
-Every file of the project is written through here: to a temporary name beside the target, synced, then renamed,
-so that a reader finds either the old file or the new one, whole. `results/<experiment>/<run>/run.json` is the
-record of a run; it appears only when the run is complete.
+Every file of the project is written through here: to a temporary name beside the target, synced, then renamed, so that
+a reader finds either the old file or the new one, whole.
 """
 
 import fcntl
 import hashlib
 import json
 import os
+import platform
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,14 +24,24 @@ DATA_DIR = PROJECT_ROOT / "data"
 RESULTS_DIR = PROJECT_ROOT / "results"
 
 
+_PARTIAL = ".partial"
+# Seconds that a file must have been left alone before its checksum is remembered: its times count in steps.
+_SETTLED_SECONDS = 2.0
+
+
 class RunError(RuntimeError):
     """A run's files cannot be used; the message names the file and what is wrong with it."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a temporary path in the target's folder, sync it, rename it to ``path``."""
+    """Call ``write`` with a temporary path in the target's folder, sync it, rename it to ``path``.
+
+    What a process that was killed has left of the same target goes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary_name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    _remove_abandoned(path)
+    owner = f"{platform.node()}-{os.getpid()}"
+    handle, temporary_name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{owner}.", suffix=_PARTIAL)
     os.close(handle)
     temporary = Path(temporary_name)
     try:
@@ -41,6 +52,26 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Temporary files of ``target`` whose process has ended; of another machine's nobody here can know."""
+    mine = f".{target.name}.{platform.node()}-"
+    for path in target.parent.iterdir():
+        if path.name.startswith(mine) and path.name.endswith(_PARTIAL):
+            process = path.name.removeprefix(mine).split(".")[0]
+            if not (process.isdigit() and _is_running(int(process))):
+                path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # signal 0 is only a question
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return True
 
 
 @contextmanager
@@ -77,6 +108,22 @@ def sha256_bytes(content: bytes) -> str:
 def sha256_file(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def content_sha256(path: Path) -> str:
+    """The same, of a file that is asked about often: read again only when it may have changed since the last time."""
+    state = path.stat()
+    key = (str(path.resolve()), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    if key not in _known_content:
+        digest = sha256_file(path)
+        # A change within the same step of the file system's clock would not show.
+        if time.time() - max(state.st_mtime, state.st_ctime) < _SETTLED_SECONDS:
+            return digest
+        _known_content[key] = digest
+    return _known_content[key]
+
+
+_known_content: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def sha256_tensors(*tensors: torch.Tensor) -> str:

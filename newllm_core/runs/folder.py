@@ -1,36 +1,170 @@
-"""What a finished run looks like, and what may differ between two runs of the same experiment."""
+"""A run's folder: one owner at a time, complete or to be gone on with, never another run's.
 
-from collections.abc import Mapping
+Everybody who keeps a run (an experiment, Phase 1, a row, an image run) goes through `RunFolder`:
+
+    with RunFolder(folder / RECORD_NAME, folder / "checkpoint", identity).held() as run:
+        if run.record is None:
+            run.finish(figures, {"model.safetensors": weights})
+"""
+
+import fcntl
+import json
+import logging
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from newllm_core.runs.files import RunError
+from torch import Tensor
+
+from newllm_core.runs.checkpoint import CheckpointPlace, discard_checkpoint
+from newllm_core.runs.files import read_json, save_tensors, write_json
+from newllm_core.runs.identity import Identity, refuse_other_run
 
 RECORD_NAME = "run.json"
-
-
-# What differs between two runs of the same experiment; everything else must be identical.
-CIRCUMSTANCES = ("start", "seconds", "commit", "paths")
+Record = dict[str, Any]
+logger = logging.getLogger("newllm")
 
 
 def is_complete(run_dir: Path) -> bool:
     return (run_dir / RECORD_NAME).is_file()
 
 
-def figures_of(record: Any) -> Any:
-    """The record without what may differ between identical runs, at every depth: for comparing two of them."""
-    if isinstance(record, Mapping):
-        return {key: figures_of(value) for key, value in record.items() if key not in CIRCUMSTANCES}
-    return [figures_of(value) for value in record] if isinstance(record, list) else record
+@dataclass
+class HeldRun:
+    """A run whose folder is ours.
+
+    Attributes:
+        record: of the complete run; None while it is to be trained.
+        checkpoints: where its training goes on from.
+    """
+
+    place: "RunFolder"
+    record: Record | None
+
+    @property
+    def checkpoints(self) -> CheckpointPlace:
+        # The content too: an interrupted training must not go on with other data.
+        return CheckpointPlace(
+            self.place.checkpoint, {**self.place.identity.config, "content": self.place.identity.read}
+        )
+
+    def finish(self, figures: Mapping[str, Any], weights: Mapping[str, Mapping[str, Tensor]]) -> Record:
+        """Keep weights, by file name, then the record, which makes the run complete; the record."""
+        for name, tensors in weights.items():
+            save_tensors(self.place.record_path.with_name(name), tensors)
+        return self.keep({**self.place.identity.record(), **figures})
+
+    def keep(self, record: Record) -> Record:
+        """Write the record, and discard the checkpoint that it makes superfluous."""
+        write_json(self.place.record_path, record)
+        discard_checkpoint(self.place.checkpoint)
+        self.record = record
+        return record
 
 
-def refuse_other_config(record: Mapping[str, Any], configs: Mapping[str, Any], folder: Path) -> None:
-    """Raises RunError when a record was made with another configuration than ``configs``."""
-    for section, values in configs.items():
-        for name, value in values.items():
-            stored = record["config"].get(section, {}).get(name)
-            if stored != value:
-                raise RunError(
-                    f"{folder} holds a run with {section}.{name} = {stored!r}, asked for {value!r}; "
-                    "use another folder, or delete this one"
-                )
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run is kept.
+
+    Attributes:
+        record_path: its record, written last; beside it lie its weights and, while somebody works on it, its lock.
+        checkpoint: folder of what an interrupted training goes on from.
+        identity: what the run must have been made with.
+    """
+
+    record_path: Path
+    checkpoint: Path
+    identity: Identity
+
+    @contextmanager
+    def held(self) -> Iterator[HeldRun]:
+        """Work on the run alone. Of two processes the second waits, and then finds what the first one has made.
+
+        Raises RunError when the record is damaged or another run's.
+        """
+        folder = self.record_path.parent
+        if self.record_path.is_file() and not os.access(folder, os.W_OK):
+            yield HeldRun(self, self._read())  # an archive, which nobody works on
+            return
+        with owned(folder / f".{self.record_path.name}.lock"):
+            record = self._read()
+            if record is not None:
+                discard_checkpoint(self.checkpoint)  # of an interruption just before it was discarded
+            yield HeldRun(self, record)
+
+    def _read(self) -> Record | None:
+        if not self.record_path.is_file():
+            return None
+        record: Record = read_json(self.record_path)
+        refuse_other_run(record, self.identity, self.record_path.parent)
+        return record
+
+
+@contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """Be the one process that works on what the lock file ``path`` stands for; wait for the one before.
+
+    The lock ends with its process, however that ends. While it is held, the file says by whom and since when.
+    """
+    stream = _locked(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before the lock ends: who waits for it then makes a new one
+        stream.close()
+
+
+def _locked(path: Path) -> IO[str]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    said = False
+    while True:
+        stream = path.open("a+", encoding="utf-8")
+        try:
+            if not _try_lock(stream):
+                if not said:
+                    logger.warning("%s: waiting for %s, which works here", path.parent, _owner(path))
+                    said = True
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            if _is_at(path, stream):
+                _sign(stream)
+                return stream
+        except BaseException:
+            stream.close()
+            raise
+        stream.close()  # its owner has ended and removed the file: what counts now is another one
+
+
+def _try_lock(stream: IO[str]) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(path: Path, stream: IO[str]) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _sign(stream: IO[str]) -> None:
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    stream.truncate(0)  # the name of an owner that was killed
+    stream.write(json.dumps({"host": platform.node(), "process": os.getpid(), "since": since}))
+    stream.flush()
+
+
+def _owner(path: Path) -> str:
+    """Who holds the lock, in words."""
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return "another process"  # it ends just now, or has only just begun
+    return f"process {owner['process']} on {owner['host']} (since {owner['since']})"

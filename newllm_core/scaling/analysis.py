@@ -15,7 +15,7 @@ import pandas as pd
 
 from newllm_core.comparison.figures import FIGURES, perplexity
 from newllm_core.comparison.groups import families_along
-from newllm_core.intervals import Interval, clustered_mean, exp_interval, interval_text
+from newllm_core.intervals import Interval, clustered_mean, interval_text
 from newllm_core.scaling.bootstrap import BootstrapInterval, ScalingPoint, bootstrap_alpha
 from newllm_core.scaling.floor import FLOOR_PARAMETERS, FloorBootstrap, bootstrap_floor_law
 from newllm_core.scaling.law import (
@@ -147,7 +147,7 @@ def _point(group: Sequence[Record]) -> ScalingPoint:
 def _sizes(groups: Sequence[Sequence[Record]], points: Sequence[ScalingPoint]) -> list[Size]:
     sizes = []
     for group, point in zip(groups, points, strict=True):
-        _, interval = clustered_mean(point.loss_sums, point.token_counts)
+        spread = clustered_mean(point.loss_sums, point.token_counts).exp()
         ranks = [record["phase1"]["effective_rank"] for record in group]
         sizes.append(
             Size(
@@ -158,7 +158,7 @@ def _sizes(groups: Sequence[Sequence[Record]], points: Sequence[ScalingPoint]) -
                 accuracy=tuple(_best(record, "validation_accuracy") for record in group),
                 rank=tuple(rank["validation"] / rank["context_dim"] for rank in ranks),
                 calibrated_rank=tuple(_calibrated_rank_share(record) for record in group),
-                perplexity_interval=exp_interval(interval),
+                perplexity_interval=spread.interval,
             )
         )
     return sizes
@@ -191,7 +191,7 @@ def size_table(analysis: ScalingAnalysis) -> pd.DataFrame:
             "tokens": size.tokens,
             "runs": len(size.seeds),
             "PPL": round(mean_over_seeds(size.perplexity), 1),
-            "95 % interval of PPL": _ppl_interval(size.perplexity_interval),
+            "95 % interval of PPL": interval_text(size.perplexity_interval, "{:.1f}"),
             "accuracy %": round(100 * float(np.mean(size.accuracy)), 2),
             "ER val %": round(100 * float(np.mean(size.rank)), 1),
             "calibrated ER val %": round(100 * float(np.mean(size.calibrated_rank)), 1),
@@ -221,14 +221,10 @@ def _extrapolation_lines(extrapolation: Extrapolation | None) -> list[str]:
         return [f"extrapolation: needs {HELD_OUT + 2} sizes or more"]
     return [
         f"extrapolation to {point.tokens:,.0f} tokens from the {extrapolation.fit.num_points} smaller sizes: PPL "
-        f"{point.predicted_perplexity:.1f} {_ppl_interval(point.prediction_interval)}, measured "
+        f"{point.predicted_perplexity:.1f} {interval_text(point.prediction_interval, '{:.1f}')}, measured "
         f"{point.perplexity:.1f} (error {point.error_percent:+.1f} %)"
         for point in extrapolation.points
     ]
-
-
-def _ppl_interval(interval: Interval | None) -> str:
-    return "[undefined]" if interval is None else f"[{interval[0]:.1f}, {interval[1]:.1f}]"
 
 
 def alpha_by_algorithm(records: Sequence[Record]) -> dict[str, PowerLawFit]:

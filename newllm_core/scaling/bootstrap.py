@@ -6,7 +6,7 @@ chapters 8 and 13 (percentile interval).
 
 Sizes deviate from the line on their own, so intervals of α without the level "points" are far too narrow (17 % and
 47 % coverage instead of 95 %), with it alone a little (about 90 %), with all levels near nominal where seeds scatter
-about as much as sizes: ``benchmarks/interval_coverage.py``, figures in ``results/reference/interval_coverage.json``.
+about as much as sizes: ``reproduce/interval_coverage.py``, figures in ``results/reference/interval_coverage.json``.
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
-from newllm_core.intervals import CONFIDENCE, Floats, Interval
+from newllm_core.intervals import CONFIDENCE, Floats, Interval, interval_text
 from newllm_core.scaling.bootstrap import LEVELS, NUM_RESAMPLES, ScalingPoint, draw_resamples, percentile_interval
 from newllm_core.scaling.law import Numbers, checked_points
 
@@ -259,9 +259,9 @@ def _interval_objection(fit: FloorFit, interval: Interval | None, smallest: floa
     if interval is None:
         return "too few bootstrap draws could be used"
     if interval[0] <= HUBER_DELTA * smallest:
-        return f"its bootstrap interval [{interval[0]:.3f}, {interval[1]:.3f}] reaches 0"
+        return f"its bootstrap interval {interval_text(interval)} reaches 0"
     if interval[1] >= (1 - HUBER_DELTA) * largest:
-        return f"its bootstrap interval [{interval[0]:.3f}, {interval[1]:.3f}] reaches the largest loss"
+        return f"its bootstrap interval {interval_text(interval)} reaches the largest loss"
     return None
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from newllm_core.config.language import ScalingConfig
-from newllm_core.intervals import CONFIDENCE, Floats, Interval
+from newllm_core.intervals import Floats, Interval, t_margin
 
 Numbers = Sequence[float] | Floats
 Point = TypeVar("Point")
@@ -131,12 +131,8 @@ def _scale(log_scale: float, sizes: Floats) -> float:
     return math.exp(log_scale)
 
 
-def _t_quantile(num_points: int) -> float:
-    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, num_points - POWER_LAW_PARAMETERS))
-
-
 def _t_interval(centre: float, standard_error: float, num_points: int) -> Interval:
-    half_width = _t_quantile(num_points) * standard_error
+    half_width = t_margin(standard_error, num_points - POWER_LAW_PARAMETERS)
     return centre - half_width, centre + half_width
 
 
@@ -188,7 +184,8 @@ def _prediction_half_width(fit: PowerLawFit, seen: Floats, seen_values: Floats, 
     residuals = np.log(seen_values) - (fit.log_A + fit.alpha * log_seen)
     variance = float(residuals @ residuals) / (fit.num_points - POWER_LAW_PARAMETERS)
     leverage = (math.log(size) - log_seen.mean()) ** 2 / np.square(log_seen - log_seen.mean()).sum()
-    return _t_quantile(fit.num_points) * math.sqrt(variance * (1.0 + 1.0 / fit.num_points + float(leverage)))
+    error = math.sqrt(variance * (1.0 + 1.0 / fit.num_points + float(leverage)))
+    return t_margin(error, fit.num_points - POWER_LAW_PARAMETERS)
 
 
 def mean_over_seeds(perplexity: Numbers) -> float:

@@ -8,9 +8,10 @@ import torch
 
 from newllm_core.config.language import Phase1Config
 from newllm_core.config.schema import config_hash
+from newllm_core.data import corpus_key
+from newllm_core.experiment.identity import identity_of
 from newllm_core.experiment.phase1_cache import phase1_in_folder
 from newllm_core.experiment.prepare import Prepared, check_phase1
-from newllm_core.experiment.run import configs_record
 from newllm_core.metrics.forgetting import contraction_rate, forgetting_horizon
 from newllm_core.metrics.rank import stream_rank
 from newllm_core.model import StreamEmbeddings
@@ -45,22 +46,20 @@ def kept_phase1(prepared: Prepared, config: Phase1Config, folder: Path) -> KeptP
 
     def train(checkpoints: CheckpointPlace) -> tuple[Phase1Result, dict[str, Any]]:
         check_phase1(prepared, config, place)
-        watch, seed = Stopwatch(), prepared.run.seed
+        seed = prepared.run.seed
         # Losses that draw would else depend on how many numbers the weights of this row's readout took.
         # The words are part of the figures of committed rows.
         torch.manual_seed(derived_generator("phase 1 of contenders", seed).initial_seed())
         result = train_phase1(
             prepared.model, prepared.train_tokens, prepared.validation_tokens, config, seed, checkpoints
         )
-        figures = _figures(prepared, result, config)
-        assert result.history is not None  # it has just been trained
-        return result, {"figures": figures, "cpu_seconds": watch.total().cpu + result.history.earlier.cpu}
+        return result, {"figures": _figures(prepared, result, config)}
 
     model_part = prepared.model.config.phase1_part()
-    place = folder / config_hash(prepared.data, model_part, config, prepared.run)
+    sections = {"data": prepared.data, "model": model_part, "phase1": config, "run": prepared.run}
     watch = Stopwatch()
-    configs = configs_record(prepared.data, model_part, config, prepared.run)
-    contexts, record = phase1_in_folder(prepared, configs, place, train)
+    place = folder / f"{corpus_key(prepared.data)}-{config_hash(*sections.values())}"
+    contexts, record = phase1_in_folder(prepared, identity_of(sections), place, train)
     earlier = max(0.0, record["cpu_seconds"] - watch.total().cpu)  # what this call took is counted by the caller
     return KeptPhase1(contexts, record["figures"], earlier)
 

@@ -5,9 +5,8 @@ is read, not run again, an interrupted one goes on from its last checkpoint, and
 common is trained once.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,14 @@ from newllm_core.baselines.registry import BASELINES, baseline_config
 from newllm_core.baselines.train import train_baseline
 from newllm_core.config.language import Settings
 from newllm_core.config.schema import changed, config_hash
-from newllm_core.data import token_byte_lengths
+from newllm_core.data import corpus_key, token_byte_lengths
+from newllm_core.experiment.identity import identity_of
 from newllm_core.experiment.measure import describe, per_conversation_sums
 from newllm_core.experiment.prepare import Prepared, prepare
 from newllm_core.metrics.prediction import NATS_PER_BIT, perplexity
-from newllm_core.runs.checkpoint import CheckpointPlace, discard_checkpoint
-from newllm_core.runs.files import DATA_DIR, RESULTS_DIR, locked, read_json, write_json
-from newllm_core.runs.folder import refuse_other_config
+from newllm_core.runs.checkpoint import CheckpointPlace
+from newllm_core.runs.files import DATA_DIR, RESULTS_DIR, read_json
+from newllm_core.runs.folder import RunFolder
 from newllm_core.runs.progress import Stopwatch, progress_bar
 from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.studies.phase1_rows import kept_phase1
@@ -115,7 +115,8 @@ def row_path(name: str, base: Settings, folder: Path, network_changes: Mapping[s
     settings = row_settings(name, base)
     sections = _sections(name, settings, network_changes)
     seed = f"-seed{settings.run.seed}" if "run" in sections else ""
-    return folder / f"{name}-{settings.data.num_samples}s{seed}-{config_hash(*sections.values())}.json"
+    corpus = f"-{corpus_key(settings.data)}" if settings.data.corpus == "file" else ""
+    return folder / f"{name}{corpus}-{settings.data.num_samples}s{seed}-{config_hash(*sections.values())}.json"
 
 
 def run_row(
@@ -128,33 +129,22 @@ def run_row(
     """
     settings, path = row_settings(name, base), row_path(name, base, folder, network_changes)
     sections = _sections(name, settings, network_changes)
-    configs = json.loads(json.dumps({section: asdict(config) for section, config in sections.items()}))
-    with locked(folder / CHECKPOINTS_FOLDER / f"{path.stem}.lock"):
-        # Two controls can have the same configuration and read other contexts.
-        place = CheckpointPlace(folder / CHECKPOINTS_FOLDER / path.stem, {**configs, "variant": {"name": name}})
-        if path.is_file():
-            row: Row = read_json(path)
-            refuse_other_config(row, configs, path)
-        else:
-            row = _run(
-                name, settings, configs, sections.get("network"), _Places(folder / PHASE1_FOLDER, place), data_dir
-            )
-            write_json(path, row)
-        discard_checkpoint(place.folder)
-        return row
+    place = RunFolder(path, folder / CHECKPOINTS_FOLDER / path.stem, identity_of(sections))
+    with place.held() as held:
+        if held.record is not None:
+            return held.record
+        places = _Places(folder / PHASE1_FOLDER, held.checkpoints)
+        return held.finish(_run(name, settings, sections.get("network"), places, data_dir), {})
 
 
-def _run(
-    name: str, settings: Settings, configs: dict[str, Any], network: BaselineConfig | None, places: _Places,
-    data_dir: Path,
-) -> Row:  # fmt: skip
+def _run(name: str, settings: Settings, network: BaselineConfig | None, places: _Places, data_dir: Path) -> Row:
     start = datetime.now(UTC).isoformat(timespec="seconds")
     prepared = prepare(settings.data, settings.model, settings.run, data_dir)
     watch = Stopwatch()
     fitted = _fit(variant(name), prepared, settings, network, places)
     took = watch.total()
     seconds = {"seconds": took.wall, "cpu_seconds": took.cpu + fitted.earlier_cpu_seconds}
-    return {"variant": variant(name).record(), "start": start, **_row(prepared, fitted), **seconds, "config": configs}
+    return {"variant": variant(name).record(), "start": start, **_row(prepared, fitted), **seconds}
 
 
 def _sections(name: str, settings: Settings, network_changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,18 +16,17 @@ from newllm_core.config.language import Settings
 from newllm_core.config.schema import ConfigError, changed
 from newllm_core.data import load_embeddings, load_token_streams
 from newllm_core.experiment.estimate import duration_text, estimate, list_text
+from newllm_core.experiment.identity import phase1_folder_name, run_folder_name, run_identity
 from newllm_core.experiment.prepare import prepare
 from newllm_core.experiment.run import (
-    configs_record,
-    phase1_folder_name,
     phase1_only_record,
     run_experiment,
-    run_folder_name,
     run_phase1,
 )
 from newllm_core.losses import diversity_loss
 from newllm_core.runs.files import DATA_DIR, RESULTS_DIR, read_json, write_json
-from newllm_core.runs.folder import RECORD_NAME, refuse_other_config
+from newllm_core.runs.folder import RECORD_NAME
+from newllm_core.runs.identity import refuse_other_run
 from newllm_core.runs.progress import progress_bar
 from newllm_core.runs.reproducibility import resolve_device
 
@@ -191,9 +190,7 @@ class Series:
 
     def _read(self, path: Path, point: Settings) -> Record:
         record: Record = read_json(path)
-        phase2 = None if self.phase1_only else point.phase2
-        configs = configs_record(point.data, point.model, point.phase1, point.run, phase2)
-        refuse_other_config(record, configs, path)
+        refuse_other_run(record, run_identity(point, phase1_only=self.phase1_only), path)
         return record
 
     def estimate(self) -> SeriesEstimate:

@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from newllm_core.config.schema import ConfigError, choice, from_mapping, number, unknown_name_message, validate
+from newllm_core.config.schema import (
+    ConfigError,
+    choice,
+    from_mapping,
+    location,
+    number,
+    unknown_name_message,
+    validate,
+)
 
 # Each is an entry of newllm_core.vision.data.registry.IMAGE_SOURCES.
 DATASET_NAMES = (
@@ -30,7 +38,7 @@ class VisionDataConfig:
     """
 
     dataset: str = "mnist-5k"  # one of DATASET_NAMES
-    path: str | None = None  # folder or zip to read it from; None: where the registry says
+    path: str | None = location()  # folder or zip to read it from; None: where the registry says
     colour: str = choice("stored", "grey")  # grey: the luma of ITU-R BT.601, one channel
     image_size: int | None = number(None, low=8)  # pixels a side; None: as stored
     num_train_images: int | None = number(None, low=1)  # after the holdout; None: all

@@ -12,19 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import binomtest
 
-from newllm_core.runs.checkpoint import discard_checkpoint
-from newllm_core.runs.files import (
-    RESULTS_DIR,
-    RunError,
-    has_valid_checksum,
-    load_tensors,
-    read_json,
-    save_tensors,
-    write_json,
-)
-from newllm_core.runs.folder import RECORD_NAME, is_complete, refuse_other_config
+from newllm_core.intervals import wilson_interval
+from newllm_core.runs.files import RESULTS_DIR, RunError, has_valid_checksum, load_tensors, read_json
+from newllm_core.runs.folder import RECORD_NAME, RunFolder, is_complete
 from newllm_core.runs.reproducibility import (
     current_commit,
     device_name,
@@ -46,9 +37,9 @@ from newllm_core.vision.score import (
 )
 from newllm_core.vision.settings import (
     VisionSettings,
-    configuration_record,
     for_data_set,
     require_fit,
+    run_identity,
     run_name,
     settings_of,
 )
@@ -60,7 +51,6 @@ Record = dict[str, Any]
 WEIGHTS_NAME, CHECKPOINT_DIR = "model.safetensors", "checkpoint"
 VISION_DIR = RESULTS_DIR / "vision"
 SCORES = ("tpe_scalar", "tpe_params")  # by the λ they divide by
-_CONFIDENCE = 0.95
 
 
 def run_vision(
@@ -83,29 +73,38 @@ def run_vision(
     Raises ConfigError (the model does not fit the data), DataError, NotFiniteError, or RunError (another
     configuration in the folder).
     """
-    configs = configuration_record(settings)
-    if is_complete(run_dir):
-        discard_checkpoint(run_dir / CHECKPOINT_DIR)  # of an interruption just before it was discarded
-        record: Record = read_json(run_dir / RECORD_NAME)
-        refuse_other_config(record, configs, run_dir)
-        for row in record["training"]["epochs"]:
+    place = RunFolder(run_dir / RECORD_NAME, run_dir / CHECKPOINT_DIR, run_identity(settings, images))
+    with place.held() as held:
+        if held.record is None:
+            record, model = _trained(settings, place, images, report, show_progress)
+            if read_test:
+                record |= _test(record, model, settings.data)
+            return held.finish(record, {WEIGHTS_NAME: model.state_dict()})
+        for row in held.record["training"]["epochs"]:
             report(EpochFigures(**row))
-        return _with_test(record, settings, run_dir) if read_test else record
+        if not read_test or held.record["test"] is not None:
+            return held.record
+        seed_everything(settings.run.seed, settings.run.num_threads)
+        model, record = load_trained(run_dir)
+        return held.keep({**record, **_test(record, model.to(resolve_device(settings.run.device)), settings.data)})
+
+
+def _trained(
+    settings: VisionSettings,
+    place: RunFolder,
+    images: ImageData | None,
+    report: Callable[[EpochFigures], None],
+    show_progress: bool,
+) -> tuple[Record, NkatModel]:
+    """The record without test figures, and the model that it is of."""
     start = datetime.now(UTC).isoformat(timespec="seconds")
     seed_everything(settings.run.seed, settings.run.num_threads)
     device = resolve_device(settings.run.device)
     images = load_image_data(settings.data) if images is None else images
     require_fit(settings.model, images)
-    result = train_vision(
-        images, settings, device, run_dir / CHECKPOINT_DIR, report=report, show_progress=show_progress
-    )
-    record = {**_record(settings, images, result, device), "start": start}
-    record["test"] = _test_figures(result.model, settings.data, images.normalisation) if read_test else None
-    record["tpe_score"] = _scores(record)
-    save_tensors(run_dir / WEIGHTS_NAME, result.model.state_dict())
-    write_json(run_dir / RECORD_NAME, record)
-    discard_checkpoint(run_dir / CHECKPOINT_DIR)
-    return record
+    result = train_vision(images, settings, device, place.checkpoint, report=report, show_progress=show_progress)
+    record = {**_record(settings, images, result, device), "start": start, "test": None}
+    return {**record, "tpe_score": _scores(record)}, result.model
 
 
 def _record(
@@ -116,7 +115,6 @@ def _record(
         "dataset": settings.data.dataset,
         "data": {**images.provenance, "classes": list(images.classes)},
         "seed": settings.run.seed,
-        "config": configuration_record(settings),
         "parameters": result.model.parameter_counts(),
         "theory": {"tpe_scalar": theory_scalars(result.model), "tpe_params": theory_params(result.model)},
         "training": {
@@ -135,10 +133,9 @@ def _record(
 
 def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
     """Accuracy with its 95 % interval (Wilson), loss in nats an image."""
-    interval = binomtest(evaluation.num_correct, evaluation.num_images).proportion_ci(_CONFIDENCE, method="wilson")
     return {
         "accuracy": evaluation.accuracy,
-        "accuracy_interval": [float(interval.low), float(interval.high)],
+        "accuracy_interval": list(wilson_interval(evaluation.num_correct, evaluation.num_images)),
         "loss": evaluation.loss,
         "correct": evaluation.num_correct,
         "images": evaluation.num_images,
@@ -167,25 +164,13 @@ def _smoke_gate(epochs: Sequence[EpochFigures]) -> dict[str, Any]:
     }
 
 
-def _test_figures(model: NkatModel, data: VisionDataConfig, normalisation: Normalisation) -> dict[str, Any]:
-    """The only place of a run where test images are read."""
+def _test(record: Record, model: NkatModel, data: VisionDataConfig) -> Record:
+    """What the test images add to a record: the only place of a run where they are read."""
     reading = OneTestReading()
     test = read_test_images(data, reading)
-    figures = evaluation_record(evaluate(model, test, normalisation))
-    return {**figures, "readings": reading.readings, "sources": dict(test.sources)}
-
-
-def _with_test(record: Record, settings: VisionSettings, run_dir: Path) -> Record:
-    """The record with test figures, which are read now if they were not before."""
-    if record["test"] is not None:
-        return record
-    seed_everything(settings.run.seed, settings.run.num_threads)
-    model, _ = load_trained(run_dir)
-    model.to(resolve_device(settings.run.device))
-    record["test"] = _test_figures(model, settings.data, normalisation_of(record))
-    record["tpe_score"] = _scores(record)
-    write_json(run_dir / RECORD_NAME, record)
-    return record
+    figures = evaluation_record(evaluate(model, test, normalisation_of(record)))
+    found = {"test": {**figures, "readings": reading.readings, "sources": dict(test.sources)}}
+    return {**found, "tpe_score": _scores({**record, **found})}
 
 
 def normalisation_of(record: Mapping[str, Any]) -> Normalisation:

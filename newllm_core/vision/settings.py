@@ -1,13 +1,13 @@
 """One vision run's complete configuration: its sections, flat names for them, and the model that fits a data set."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from newllm_core.config.language import RunConfig
-from newllm_core.config.schema import ConfigError, config_hash, from_mapping
+from newllm_core.config.schema import ConfigError, config_hash, config_values, from_mapping
+from newllm_core.runs.identity import Identity
 from newllm_core.vision.config import (
     PRESETS,
     AugmentationConfig,
@@ -16,7 +16,7 @@ from newllm_core.vision.config import (
     VisionTrainConfig,
     check_model_and_augmentation,
 )
-from newllm_core.vision.data import IMAGE_SOURCES, ImageData, locate_source
+from newllm_core.vision.data import IMAGE_SOURCES, ImageData, images_read, locate_source
 from newllm_core.vision.data.image_folder import class_names
 
 # Channels and pixels a side as stored; image-folder has no size of its own.
@@ -91,13 +91,13 @@ def require_fit(model: VisionModelConfig, images: ImageData) -> None:
 
 
 def configuration_record(settings: VisionSettings) -> dict[str, Any]:
-    """The configuration as JSON gives it back, so that a stored one compares equal.
+    """The configuration by section, as JSON gives it back, so that a stored one compares equal."""
+    return {spec.name: config_values(getattr(settings, spec.name)) for spec in dataclasses.fields(settings)}
 
-    Without the data's path, which differs between machines: the sources' checksums say what was read.
-    """
-    stored: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
-    del stored["data"]["path"]
-    return stored
+
+def run_identity(settings: VisionSettings, images: ImageData | None = None) -> Identity:
+    """Of a run on ``images``, or on what is there now. Raises DataError."""
+    return Identity(configuration_record(settings), images_read(settings.data) if images is None else images.read)
 
 
 def settings_of(record: Mapping[str, Any], path: str | None = None) -> VisionSettings:
@@ -109,11 +109,14 @@ def settings_of(record: Mapping[str, Any], path: str | None = None) -> VisionSet
 
 
 def run_name(settings: VisionSettings) -> str:
-    """A readable folder name that no other configuration shares."""
-    model = settings.model
-    data = dataclasses.replace(settings.data, path=None)
+    """A readable folder name that no other run shares; one's own images are in it by their content.
+
+    Raises DataError where these are missing.
+    """
+    model, data = settings.model, settings.data
+    images = f"-{images_read(data)['images'][:8]}" if data.dataset == "image-folder" else ""
     digest = config_hash(data, model, settings.augmentation, settings.train, settings.run)
     return (
-        f"{data.dataset}-w{model.width}d{model.depth}p{model.patch}-{model.stem}-{model.nkat}"
+        f"{data.dataset}{images}-w{model.width}d{model.depth}p{model.patch}-{model.stem}-{model.nkat}"
         f"-{settings.train.epochs}e-seed{settings.run.seed}-{digest}"
     )

@@ -24,14 +24,6 @@ _TIMED_SELECTION = 32  # images; enough to run the evaluation at all
 
 
 @dataclass(frozen=True)
-class VariantRuns:
-    """The records of one variant, one a seed."""
-
-    variant: Variant
-    records: tuple[Record, ...]
-
-
-@dataclass(frozen=True)
 class VisionEstimate:
     """Seconds that the unfinished runs will take on this machine as it is now."""
 
@@ -79,20 +71,19 @@ class VariantSeries:
                 seconds += len(left) * estimated_seconds(left[0], self._load(left[0].data))
         return VisionEstimate(len(runs), len(runs) - len(unfinished), seconds)
 
-    def run(self) -> list[VariantRuns]:
-        """Train what is not finished. Raises DataError before the first run where a data set is missing."""
+    def run(self) -> list[Record]:
+        """Train what is not finished; every record says which variant it is. Raises DataError before the first run."""
         for points in self.points.values():
             if not all(is_complete(self.folder / run_name(settings)) for settings in points):
                 locate_source(points[0].data)
         bar = progress_bar(total=sum(map(len, self.points.values())), desc="variants", unit="run")
-        found: list[VariantRuns] = []
+        found: list[Record] = []
         for variant in self.variants:
             bar.set_postfix_str(variant.name)
-            records = []
+            described = {"name": variant.name, "label": variant.name, "group": variant.group}
             for settings in self.points[variant.name]:
-                records.append(self._run(settings))
+                found.append({**self._run(settings), "variant": described})
                 bar.update()
-            found.append(VariantRuns(variant, tuple(records)))
         bar.close()
         return found
 

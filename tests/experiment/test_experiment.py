@@ -14,6 +14,7 @@ from newllm_core.config.language import DataConfig, ModelConfig, Phase1Config, P
 from newllm_core.data import load_token_streams, load_tokenizer, token_byte_lengths
 from newllm_core.experiment import run as experiment_module
 from newllm_core.experiment.estimate import estimate
+from newllm_core.experiment.identity import phase1_folder_name, run_folder_name, settings_of
 from newllm_core.experiment.measure import per_conversation_sums
 from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS
 from newllm_core.experiment.prepare import prepare
@@ -21,12 +22,9 @@ from newllm_core.experiment.run import (
     PHASE2_CHECKPOINT,
     TOKEN_WEIGHTS,
     load_model,
-    phase1_folder_name,
     phase1_only_record,
     run_experiment,
-    run_folder_name,
     run_phase1,
-    settings_of,
 )
 from newllm_core.head.cross_entropy import Head
 from newllm_core.report.phases import plot_epochs, plot_forgetting, plot_phase1, plot_spectrum, plot_tokens
@@ -34,7 +32,7 @@ from newllm_core.report.style import save_figure
 from newllm_core.report.text import data_table, epoch_table, iteration_table, report, spectrum_table
 from newllm_core.runs.checkpoint import CheckpointPlace, load_checkpoint
 from newllm_core.runs.files import RunError, read_json
-from newllm_core.runs.folder import figures_of
+from newllm_core.runs.identity import figures_of
 from newllm_core.training.evaluation import evaluate, evaluation_head
 from newllm_core.training.phase1 import all_contexts
 
@@ -242,7 +240,7 @@ def test_an_untrained_block_is_recorded_with_nulls_not_zeros(folder: Path) -> No
     assert (
         record["phase1"]["effective_rank"]["validation"] == record["phase1"]["effective_rank"]["validation_untrained"]
     )
-    assert "not trained" in report(record)
+    assert "convergence          training   –" in report(record)
 
 
 def test_folder_names_change_with_every_section() -> None:
@@ -297,9 +295,9 @@ def test_pictures_are_drawn_from_the_record_alone(folder: Path, record: dict[str
 
 def test_token_pictures_and_table(folder: Path, record: dict[str, Any]) -> None:
     data = load_token_streams(SMALL.data, folder / "data")
-    figure = plot_tokens(data.statistics, data.train.tokens, "chitchat")
+    figure = plot_tokens(data.statistics.tokens_per_sample, data.train.tokens, "chitchat")
     assert len(figure.axes) == 2
-    assert data_table(data.statistics)["value"].iloc[0] == f"{record['tokens']['train']:,}"
+    assert data_table(vars(data.statistics))["value"].iloc[0] == f"{record['tokens']['train']:,}"
 
 
 def test_phase1_alone_can_be_reported(folder: Path, record: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The regularised readout, the routes of tokens and contexts, and initial exponents."""
 
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -169,7 +170,7 @@ def test_exponents_by_width_are_of_new_models_and_can_be_drawn() -> None:
     model = NewLLM(ModelConfig(embed_dim=200, context_dim=64), matrix, seed=1)
     drawn = contraction_rate(model.context_block, StreamEmbeddings(model, make_tokens(1500))[0:1024])
     assert found[1].drawn == drawn
-    (axis,) = plot_exponents(found, -0.15, "made up").axes
+    (axis,) = plot_exponents([asdict(one) for one in found], -0.15, "made up").axes
     assert [list(line.get_xdata()) for line in axis.get_lines()[:2]] == [[32, 64], [32, 64]]
 
 

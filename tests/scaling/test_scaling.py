@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from newllm_core.config.schema import ConfigError
-from newllm_core.intervals import comparison_text, distinguishable
+from newllm_core.intervals import is_distinguishable
 from newllm_core.scaling.bootstrap import LEVELS, ScalingPoint, bootstrap_alpha, draw_resamples, points_from_losses
 from newllm_core.scaling.floor import NOT_IDENTIFIED, bootstrap_floor_law, fit_floor_law
 from newllm_core.scaling.law import (
@@ -122,8 +122,8 @@ def test_the_notes_figures_give_the_notes_alpha() -> None:
 def test_the_notes_alphas_of_three_points_cannot_be_told_apart() -> None:
     interval = fit_power_law(NOTES_TOKENS, NOTES_PERPLEXITY).alpha_interval
     assert interval is not None
-    assert not distinguishable(interval, (-0.407, -0.407))
-    assert not distinguishable(interval, (-0.568, -0.568))
+    assert not is_distinguishable(interval, -0.407)
+    assert not is_distinguishable(interval, -0.568)
 
 
 @settings(deadline=None)
@@ -255,26 +255,6 @@ def test_too_few_points_to_extrapolate_is_refused(num_points: int, holdout: int,
 
 
 # Comparison
-
-
-@settings(deadline=None)
-@given(*[st.tuples(st.floats(-5, 5), st.floats(0, 5)).map(lambda pair: (pair[0], pair[0] + pair[1]))] * 2)
-def test_intervals_are_distinguishable_exactly_when_they_share_no_point(a: tuple, b: tuple) -> None:
-    assert distinguishable(a, b) == (max(a[0], b[0]) > min(a[1], b[1]))
-    assert distinguishable(a, b) == distinguishable(b, a)
-    assert ("not distinguishable" in comparison_text("a", a, "b", b)) == (not distinguishable(a, b))
-
-
-def test_an_undefined_interval_tells_nothing_apart() -> None:
-    assert not distinguishable(None, (0.0, 1.0))
-    text = comparison_text("MCDL", None, "ODCM", (0.0, 1.0))
-    assert text == "MCDL [undefined], ODCM [0.000, 1.000]: not distinguishable (an interval is undefined)"
-
-
-@pytest.mark.parametrize("interval", [(1.0, 0.0), (math.nan, 1.0)])
-def test_an_interval_upside_down_is_refused(interval: tuple) -> None:
-    with pytest.raises(ValueError, match="low <= high"):
-        distinguishable((0.0, 1.0), interval)
 
 
 # Progression of α

@@ -21,6 +21,7 @@ from newllm_core.comparison.leaderboard import (
     standings,
     standings_table,
 )
+from newllm_core.comparison.tables import readable_table
 from newllm_core.config.schema import ConfigError
 from newllm_core.report.leaderboard import group_pictures, plot_ratios, plot_standings
 from newllm_core.runs.files import RunError, read_json, write_json
@@ -160,8 +161,9 @@ def test_contexts_of_the_controls() -> None:
 def test_standings_are_sorted_and_their_intervals_hold_the_value() -> None:
     found = standings([row("gru", [20, 50]), row("gru", [21, 52], seed=2), row("unigram", [60, 110])])
     assert [one.name for one in found] == ["gru", "unigram"]
-    assert found[0].seeds == (1, 2) and found[0].perplexity == pytest.approx(math.exp(71.5 / 30))
-    assert all(one.interval is not None and one.interval[0] < one.perplexity < one.interval[1] for one in found)
+    assert found[0].seeds == (1, 2) and found[0].perplexity.value == pytest.approx(math.exp(71.5 / 30))
+    for one in (standing.perplexity for standing in found):
+        assert one.interval is not None and one.interval[0] < one.value < one.interval[1]
     record = found[0].record()
     assert record["seeds"] == [1, 2] and record["cpu_seconds"] == 60 and record["name"] == "gru"
 
@@ -184,12 +186,12 @@ def test_a_constant_ratio_has_no_spread_and_is_distinguishable() -> None:
     gru, lstm = standings(rows)
     ratio = perplexity_ratio(gru, lstm)
     assert ratio.value == pytest.approx(math.exp(-0.1))
-    assert ratio.interval == pytest.approx((math.exp(-0.1), math.exp(-0.1))) and ratio.distinguishable
+    assert ratio.interval == pytest.approx((math.exp(-0.1), math.exp(-0.1))) and ratio.is_distinguishable
 
 
 def test_counts_are_held_against_every_seed() -> None:
     gru, unigram = standings([row("gru", [20, 50], 1), row("gru", [22, 54], 2), row("unigram", [60, 110])])
-    assert perplexity_ratio(gru, unigram).num_seeds == 2
+    assert len(perplexity_ratio(gru, unigram).by_seed) == 2
     assert perplexity_ratio(unigram, gru).value == pytest.approx(1 / perplexity_ratio(gru, unigram).value)
 
 
@@ -197,15 +199,17 @@ def test_sentences_say_what_was_expected_and_what_came() -> None:
     found = standings([row("trained", [20, 50]), row("w-1.0", [20, 50]), row("odcm", [10, 30]), row("sigreg", [9, 80])])
     sentences = {text.split(" ")[0]: text for text in expectation_sentences(found)}
     assert set(sentences) == {"w-1.0", "odcm", "sigreg"}
-    assert "Expected: the same: the term's share is small. Came: 1.000 of the PPL of trained" in sentences["w-1.0"]
-    assert "not distinguishable" in sentences["sigreg"] and "one seed" in sentences["odcm"]
+    came = "Came: 1.000 [1.000, 1.000] of the PPL of trained, 1 seed: not distinguishable."
+    assert sentences["w-1.0"].endswith(f"Expected: the same: the term's share is small. {came}")
+    assert sentences["sigreg"].endswith("not distinguishable.")
+    assert sentences["odcm"].endswith("1 seed: distinguishable for this seed alone.")
     assert expectation_sentences(standings([row("w-1.0", [20, 50])])) == []
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
     other_text = row("lstm", [1.0, 2.0])
     other_text["validation_conversations"] = {"nats": [1.0, 2.0], "tokens": [11, 20]}
-    with pytest.raises(ComparisonError, match="same validation conversations"):
+    with pytest.raises(ComparisonError, match="the same conversations"):
         standings([row("gru", [20, 50]), other_text])
     with pytest.raises(ComparisonError, match="one configuration"):
         other = row("gru", [20, 51], 2)
@@ -223,22 +227,34 @@ def test_table_and_picture_name_every_variant(rows: list[Row]) -> None:
     found = standings(rows)
     table = standings_table(found, "untrained")
     assert list(table.index) == [one.name for one in found]
-    assert table.loc["untrained", "× untrained"] == "–"
+    shown = readable_table(table)
+    assert shown.loc["untrained", "× untrained"] == shown.loc["untrained", "verdict"] == "–"
+    assert shown.loc["unigram", "seeds"] == "–" and shown.loc["gru", "verdict"] in (
+        "distinguishable",
+        "not distinguishable",
+    )
     (axis,) = plot_standings(found).axes
-    assert [label.get_text().split("\n")[0] for label in axis.get_yticklabels()] == [one.name for one in found]
+    assert [label.get_text().split("\n")[0] for label in axis.get_yticklabels()] == [one.label for one in found]
+    (axis,) = plot_standings(found, "untrained").axes
+    assert axis.texts[list(table.index).index("untrained")].get_text() == "reference"
+    with pytest.raises(ValueError, match="a reference among .*, given 'lost'"):
+        plot_standings(found, "lost")
     with pytest.raises(ValueError, match="one number of training tokens"):
         plot_standings(standings([row("gru", [20, 50]), row("gru", [20, 50], tokens=50)]))
 
 
 def test_picture_of_ratios_shows_those_with_a_reference_and_marks_what_is_not_distinguishable() -> None:
     near, far = row("w-1.0", [20.2, 49.9]), row("w-0.5", [22, 54])
-    (axis,) = plot_ratios(standings([row("trained", [20, 50]), near, far, row("gru", [10, 20])])).axes
-    assert [label.get_text().split(" / ")[0] for label in axis.get_yticklabels()] == ["w-1.0", "w-0.5"]
+    found = standings([row("trained", [20, 50]), near, far, row("gru", [10, 20])])
+    (axis,) = plot_ratios(found, found).axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == [
+        variant(name).label for name in ("w-1.0", "w-0.5")
+    ]
     marks = [line for line in axis.lines if line.get_marker() == "D"]  # one seed
     assert [mark.get_markerfacecolor() == "white" for mark in marks] == [True, False]
     assert marks[1].get_xdata()[0] == pytest.approx(math.exp(0.2))
     with pytest.raises(ValueError, match="whose reference is there too"):
-        plot_ratios(standings([row("gru", [20, 50])]))
+        plot_ratios(standings([row("gru", [20, 50])]), found)
 
 
 def test_a_group_has_a_picture_when_someone_can_be_shown(tmp_path: Path) -> None:
@@ -248,7 +264,7 @@ def test_a_group_has_a_picture_when_someone_can_be_shown(tmp_path: Path) -> None
     pictures = group_pictures(standings(read_rows(tmp_path)))
     assert set(pictures) == {"leaderboard", "decisions"}  # of best's parts one is there, but not best
     labels = [label.get_text().split("\n")[0] for label in pictures["leaderboard"].axes[0].get_yticklabels()]
-    assert labels == ["trained"]
+    assert labels == [variant("trained").label]
     assert group_pictures(standings([row("best-no-cache", [20, 50])])) == {}
 
 

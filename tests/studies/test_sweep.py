@@ -21,10 +21,10 @@ from newllm_core.config.schema import ConfigError, changed
 from newllm_core.data import DataError
 from newllm_core.experiment import run as experiment_module
 from newllm_core.experiment.estimate import Estimate
-from newllm_core.experiment.run import phase1_folder_name, run_folder_name, settings_of
+from newllm_core.experiment.identity import phase1_folder_name, run_folder_name, settings_of
 from newllm_core.losses import ALGORITHM_DESCRIPTIONS, DIVERSITY_ALGORITHMS, register_diversity_loss
 from newllm_core.runs.files import RunError, read_json, write_json
-from newllm_core.runs.folder import figures_of
+from newllm_core.runs.identity import figures_of
 from newllm_core.studies import sweep as series_module
 from newllm_core.studies.sweep import (
     Folders,

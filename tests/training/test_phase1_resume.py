@@ -12,7 +12,7 @@ from test_experiment import SMALL, run_small
 from newllm_core.experiment.phase1_cache import PHASE1_CHECKPOINT
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import RunError
-from newllm_core.runs.folder import figures_of
+from newllm_core.runs.identity import figures_of
 from newllm_core.training import phase1 as phase1_module
 from newllm_core.training.phase1 import Phase1History, train_phase1
 

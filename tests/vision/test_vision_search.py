@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -262,14 +263,14 @@ def test_images_that_are_not_there_are_said_before_the_first_trial(changes: dict
     other = dataclasses.replace(idx_folder(tmp_path / "idx"), **changes)
     with pytest.raises(DataError):
         run_search(small_plan(other), tmp_path / "study", show_progress=False)
-    assert not load_study(tmp_path / "study").get_trials()
+    assert not list(tmp_path.glob("study/trials/*"))
 
 
 def test_error_in_a_trial_ends_the_search_and_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images that are lost while it runs."""
-    monkeypatch.setattr(search, "_refuse_missing_images", lambda plan, study: None)
-    missing = VisionDataConfig(dataset="mnist-idx", path=str(tmp_path / "absent"), image_size=16)
-    plan = small_plan(missing, num_trials=1, gate_threshold=0.0)
+    lost = idx_folder(tmp_path / "idx")
+    monkeypatch.setattr(search, "_refuse_missing_images", lambda plan, study: shutil.rmtree(tmp_path / "idx"))
+    plan = small_plan(lost, num_trials=1, gate_threshold=0.0)
     with pytest.raises(DataError, match="there is nothing at"):
         run_search(plan, tmp_path / "study", show_progress=False)
     (trial,) = read_json(tmp_path / "study" / SUMMARY_NAME)["trials"]

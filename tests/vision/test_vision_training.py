@@ -17,7 +17,8 @@ from newllm_core.config.language import RunConfig
 from newllm_core.config.schema import ConfigError, changed, parameter_fields
 from newllm_core.errors import NotFiniteError
 from newllm_core.runs.files import RunError, read_json
-from newllm_core.runs.folder import RECORD_NAME, figures_of
+from newllm_core.runs.folder import RECORD_NAME
+from newllm_core.runs.identity import figures_of
 from newllm_core.vision.__main__ import main
 from newllm_core.vision.config import (
     DATASET_NAMES,

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, t
 
-from benchmarks import reference_nkat
-from newllm_core.comparison.accuracy import accuracy_difference, comparison_table, mean_accuracy, readable_table
+from newllm_core.comparison.accuracy import VariantRuns, accuracy_difference, accuracy_table, mean_accuracy, variants_of
 from newllm_core.comparison.groups import ComparisonError
+from newllm_core.comparison.tables import readable_table
 from newllm_core.config.language import RunConfig
 from newllm_core.config.schema import ConfigError
 from newllm_core.data.errors import DataError
@@ -27,8 +27,9 @@ from newllm_core.vision.experiment import Record, score_cards
 from newllm_core.vision.report.comparison import plot_variants
 from newllm_core.vision.report.score_table import card_lines, score_table
 from newllm_core.vision.settings import VisionSettings
-from newllm_core.vision.variant_series import VariantRuns, VariantSeries, estimated_seconds
+from newllm_core.vision.variant_series import VariantSeries, estimated_seconds
 from newllm_core.vision.variants import CENTRE, Variant, diagnosis_variants, term_variants
+from reproduce import reference_nkat
 
 CIFAR = VisionSettings(data=VisionDataConfig(dataset="cifar10-jpeg"), model=model_preset("quick"))
 SMALL = VisionSettings(
@@ -44,7 +45,7 @@ VARIANTS = [CENTRE, Variant("images", "grey", {"colour": "grey"}), Variant("imag
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[VariantRuns]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     folder = tmp_path_factory.mktemp("variants")
     return VariantSeries(SMALL, VARIANTS, [1, 2], read_test=True, folder=folder).run()
 
@@ -65,7 +66,9 @@ def record(correct: int, images: int = 1000, seed: int = 1, part: str = "test") 
 
 
 def made_up(name: str, *correct: int, group: str = "group") -> VariantRuns:
-    return VariantRuns(Variant(group, name), tuple(record(one, seed=seed) for seed, one in enumerate(correct)))
+    variant = {"name": name, "label": name, "group": group}
+    records = [record(one, seed=seed) | {"variant": variant} for seed, one in enumerate(correct)]
+    return VariantRuns(variant, tuple(records))
 
 
 # --- variants -------------------------------------------------------------------------------------------------------
@@ -122,27 +125,26 @@ def test_two_variants_of_one_name_are_refused() -> None:
         VariantSeries(SMALL, [CENTRE, CENTRE], [1], read_test=False)
 
 
-def test_grey_loses_the_colour_task_and_colour_keeps_it(runs: list[VariantRuns]) -> None:
-    centre, grey, _ = (mean_accuracy(one, "test").value for one in runs)
-    assert centre is not None and grey is not None
+def test_grey_loses_the_colour_task_and_colour_keeps_it(runs: list[Record]) -> None:
+    centre, grey, _ = (mean_accuracy(one, "test").value for one in variants_of(runs))
     assert centre > 80 and grey < 50  # chance: 33 %
 
 
 def test_finished_runs_are_read_and_cost_nothing(
-    runs: list[VariantRuns], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     series = VariantSeries(SMALL, VARIANTS[:1], [1], read_test=False, folder=tmp_path)
     before = series.estimate()
     assert (before.num_runs, before.num_finished) == (1, 0) and 0 < before.seconds < math.inf
     assert str(before).startswith("1 runs, 0 finished; the others about ")
     (first,) = series.run()
-    assert first.records[0]["test"] is None
+    assert first["test"] is None and first["variant"]["name"] == "centre"
     monkeypatch.setattr(variant_series, "load_image_data", None)  # would fail if images were needed
     again = VariantSeries(SMALL, VARIANTS[:1], [1], read_test=False, folder=tmp_path)
     assert str(again.estimate()) == "1 runs, all finished"
     assert again.run() == [first]
-    assert first.records[0]["training"]["epochs"][0]["train_loss"] == pytest.approx(
-        runs[0].records[0]["training"]["epochs"][0]["train_loss"], rel=1e-6
+    assert first["training"]["epochs"][0]["train_loss"] == pytest.approx(
+        runs[0]["training"]["epochs"][0]["train_loss"], rel=1e-6
     )
 
 
@@ -164,7 +166,7 @@ def test_an_estimate_grows_with_epochs_and_images() -> None:
 
 def test_one_seed_has_wilsons_interval_and_newcombes_difference() -> None:
     """Newcombe 1998, table II, example (a): 56/70 against 48/80 gives 0.20 with 0.0524 … 0.3339 (method 10)."""
-    runs = [VariantRuns(Variant("g", name), (record(c, n),)) for name, c, n in (("a", 56, 70), ("b", 48, 80))]
+    runs = [VariantRuns({"name": name}, (record(c, n),)) for name, c, n in (("a", 56, 70), ("b", 48, 80))]
     difference = accuracy_difference(*runs, "test")
     assert difference.value == pytest.approx(20)
     assert difference.interval == pytest.approx((5.24, 33.39), abs=0.005)
@@ -186,7 +188,7 @@ def test_several_seeds_are_paired() -> None:
 def test_differences_are_antisymmetric_and_hold_their_value(mine: list[int], others: list[int]) -> None:
     one, two = made_up("a", *mine), made_up("b", *others[: len(mine)])
     forth, back = accuracy_difference(one, two, "test"), accuracy_difference(two, one, "test")
-    assert forth.value == pytest.approx(-back.value)
+    assert forth.value == pytest.approx(-back.value) and forth.interval is not None and back.interval is not None
     assert forth.interval == pytest.approx((-back.interval[1], -back.interval[0]), abs=1e-9)
     assert forth.interval[0] <= forth.value + 1e-9 and forth.value <= forth.interval[1] + 1e-9
 
@@ -203,23 +205,24 @@ def test_different_seeds_and_missing_figures_are_refused() -> None:
 def test_the_table_has_a_row_a_variant_and_says_what_is_not_distinguishable() -> None:
     reference = made_up("reference", 500, 510, 520)
     same, better = made_up("same", 505, 505, 521), made_up("better", 700, 712, 719)
-    table = comparison_table([reference, same, better], reference, "test")
-    assert table["distinguishable"].tolist() == [False, False, True]
+    table = accuracy_table([*reference.records, *same.records, *better.records], "test")
+    assert table["verdict"].tolist()[1:] == ["not distinguishable", "distinguishable"]
     assert table.loc[("group", "better"), "difference"] == pytest.approx((20 + 20.2 + 19.9) / 3)
-    shown = readable_table(table)["difference"].tolist()
-    assert shown[0] == "–" and shown[1].endswith("(not distinguishable)") and shown[2].startswith("+20.0 [")
+    shown = readable_table(table)
+    assert shown["difference"].tolist()[0] == "–" and shown["difference"].tolist()[2].startswith("+20.0 [")
+    assert shown["verdict"].tolist() == ["–", "not distinguishable", "distinguishable"]
 
 
 def test_the_picture_fills_the_dots_that_differ() -> None:
     reference = made_up("reference", 500, 510, 520, group="reference")
     runs = [reference, made_up("same", 505, 505, 521), made_up("better", 700, 712, 719)]
-    (axis,) = plot_variants(runs, reference, "test").axes
+    (axis,) = plot_variants([record for one in runs for record in one.records], "test").axes
     means = [line for line in axis.lines if line.get_marker() == "o"]
-    assert [line.get_markerfacecolor() == "white" for line in means] == [True, True, False]
+    assert [line.get_markerfacecolor() == "white" for line in means] == [True, False]
     assert [label.get_text() for label in axis.get_yticklabels()] == [
-        "reference", "group: same", "group: better",
+        "reference\naccuracy 51.0 %", "same\naccuracy 51.0 %", "better\naccuracy 71.0 %", "reference", "group",
     ]  # fmt: skip
-    assert "test images" in axis.get_xlabel()
+    assert "test images" in axis.get_xlabel() and axis.texts[0].get_text() == "reference"
 
 
 def test_the_score_table_has_targets_where_there_are_any() -> None:
@@ -230,7 +233,9 @@ def test_the_score_table_has_targets_where_there_are_any() -> None:
     table = score_table(records, names)
     assert table["target %"].isna().tolist() == [True, False] and table.loc["cifar10-jpeg", "target %"] == 60
     assert table.loc["cifar10-jpeg", "tpe_scalar"] == pytest.approx(0.7113, abs=5e-5)
-    assert (table["low"] < table["accuracy %"]).all() and (table["accuracy %"] < table["high"]).all()
+    assert (table["accuracy % low"] < table["accuracy %"]).all()
+    assert (table["accuracy %"] < table["accuracy % high"]).all()
+    assert readable_table(table).loc["colour", "target %"] == "–"
     first, second, third = card_lines("tpe_scalar", score_cards(records, names)["tpe_scalar"])
     assert first == "Global tpe_scalar over colour, cifar10-jpeg: 0.545 of at most 0.756 (target 0.7)"
     assert second.startswith("consistency") and third.endswith("that ran: 1.000")
@@ -240,7 +245,7 @@ def test_the_score_table_has_targets_where_there_are_any() -> None:
 
 
 def test_the_reference_runs_are_possible_and_none_is_another() -> None:
-    """What `python -m benchmarks.reference_nkat` will train: the profile's lists, before any image is read."""
+    """What `python -m reproduce.reference_nkat` will train: the profile's lists, before any image is read."""
     lists = reference_nkat.all_series()
     assert [len(one.run_dirs()) for one in lists.values()] == [6, 9, 1, 1, 1]
     rescue, baseline = lists["rescue"].points["rescue"], lists["rescue"].points["baseline"]

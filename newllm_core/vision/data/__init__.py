@@ -9,7 +9,7 @@ from newllm_core.vision.data.records import (
     normalised,
     unit_float,
 )
-from newllm_core.vision.data.registry import IMAGE_SOURCES, ImageSource, locate_source
+from newllm_core.vision.data.registry import IMAGE_SOURCES, ImageSource, images_read, locate_source
 from newllm_core.vision.data.splits import OneTestReading, load_image_data, read_test_images
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Normalisation",
     "OneTestReading",
     "channel_statistics",
+    "images_read",
     "load_image_data",
     "locate_source",
     "normalised",

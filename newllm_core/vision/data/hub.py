@@ -48,7 +48,7 @@ def read_hub_split(dataset: HubDataset, split: str, classes: tuple[str, ...], pa
         origin, files = f"{dataset.repository}:{split}", []
         table = _download(dataset, split)
     else:
-        origin, files = f"{path}, {split}", _parquet_files(path, split)
+        origin, files = f"{path}, {split}", parquet_files(path, split)
         table = _read_parquet(files)
     encoded, labels = _columns(table, dataset, origin)
     require_class_names(_class_names(table, dataset) or classes, classes, origin)
@@ -82,7 +82,8 @@ def _download(dataset: HubDataset, split: str) -> Any:
     return rows.with_format("arrow")[:]
 
 
-def _parquet_files(folder: Path, split: str) -> list[Path]:
+def parquet_files(folder: Path, split: str) -> list[Path]:
+    """Of one split, sorted. Raises DataError where there are none."""
     files = sorted(folder.rglob(f"{split}*.parquet"))
     if not files:
         raise DataError(f"{folder}: expected Parquet files named {split}*.parquet, found none")

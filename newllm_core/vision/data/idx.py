@@ -63,9 +63,7 @@ def read_idx(path: Path) -> tuple[np.ndarray, str]:
 
 def read_idx_split(folder: Path, split: str, names: IdxNames, num_classes: int) -> LabelledImages:
     """One split ("train" or "test") of a folder of IDX files, as grey images. Raises DataError."""
-    prefix = names.train if split == "train" else names.test
-    image_path = _existing(folder, f"{prefix}-images-idx3-ubyte")
-    label_path = _existing(folder, f"{prefix}-labels-idx1-ubyte")
+    image_path, label_path = idx_files(folder, split, names)
     images, image_hash = read_idx(image_path)
     labels, label_hash = read_idx(label_path)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or len(labels) == 0:
@@ -79,6 +77,12 @@ def read_idx_split(folder: Path, split: str, names: IdxNames, num_classes: int) 
         pixels = pixels.transpose(2, 3).contiguous()
     checked = zero_based_labels(torch.from_numpy(labels.copy()), num_classes, names.first_label, str(label_path))
     return LabelledImages(pixels, checked, {image_path.name: image_hash, label_path.name: label_hash})
+
+
+def idx_files(folder: Path, split: str, names: IdxNames) -> tuple[Path, Path]:
+    """Images and labels of one split. Raises DataError where one is missing."""
+    prefix = names.train if split == "train" else names.test
+    return _existing(folder, f"{prefix}-images-idx3-ubyte"), _existing(folder, f"{prefix}-labels-idx1-ubyte")
 
 
 def _existing(folder: Path, name: str) -> Path:

@@ -21,6 +21,7 @@ from newllm_core.data.errors import DataError
 from newllm_core.runs.files import sha256_file
 from newllm_core.vision.data.records import LabelledImages
 
+SPLITS = ("train", "test")
 LAYOUT = "train/<class>/<image> and test/<class>/<image>"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 IMAGE_FORMATS = ("JPEG", "PNG")  # Pillow's decoders; its many others are never tried on a file

@@ -51,7 +51,7 @@ class ImageData:
 
     ``train`` and ``selection`` have no image in common; ``selection`` is for every choice (epoch, trial, variant).
     ``normalisation`` comes from ``train`` alone. ``mirrorable``: a mirrored image keeps its class. ``provenance``:
-    plain values for a run's record.
+    plain values for a run's record. ``read``: SHA-256 of the data set (`registry.images_read`) when it was loaded.
     """
 
     train: LabelledImages
@@ -60,6 +60,7 @@ class ImageData:
     provenance: dict[str, Any]
     normalisation: Normalisation
     mirrorable: bool
+    read: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int, int]:

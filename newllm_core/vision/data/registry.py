@@ -20,6 +20,7 @@ from newllm_core.data.errors import DataError
 from newllm_core.runs.files import DATA_DIR, PROJECT_ROOT
 from newllm_core.vision.config import VisionDataConfig
 from newllm_core.vision.data import generator
+from newllm_core.vision.data.content import folder_content, hub_content, idx_content, mnist_5k_content
 from newllm_core.vision.data.hub import (
     HUB_CIFAR10,
     HUB_EMNIST_LETTERS,
@@ -52,7 +53,17 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
 # Configuration, where to read, split, classes -> that split as stored.
-Reader = Callable[[VisionDataConfig, Path | None, str, tuple[str, ...]], LabelledImages]
+ReadSplit = Callable[[VisionDataConfig, Path | None, str, tuple[str, ...]], LabelledImages]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How images are read, and the SHA-256 of all that is read; None where they are drawn."""
+
+    split: ReadSplit
+    content: Callable[[Path | None], str | None]
+
+
 _IDX_HELP = "give path=…, a folder with the four IDX files (plain or .gz)"
 _FOLDER_HELP = "give path=…, a folder or zip with train/<class>/ and test/<class>/"
 _HUB_HELP = "path=… is a folder with the repository's Parquet files; without it they are downloaded"
@@ -75,21 +86,27 @@ class ImageSource:
     takes_path: bool = True
 
 
-def _idx(names: IdxNames) -> Reader:
-    def read(config: VisionDataConfig, path: Path | None, split: str, classes: tuple[str, ...]) -> LabelledImages:
-        assert path is not None  # a source with places is never read without one
-        return read_idx_split(path, split, names, len(classes))
+def _required(path: Path | None) -> Path:
+    assert path is not None  # a source with places is never read without one
+    return path
 
-    return read
+
+def _idx(names: IdxNames) -> Reader:
+    def split_of(config: VisionDataConfig, path: Path | None, split: str, classes: tuple[str, ...]) -> LabelledImages:
+        return read_idx_split(_required(path), split, names, len(classes))
+
+    return Reader(split_of, lambda path: idx_content(_required(path), names))
 
 
 def _folder(config: VisionDataConfig, path: Path | None, split: str, classes: tuple[str, ...]) -> LabelledImages:
-    assert path is not None  # a source with places is never read without one
-    return read_image_split(path, split, classes)
+    return read_image_split(_required(path), split, classes)
 
 
 def _hub(dataset: HubDataset) -> Reader:
-    return lambda config, path, split, classes: read_hub_split(dataset, split, classes, path)
+    return Reader(
+        lambda config, path, split, classes: read_hub_split(dataset, split, classes, path),
+        lambda path: hub_content(path, dataset),
+    )
 
 
 def _mnist_5k(config: VisionDataConfig, path: Path | None, split: str, classes: tuple[str, ...]) -> LabelledImages:
@@ -100,8 +117,12 @@ def _colour(config: VisionDataConfig, path: Path | None, split: str, classes: tu
     return generator.generate_colour_task(split, config.image_size or generator.DEFAULT_SIDE, config.split_seed)
 
 
+_FOLDER = Reader(_folder, lambda path: folder_content(_required(path)))
+_COLOUR = Reader(_colour, lambda path: None)
+_MNIST_5K = Reader(_mnist_5k, lambda path: mnist_5k_content())
+
 IMAGE_SOURCES: dict[str, ImageSource] = {
-    "mnist-5k": ImageSource("MNIST-5k", DIGITS, False, _mnist_5k, takes_path=False),
+    "mnist-5k": ImageSource("MNIST-5k", DIGITS, False, _MNIST_5K, takes_path=False),
     "fashion-mnist": ImageSource(
         "Fashion-MNIST",
         FASHION,
@@ -115,7 +136,7 @@ IMAGE_SOURCES: dict[str, ImageSource] = {
         "CIFAR-10 (JPEG)",
         CIFAR10,
         True,
-        _folder,
+        _FOLDER,
         (DATA_DIR / "cifar10_jpeg.zip", PROJECT_ROOT.parent / "shared" / "data" / "cifar10_jpeg.zip"),
         f"{_FOLDER_HELP}; with a network: dataset='cifar10'",
     ),
@@ -127,8 +148,8 @@ IMAGE_SOURCES: dict[str, ImageSource] = {
     "emnist-letters-idx": ImageSource(
         "EMNIST letters", LETTERS, False, _idx(EMNIST_LETTERS_NAMES), (DATA_DIR / "emnist-letters",), _IDX_HELP
     ),
-    "image-folder": ImageSource("own images", None, True, _folder, (DATA_DIR / "images",), _FOLDER_HELP),
-    "colour": ImageSource("colour task", generator.CLASSES, True, _colour, takes_path=False),
+    "image-folder": ImageSource("own images", None, True, _FOLDER, (DATA_DIR / "images",), _FOLDER_HELP),
+    "colour": ImageSource("colour task", generator.CLASSES, True, _COLOUR, takes_path=False),
 }
 
 
@@ -155,4 +176,11 @@ def read_split(config: VisionDataConfig, split: str) -> tuple[LabelledImages, tu
     if classes is None:
         assert path is not None  # such a source has places
         classes = class_names(path)
-    return source.read(config, path, split, classes), classes
+    return source.read.split(config, path, split, classes), classes
+
+
+def images_read(config: VisionDataConfig) -> dict[str, str]:
+    """SHA-256 of the data set as it is now, training and test images; {} where it is drawn. Raises DataError."""
+    source, path = locate_source(config)
+    content = source.read.content(path)
+    return {} if content is None else {"images": content}

@@ -11,7 +11,7 @@ from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.vision.config import VisionDataConfig
 from newllm_core.vision.data.convert import converted
 from newllm_core.vision.data.records import ImageData, LabelledImages, channel_statistics
-from newllm_core.vision.data.registry import IMAGE_SOURCES, read_split
+from newllm_core.vision.data.registry import IMAGE_SOURCES, images_read, read_split
 
 
 class OneTestReading:
@@ -38,6 +38,7 @@ def load_image_data(config: VisionDataConfig) -> ImageData:
 
     Raises DataError when it is missing, damaged or too small for the split asked for.
     """
+    read = images_read(config)
     everything, classes = read_split(config, "train")
     train_indices, selection_indices = split_indices(everything.labels, config)
     train, selection = (_prepared(everything, indices, config) for indices in (train_indices, selection_indices))
@@ -54,7 +55,7 @@ def load_image_data(config: VisionDataConfig) -> ImageData:
         "image_shape": list(train.images.shape[1:]),
         "normalisation": {"mean": list(normalisation.mean), "std": list(normalisation.std)},
     }
-    return ImageData(train, selection, classes, provenance, normalisation, source.mirrorable)
+    return ImageData(train, selection, classes, provenance, normalisation, source.mirrorable, read)
 
 
 def read_test_images(config: VisionDataConfig, reading: OneTestReading) -> LabelledImages:

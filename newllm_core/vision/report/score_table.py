@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from newllm_core.comparison.accuracy import percent_accuracy
+from newllm_core.comparison.tables import Cell, table_of
 from newllm_core.vision.experiment import Record, score_cards
 from newllm_core.vision.report.runs import target_name
 from newllm_core.vision.score import (
@@ -18,19 +20,17 @@ from newllm_core.vision.score import (
 
 
 def score_table(records: Mapping[str, Record], names: Sequence[str], part: str = "test") -> pd.DataFrame:
-    """A row a named data set: accuracy with its 95 % interval (Wilson), both scores, what is attainable, the targets.
+    """A row a named data set: accuracy (Wilson's interval), both scores, what is attainable, the targets; as numbers.
 
     Raises ScoreError for a named data set without figures of ``part``.
     """
     cards = score_cards(records, names, part)
-    rows = {}
+    rows: list[dict[str, Cell]] = []
     for name in names:
         target, figures = target_name(name), records[name][part]
-        low, high = figures["accuracy_interval"]
-        rows[name] = {
-            "accuracy %": 100 * figures["accuracy"],
-            "low": 100 * low,
-            "high": 100 * high,
+        row = {
+            "data set": name,
+            "accuracy %": percent_accuracy(records[name], part),
             "target %": 100 * TARGET_ACCURACIES[target] if target else None,
             **{score: card.score[name] for score, card in cards.items()},
             "target score": TARGET_SCORES[target] if target else None,
@@ -38,7 +38,8 @@ def score_table(records: Mapping[str, Record], names: Sequence[str], part: str =
             "images": figures["images"],
             "parameters": records[name]["parameters"]["total"],
         }
-    return pd.DataFrame.from_dict(rows, orient="index")
+        rows.append(row)
+    return table_of(rows, "data set")
 
 
 def card_lines(score: str, card: ScoreCard) -> list[str]:

@@ -15,10 +15,11 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from newllm_core.config.schema import ConfigError, changed
+from newllm_core.config.schema import ConfigError, changed, config_values
 from newllm_core.runs.files import RunError, read_json, write_json
-from newllm_core.runs.folder import refuse_other_config
+from newllm_core.runs.identity import Identity, refuse_other_run
 from newllm_core.vision.config import VisionDataConfig
+from newllm_core.vision.data import images_read
 from newllm_core.vision.search.config import SEARCH_SPACES, SearchConfig
 from newllm_core.vision.settings import VisionSettings, configuration_record, for_data_set
 
@@ -76,10 +77,15 @@ class SearchPlan:
         base = configuration_record(self.base)
         del base["data"]
         search = {name: value for name, value in asdict(self.search).items() if name != "num_trials"}
-        data = {part.dataset: {k: v for k, v in asdict(part).items() if k != "path"} for part in self.data_sets}
+        data = {part.dataset: config_values(part) for part in self.data_sets}
         space = {name: json.loads(distribution_to_json(values)) for name, values in self.space.items()}
         gate = {"dataset": self.gate_data.dataset}
         return {**base, "gate": gate, "data_sets": data, "search": search, "space": space}
+
+    def identity(self) -> Identity:
+        """With the images as they are now. Raises DataError where some are missing."""
+        read = {part.dataset: images_read(part).get("images") for part in self.data_sets}
+        return Identity(self.record(), {f"{name} images": content for name, content in read.items() if content})
 
 
 def _numbers(distribution: BaseDistribution) -> tuple[float, ...]:
@@ -98,6 +104,6 @@ def keep_plan(plan: SearchPlan, folder: Path) -> None:
         stored = read_json(path)
         if set(stored["config"]["data_sets"]) != set(plan.names) or set(stored["config"]["space"]) != set(plan.space):
             raise RunError(f"{folder} holds a search over other data sets or another space; use another folder")
-        refuse_other_config(stored, plan.record(), folder)
+        refuse_other_run(stored, plan.identity(), folder)
     else:
-        write_json(path, {"config": plan.record()})
+        write_json(path, plan.identity().record())

@@ -1,6 +1,6 @@
 """Coverage of the scaling intervals, measured on simulated experiments with a known law.
 
-    python -m benchmarks.interval_coverage            # from the repository's folder; about 6 minutes on one core
+    python -m reproduce.interval_coverage            # from the repository's folder; about 6 minutes on one core
 
 writes ``results/reference/interval_coverage.json``. Coverage is the share of simulated data sets whose nominal 95 %
 interval holds the planted value; beside each share stands its Monte Carlo standard error. The figures are reported as
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=CoverageConfig.seed)
     arguments = parser.parse_args()
     record = measure(CoverageConfig(seed=arguments.seed), print)
-    write_json(arguments.output, {"command": "python -m benchmarks.interval_coverage", **record})
+    write_json(arguments.output, {"command": "python -m reproduce.interval_coverage", **record})
     print(f"written to {arguments.output} after {record['seconds']} s")
 
 

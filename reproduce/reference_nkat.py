@@ -1,10 +1,10 @@
 """The committed figures of the vision line at the `nkat_cpu` profile: quick model, two CPU cores.
 
-    python -m benchmarks.reference_nkat --estimate              # runs, finished runs, hours; trains nothing
-    python -m benchmarks.reference_nkat                         # all parts, each goes on where it was stopped
-    python -m benchmarks.reference_nkat --only rescue           # CIFAR-10 with and without the rescue pack, three seeds
-    python -m benchmarks.reference_nkat --only search           # the study, with its workers
-    python -m benchmarks.reference_nkat --report                # tables and pictures of what is there
+    python -m reproduce.reference_nkat --estimate              # runs, finished runs, hours; trains nothing
+    python -m reproduce.reference_nkat                         # all parts, each goes on where it was stopped
+    python -m reproduce.reference_nkat --only rescue           # CIFAR-10 with and without the rescue pack, three seeds
+    python -m reproduce.reference_nkat --only search           # the study, with its workers
+    python -m reproduce.reference_nkat --report                # tables and pictures of what is there
 
 Records go to results/reference/nkat/runs, tables and pictures to results/reference/nkat; weights stay beside records
 and are not committed. One thread a run, so that two parts can run side by side on two cores. A part whose images are
@@ -17,9 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reference_experiments import REFERENCE
 from newllm_core.batch.notebooks import load_profile
-from newllm_core.comparison import accuracy as comparison
+from newllm_core.comparison.accuracy import accuracy_table
+from newllm_core.comparison.groups import Record
+from newllm_core.comparison.tables import readable_table
 from newllm_core.config.schema import changed, parameter_fields, settings_of_type
 from newllm_core.report.style import save_figure
 from newllm_core.runs.files import PROJECT_ROOT, read_json, write_json, write_text
@@ -33,8 +34,9 @@ from newllm_core.vision.search.config import SEARCH_SPACES, search_profile
 from newllm_core.vision.search.plan import SearchPlan
 from newllm_core.vision.search.run import run_search
 from newllm_core.vision.settings import VisionSettings, for_data_set
-from newllm_core.vision.variant_series import VariantRuns, VariantSeries
+from newllm_core.vision.variant_series import VariantSeries
 from newllm_core.vision.variants import Variant, term_variants
+from reproduce.reference_experiments import REFERENCE
 
 NKAT = REFERENCE / "nkat"
 RUNS, SEARCH = NKAT / "runs", NKAT / "search"
@@ -112,10 +114,10 @@ def report(series: Mapping[str, VariantSeries]) -> None:
             save_figure(figure, NKAT / f"search_{name}.png")
 
 
-def _report_variants(name: str, runs: Sequence[VariantRuns]) -> None:
-    table = comparison.readable_table(comparison.comparison_table(runs, runs[0], "test")).to_string()
+def _report_variants(name: str, records: Sequence[Record]) -> None:
+    table = readable_table(accuracy_table(records, "test")).to_string()
     write_text(NKAT / f"{name}.txt", table + "\n")
-    save_figure(plots_comparison.plot_variants(runs, runs[0], "test"), NKAT / f"{name}.png")
+    save_figure(plots_comparison.plot_variants(records, "test"), NKAT / f"{name}.png")
     print(table)
 
 
@@ -123,7 +125,7 @@ def _report_data_sets(run_dirs: Mapping[str, Path]) -> None:
     if not run_dirs:
         return
     records = {name: read_json(path / "run.json") for name, path in run_dirs.items()}
-    table = score_table.score_table(records, list(records)).round(3).T.to_string()
+    table = readable_table(score_table.score_table(records, list(records))).T.to_string()
     write_text(NKAT / "data_sets.txt", table + "\n")
     save_figure(plots_vision.plot_scores(records, list(records)), NKAT / "scores.png")
     for name, record in records.items():

@@ -2,7 +2,7 @@
 
     python -m newllm_core.batch notebooks/03_phase2.ipynb -f notebooks/profiles/notes.yaml --out results/notebooks/notes
     python -m newllm_core.batch notebooks/03_phase2.ipynb -f notebooks/profiles/cpu.yaml --out results/notebooks/cpu
-    python -m benchmarks.reference_runs            # copies what these two left; nothing is trained here
+    python -m reproduce.reference_runs            # copies what these two left; nothing is trained here
 
 Writes results/reference/runs/<profile>.json and results/reference/readme.png.
 """
@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from newllm_core.batch.notebooks import load_profile
 from newllm_core.config.language import settings_from_parameters
-from newllm_core.experiment.run import run_folder_name
+from newllm_core.experiment.identity import run_folder_name
 from newllm_core.report.style import save_figure
 from newllm_core.runs.files import PROJECT_ROOT, RESULTS_DIR, read_json, write_json
 from newllm_core.runs.folder import RECORD_NAME

@@ -1,6 +1,6 @@
 """How many tokens does an effective rank need? Plain, calibrated, and without bias, with intervals, on a trained block.
 
-    python -m benchmarks.rank_of_few_tokens       # about two minutes; trains a block first if none is there
+    python -m reproduce.rank_of_few_tokens       # about two minutes; trains a block first if none is there
 
 Contexts of the training stream of the `cpu` profile (C = 500, seed 42): the rank of the first n tokens against that of
 30,000. Writes results/reference/rank_of_few_tokens.json and .png.
@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.reference_experiments import REFERENCE, centre
+from newllm_core.experiment.identity import phase1_folder_name
 from newllm_core.experiment.prepare import prepare
-from newllm_core.experiment.run import phase1_folder_name, run_phase1
+from newllm_core.experiment.run import run_phase1
 from newllm_core.metrics.few_tokens import few_token_rank
 from newllm_core.metrics.spectrum import spectrum_figures
 from newllm_core.report.style import MARK_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, new_axes, save_figure, source_line
 from newllm_core.runs.files import RESULTS_DIR, write_json
+from reproduce.reference_experiments import REFERENCE, centre
 
 TOKENS = (500, 1000, 2000, 5000, 10_000, 30_000)
 REFERENCE_TOKENS = 30_000

@@ -1,6 +1,6 @@
 """Stale or exact contexts in Phase 1? Both on the `cpu` profile, several seeds (issue: exact contexts, item 3).
 
-    python -m benchmarks.context_source            # about 20 minutes on two cores; finished runs are not repeated
+    python -m reproduce.context_source            # about 20 minutes on two cores; finished runs are not repeated
 
 Writes results/reference/context_source.json: per seed effective rank, convergence, perplexity after Phase 2, seconds;
 the runs themselves go to results/context_source/.

@@ -1,10 +1,10 @@
 """The rows of `results/reference/controls.json`: controls and baselines on the embedded corpus, at 57,173 tokens.
 
-    python -m benchmarks.controls --estimate                    # rows, finished rows, hours; runs nothing
-    python -m benchmarks.controls                               # runs what is missing
-    python -m benchmarks.controls --report                      # table, sentences and pictures of what is there
-    python -m benchmarks.controls --names gru lstm --seeds 42   # some of it
-    python -m benchmarks.controls --samples 320                 # 259,763 tokens
+    python -m reproduce.controls --estimate                    # rows, finished rows, hours; runs nothing
+    python -m reproduce.controls                               # runs what is missing
+    python -m reproduce.controls --report                      # table, sentences and pictures of what is there
+    python -m reproduce.controls --names gru lstm --seeds 42   # some of it
+    python -m reproduce.controls --samples 320                 # 259,763 tokens
 
 Finished rows are committed under results/reference/leaderboard; table, rows by variant and picture are made anew from
 all that are there. One thread, so that two lists can run side by side on two cores.
@@ -14,23 +14,24 @@ import argparse
 import os
 from collections.abc import Mapping
 
-from benchmarks.reference_experiments import REFERENCE, centre
 from newllm_core.comparison.leaderboard import (
     Standing,
     contexts_table,
     expectation_sentences,
     perplexity_ratio,
-    seeds_text,
     standings,
     standings_table,
 )
+from newllm_core.comparison.tables import readable_table
 from newllm_core.config.schema import changed
+from newllm_core.intervals import seeds_text
 from newllm_core.report.leaderboard import group_pictures
 from newllm_core.report.style import save_figure
 from newllm_core.runs.files import write_json, write_text
 from newllm_core.studies.estimate import estimate_rows
 from newllm_core.studies.runners import read_rows, run_rows
 from newllm_core.studies.variants import known_variants
+from reproduce.reference_experiments import REFERENCE, centre
 
 ROWS = REFERENCE / "leaderboard"
 ALL = [name for name, one in known_variants().items() if one.group != "ceilings"]
@@ -50,10 +51,12 @@ def report() -> None:
     """Table, ratios, sentences, `controls.json` and pictures per number of tokens, from every committed row."""
     found = standings(read_rows(ROWS))
     write_json(REFERENCE / "controls.json", {"rows": [one.record() for one in found]})
-    lines = [standings_table(found, "untrained").to_string(), "", contexts_table(found).to_string(), ""]
+    lines = [
+        readable_table(table).to_string() for table in (standings_table(found, "untrained"), contexts_table(found))
+    ]
     for tokens in sorted({one.tokens for one in found}):
         here = {one.name: one for one in found if one.tokens == tokens}
-        lines += ratio_lines(here)
+        lines += ["", *ratio_lines(here)]
         for group, figure in group_pictures(list(here.values())).items():
             ending = "" if group == "leaderboard" else f"_{group}"
             save_figure(figure, REFERENCE / f"controls_{tokens}{ending}.png")
@@ -69,8 +72,7 @@ def ratio_lines(here: Mapping[str, Standing]) -> list[str]:
         if {one, other} <= here.keys():
             ratio = perplexity_ratio(here[one], here[other])
             lines.append(
-                f"{here[one].tokens:,} tokens, {seeds_text(ratio.num_seeds)}: PPL {one} / {other} "
-                f"{ratio.value:.3f} {ratio}"
+                f"{here[one].tokens:,} tokens, {seeds_text(ratio)}: PPL {one} / {other} {ratio.text()}: {ratio.verdict}"
             )
     return lines
 

@@ -1,9 +1,9 @@
 """The committed records of notebooks 04 and 05 at the `cpu` profile, with their tables and pictures.
 
-    python -m benchmarks.reference_experiments            # trains what is missing: see --estimate
-    python -m benchmarks.reference_experiments --estimate # points, finished points, hours; trains nothing
-    python -m benchmarks.reference_experiments --only scaling --seeds 42 43 44 45    # a further seed
-    python -m benchmarks.reference_experiments --only diversity --phase1-only        # effective ranks, no perplexity
+    python -m reproduce.reference_experiments            # trains what is missing: see --estimate
+    python -m reproduce.reference_experiments --estimate # points, finished points, hours; trains nothing
+    python -m reproduce.reference_experiments --only scaling --seeds 42 43 44 45    # a further seed
+    python -m reproduce.reference_experiments --only diversity --phase1-only        # effective ranks, no perplexity
 
 A finished record is committed under results/reference/experiments, so a later run, with more seeds, sizes or losses,
 computes only what is new. Tables and pictures go to results/reference/scaling and results/reference/diversity.
@@ -16,8 +16,10 @@ from collections.abc import Sequence
 
 from newllm_core.batch.notebooks import load_profile
 from newllm_core.comparison import paired as diversity
+from newllm_core.comparison.tables import readable_table
 from newllm_core.config.language import Settings, settings_from_parameters
 from newllm_core.config.schema import changed
+from newllm_core.experiment.loss_cost import loss_cost
 from newllm_core.losses import DIVERSITY_ALGORITHMS
 from newllm_core.report import comparison as plots_diversity
 from newllm_core.report import scaling as plots_scaling
@@ -91,9 +93,9 @@ def report_diversity(records: Sequence[Record]) -> None:
     correlation = str(diversity.rank_perplexity_correlation(records))
     write_text(folder / "comparison.csv", table.to_csv())
     write_text(folder / "comparison.txt", f"{lines}\n{correlation}\n")
-    print(diversity.readable_table(table).T.to_string(), lines, correlation, sep="\n\n", flush=True)
+    print(readable_table(table).T.to_string(), lines, correlation, sep="\n\n", flush=True)
     settings = centre()
-    costs = diversity.loss_cost(
+    costs = loss_cost(
         list(DIVERSITY_ALGORITHMS), settings.phase1.batch_tokens, settings.model.context_dim, repetitions=15
     )
     for name, figure in (
@@ -104,13 +106,13 @@ def report_diversity(records: Sequence[Record]) -> None:
         ("cost", plots_diversity.plot_loss_cost(costs, settings.phase1.batch_tokens, settings.model.context_dim)),
     ):
         save_figure(figure, folder / f"{name}.png")
-    write_json(folder / "cost.json", [vars(cost) for cost in costs])
+    write_json(folder / "cost.json", costs)
 
 
 def report_axes(records: Sequence[Record]) -> None:
     table = diversity.comparison_table(records)
     write_text(REFERENCE / "diversity" / "axes.csv", table.to_csv())
-    print(diversity.readable_table(table).T.to_string(), flush=True)
+    print(readable_table(table).T.to_string(), flush=True)
     for axis in ("context_dim", "dist_reg_weight"):
         save_figure(plots_diversity.plot_axis(records, axis), REFERENCE / "diversity" / f"{axis}.png")
 

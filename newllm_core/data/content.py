@@ -1,0 +1,30 @@
+"""What a run on text reads, by its content: half of what says whether two runs are the same."""
+
+from newllm_core.config.language import DataConfig
+from newllm_core.data.corpus import open_corpus
+from newllm_core.data.embeddings import gpt2_file
+from newllm_core.data.packages import GPT2_ENCODER, GPT2_MERGES, WHISPER_TINY_EN, locate
+from newllm_core.data.tokens import TOKENIZER_SHA256
+from newllm_core.runs.files import content_sha256
+
+
+def content_read(config: DataConfig) -> dict[str, str]:
+    """SHA-256 of text, vocabulary and embeddings, as they are now; UltraChat, which is streamed, by its name.
+
+    Embeddings that are drawn or computed from the text are not read. Raises DataError where something is missing, or
+    an installed package was altered.
+    """
+    for file in (GPT2_ENCODER, GPT2_MERGES):
+        locate(file)  # raises unless its content is the pinned one
+    read = {"text": open_corpus(config).source, "vocabulary": TOKENIZER_SHA256}
+    if config.embeddings == "whisper-tiny.en":
+        locate(WHISPER_TINY_EN)
+        read["embeddings"] = WHISPER_TINY_EN.sha256
+    if config.embeddings == "gpt2":
+        read["embeddings"] = content_sha256(gpt2_file())
+    return read
+
+
+def corpus_key(config: DataConfig) -> str:
+    """The corpus in names of folders; a file by its content: `chitchat`, `file-1a2b3c4d`. Raises DataError."""
+    return config.corpus if config.corpus != "file" else open_corpus(config).key
