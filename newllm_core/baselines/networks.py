@@ -1,7 +1,7 @@
 """The networks between frozen embeddings and the tied head: PyTorch's GRU, LSTM and transformer layers, and minGRU.
 
-All read `[B, T, E]` and a state from the segment before, and give `[B, T, E]` and the next state: None, or tensors whose
-first dimension is B, in lists and tuples.
+All read `[B, T, E]` and a state from the segment before, and give `[B, T, E]` and the next state: None, or tensors
+whose first dimension is B, in lists and tuples.
 """
 
 from collections.abc import Iterator

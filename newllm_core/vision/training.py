@@ -7,7 +7,6 @@ gets evaluated. The epoch whose weights are kept is chosen on the selection imag
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from newllm_core.vision.data import ImageData, LabelledImages, Normalisation, no
 from newllm_core.vision.data.augmentation import Augmentation
 from newllm_core.vision.model.nkat import NkatModel
 from newllm_core.vision.optimisation import exponential_average, parameter_groups, warmup_cosine
-from newllm_core.vision.settings import VisionSettings, configuration_record
+from newllm_core.vision.settings import VisionSettings
 
 # Images. On a CPU larger batches leave its cache: 500 at once take 1.4 times as long as 128.
 _EVALUATION_BATCH = {"cpu": 128, "cuda": 1000}
@@ -110,23 +109,25 @@ def train_vision(
     images: ImageData,
     settings: VisionSettings,
     device: torch.device,
-    checkpoint_dir: Path,
+    checkpoints: CheckpointPlace | None = None,
     *,
     report: Callable[[EpochFigures], None] = lambda figures: None,
     show_progress: bool = True,
 ) -> TrainingResult:
-    """Train a new model, or go on from the checkpoint in ``checkpoint_dir``: the result is the same to the last bit.
+    """Train a new model.
 
     Seeds are the caller's (`runs.seed_everything`). A last batch that is not full is left out; the order is another
     every epoch.
 
     Args:
+        checkpoints: where they are written and gone on from, with the same result to the last bit; None: none. The
+            caller deletes the last ones.
         report: called with every epoch, including those before an interruption; what it raises ends the training,
             which can go on later from its last checkpoint.
 
     Raises NotFiniteError when a loss is not finite, RunError for a checkpoint that is not this run's.
     """
-    trainer = _Trainer(images, settings, device, checkpoint_dir, report, show_progress)
+    trainer = _Trainer(images, settings, device, checkpoints, report, show_progress)
     trainer.run()
     trainer.model.load_state_dict(trainer.best.weights)
     return TrainingResult(trainer.model.eval(), trainer.rows, trainer.best.number, trainer.steps_per_pass)
@@ -136,14 +137,14 @@ class _Trainer(TrainingLoop[EpochFigures]):
     name, row_kind = "NKAT", EpochFigures
 
     def __init__(
-        self, images: ImageData, settings: VisionSettings, device: torch.device, folder: Path,
+        self, images: ImageData, settings: VisionSettings, device: torch.device, checkpoints: CheckpointPlace | None,
         report: Callable[[EpochFigures], None], show_progress: bool,
     ) -> None:  # fmt: skip
         self.images, self.settings, self.config = images, settings, settings.train
         self.batch_size = min(self.config.batch_size, len(images.train))
-        place = CheckpointPlace(folder, configuration_record(settings))
+        sources = images.provenance["sources"]
         super().__init__(
-            device, self.config.epochs, with_read_data(place, device, {}, sources=images.provenance["sources"]),
+            device, self.config.epochs, checkpoints and with_read_data(checkpoints, device, {}, sources=sources),
             steps_per_pass=len(images.train) // self.batch_size, show_progress=show_progress, report=report,
         )  # fmt: skip
         self.train_images, self.train_labels = (part.to(device) for part in (images.train.images, images.train.labels))

@@ -1,7 +1,6 @@
 """Runs of several variants with several seeds: checked and estimated first, resumed, finished ones read."""
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,9 +105,7 @@ def estimated_seconds(settings: VisionSettings, images: ImageData) -> float:
     )
     short = changed(settings, {"epochs": 2, "warmup_epochs": 0})
     seed_everything(settings.run.seed, settings.run.num_threads)
-    with tempfile.TemporaryDirectory() as folder:
-        device = resolve_device(settings.run.device)
-        result = train_vision(timed, short, device, Path(folder), show_progress=False)
+    result = train_vision(timed, short, resolve_device(settings.run.device), show_progress=False)
     # An image that is only evaluated costs a forward pass, about a third of a training image.
     timed_images = batch + len(timed.selection) / 3
     all_images = len(images.train) + len(images.selection) / 3
