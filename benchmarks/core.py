@@ -29,10 +29,10 @@ from benchmarks import (
 )
 from benchmarks.machine import machine_facts
 from benchmarks.settings import FULL, QUICK, BenchmarkSettings
-from newllm_core.runs.files import RESULTS_DIR, read_json, write_json
+from newllm_core.runs.files import REFERENCE_DIR, RESULTS_DIR, read_json, write_json
 from newllm_core.runs.reproducibility import seed_everything
 
-OUTPUT = RESULTS_DIR / "reference" / "benchmark_core.json"
+OUTPUT = REFERENCE_DIR / "benchmark_core.json"
 QUICK_OUTPUT = RESULTS_DIR / "benchmark_quick" / "benchmark_core.json"
 PLOTS_FOLDER = "benchmarks"  # beside the JSON file
 

@@ -10,8 +10,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from newllm_core.head.cross_entropy import choose_head, has_bf16_products
-from newllm_core.runs.reproducibility import current_commit, library_versions, seed_everything
+from newllm_core.head.cross_entropy import choose_head
+from newllm_core.runs.reproducibility import (
+    cpu_name,
+    current_commit,
+    has_bf16_products,
+    library_versions,
+    seed_everything,
+)
 
 MB = 10**6
 _STATUS = Path("/proc/self/status")
@@ -31,12 +37,6 @@ def machine_facts() -> dict[str, Any]:
         "versions": library_versions(),
         "commit": current_commit(),
     }
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def resident_mb() -> float:

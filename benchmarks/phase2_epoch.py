@@ -13,8 +13,7 @@ from benchmarks.plain_notes import PlainNotes, PlainPhase2
 from benchmarks.settings import BenchmarkSettings
 from benchmarks.timing import compared, interleaved
 from newllm_core.config.language import ModelConfig, Phase2Config
-from newllm_core.head.cross_entropy import has_bf16_products
-from newllm_core.runs.reproducibility import derived_generator
+from newllm_core.runs.reproducibility import derived_generator, has_bf16_products
 from newllm_core.training import phase2
 from newllm_core.training.loop import PassState
 from newllm_core.training.phase1 import Phase1Result, all_contexts

@@ -11,17 +11,17 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from newllm_core.batch.notebooks import load_profile
-from newllm_core.config.language import RunConfig, settings_from_parameters
+from newllm_core.config.language import RunConfig, Settings
+from newllm_core.config.profiles import load_profile
 from newllm_core.experiment.run import run_experiment
-from newllm_core.runs.files import PROJECT_ROOT, RESULTS_DIR, write_json
+from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, RESULTS_DIR, write_json
 
 SOURCES = ("previous_iteration", "exact")
 
 
 def measure(source: str, seed: int, max_epochs: int, runs_dir: Path) -> dict[str, Any]:
     """One run of the profile, with at most ``max_epochs`` epochs; the figures that the choice rests on."""
-    settings = settings_from_parameters(load_profile(PROJECT_ROOT / "notebooks" / "profiles" / "cpu.yaml"))
+    settings = Settings.from_parameters(load_profile(PROJECT_ROOT / "notebooks" / "profiles" / "cpu.yaml"))
     phase1 = dataclasses.replace(settings.phase1, context_source=source)
     run: RunConfig = dataclasses.replace(settings.run, seed=seed)
     phase2 = dataclasses.replace(settings.phase2, max_epochs=max_epochs)
@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     parser.add_argument("--max-epochs", type=int, default=5, help="of Phase 2: its first epochs tell the order")
-    parser.add_argument("--out", type=Path, default=RESULTS_DIR / "reference" / "context_source.json")
+    parser.add_argument("--out", type=Path, default=REFERENCE_DIR / "context_source.json")
     arguments = parser.parse_args()
     rows = []
     for seed in arguments.seeds:

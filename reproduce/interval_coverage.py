@@ -20,13 +20,13 @@ import numpy as np
 from scipy import stats
 
 from newllm_core.intervals import CONFIDENCE, Floats, Interval
-from newllm_core.runs.files import RESULTS_DIR, write_json
+from newllm_core.runs.files import REFERENCE_DIR, write_json
 from newllm_core.runs.reproducibility import library_versions
 from newllm_core.scaling.bootstrap import LEVELS, ScalingPoint, bootstrap_alpha, points_from_losses
 from newllm_core.scaling.floor import bootstrap_floor_law
 from newllm_core.scaling.law import fit_power_law, mean_over_seeds
 
-OUTPUT = RESULTS_DIR / "reference" / "interval_coverage.json"
+OUTPUT = REFERENCE_DIR / "interval_coverage.json"
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from newllm_core.batch.notebooks import load_profile
-from newllm_core.config.language import settings_from_parameters
+from newllm_core.config.language import Settings
+from newllm_core.config.profiles import load_profile
 from newllm_core.experiment.identity import run_folder_name
 from newllm_core.report.style import save_figure
-from newllm_core.runs.files import PROJECT_ROOT, RESULTS_DIR, read_json, write_json
+from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, RESULTS_DIR, read_json, write_json
 from newllm_core.runs.folder import RECORD_NAME
 
 PROFILES = {
@@ -28,7 +28,7 @@ PROFILES = {
 
 def record_of(profile: str) -> dict[str, Any]:
     """The record of notebook 03 run with that profile. Raises FileNotFoundError when it has not been run."""
-    settings = settings_from_parameters(load_profile(PROJECT_ROOT / "notebooks" / "profiles" / f"{profile}.yaml"))
+    settings = Settings.from_parameters(load_profile(PROJECT_ROOT / "notebooks" / "profiles" / f"{profile}.yaml"))
     record: dict[str, Any] = read_json(RESULTS_DIR / "03_phase2" / run_folder_name(settings) / RECORD_NAME)
     return record
 
@@ -75,7 +75,7 @@ def picture(records: dict[str, dict[str, Any]]) -> Figure:
 
 def main() -> None:
     records = {profile: record_of(profile) for profile in PROFILES}
-    reference = RESULTS_DIR / "reference"
+    reference = REFERENCE_DIR
     for profile, record in records.items():
         write_json(reference / "runs" / f"{profile}.json", record)
     path: Path = save_figure(picture(records), reference / "readme.png")

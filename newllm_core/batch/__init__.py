@@ -1,47 +1,6 @@
 """Notebooks with parameters, one or many."""
 
-from newllm_core.batch.notebooks import (
-    LINES,
-    OUTPUT_DIR,
-    PARAMETERS_TAG,
-    BatchError,
-    Job,
-    Outcome,
-    is_finished,
-    job_from_mapping,
-    job_parameters,
-    load_batch,
-    load_profile,
-    main,
-    notebook_parameters,
-    parse_value,
-    read_notebook,
-    read_yaml,
-    run_batch,
-    run_notebook,
-    settings_type_of,
-    source_hash,
-)
+from newllm_core.batch.jobs import BatchError, Job, load_batch, notebook_parameters
+from newllm_core.batch.notebooks import Outcome, run_batch, run_notebook
 
-__all__ = [
-    "BatchError",
-    "Job",
-    "LINES",
-    "OUTPUT_DIR",
-    "Outcome",
-    "PARAMETERS_TAG",
-    "is_finished",
-    "job_from_mapping",
-    "job_parameters",
-    "load_batch",
-    "load_profile",
-    "main",
-    "notebook_parameters",
-    "parse_value",
-    "read_notebook",
-    "read_yaml",
-    "run_batch",
-    "run_notebook",
-    "settings_type_of",
-    "source_hash",
-]
+__all__ = ["BatchError", "Job", "Outcome", "load_batch", "notebook_parameters", "run_batch", "run_notebook"]

@@ -10,7 +10,6 @@ from newllm_core.config.language import (
     RunConfig,
     ScalingConfig,
     Settings,
-    settings_from_parameters,
 )
 from newllm_core.config.schema import (
     AnySettings,
@@ -22,7 +21,6 @@ from newllm_core.config.schema import (
     from_mapping,
     number,
     parameter_fields,
-    settings_of_type,
     unknown_name_message,
     validate,
 )
@@ -46,8 +44,6 @@ __all__ = [
     "from_mapping",
     "number",
     "parameter_fields",
-    "settings_from_parameters",
-    "settings_of_type",
     "unknown_name_message",
     "validate",
 ]

@@ -2,16 +2,15 @@
 
 A field's metadata says which values it takes; ``validate`` enforces that when a config is built, so an
 impossible value is an error where it is written, not an hour into a run. Unknown names are errors too:
-``from_mapping`` and ``settings_from_parameters`` say which name was given and which one is nearest to it.
+``from_mapping`` and ``Settings.from_parameters`` say which name was given and which one is nearest to it.
 """
 
 import dataclasses
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from newllm_core.config.schema import ConfigError, choice, later, location, number, settings_of_type, validate
+from newllm_core.config.notebook import NotebookSettings
+from newllm_core.config.schema import ConfigError, choice, later, location, number, validate
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Widths, depth and what is trained. Spec section 2."""
+    """Widths, depth and what is trained. docs/method.md, section 2."""
 
     context_dim: int = number(500, low=1)  # C
     embed_dim: int = number(384, low=2)  # E: 384 for Whisper tiny.en, 768 for GPT-2
@@ -105,7 +104,7 @@ _READ_IN_PHASE2_ALONE = (
 
 @dataclass(frozen=True)
 class Phase1Config:
-    """Training of the ContextBlock without labels. Spec section 4."""
+    """Training of the ContextBlock without labels. docs/method.md, section 4."""
 
     objective: str = choice("cvfp", "contrastive", "regression")  # fixed point, or prediction: predictive.py
     diversity_algorithm: str = "MCDL"  # a name in losses.DIVERSITY_ALGORITHMS
@@ -146,7 +145,7 @@ class Phase1Config:
 
 @dataclass(frozen=True)
 class Phase2Config:
-    """Training of the TokenBlock on frozen contexts. Spec section 5."""
+    """Training of the TokenBlock on frozen contexts. docs/method.md, section 5."""
 
     learning_rate: float = number(0.001, above=0)
     gradient_clip: float = number(1.0, above=0)
@@ -172,13 +171,13 @@ class Phase2Config:
 
 @dataclass(frozen=True)
 class ScalingConfig:
-    """Sample sizes and sliding windows of the α progression. Spec section 6."""
+    """Sample sizes and sliding windows of the α progression. docs/method.md, section 6."""
 
     init_samples: int = number(50, low=1)
-    multiplier: float = number(2.0, above=1)
-    window_size: int = number(4, low=2)
-    num_windows: int = number(2, low=1)
-    num_resamples: int = number(4000, low=100)  # bootstrap draws behind every interval
+    multiplier: float = number(2.0, above=1, high=100)
+    window_size: int = number(4, low=2, high=100)
+    num_windows: int = number(2, low=1, high=100)
+    num_resamples: int = number(4000, low=100, high=1_000_000)  # bootstrap draws behind every interval
 
     def __post_init__(self) -> None:
         validate(self)
@@ -197,7 +196,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(NotebookSettings):
     """One complete set of configs, as a notebook's parameters give it."""
 
     data: DataConfig = DataConfig()
@@ -206,8 +205,3 @@ class Settings:
     phase2: Phase2Config = Phase2Config()
     scaling: ScalingConfig = ScalingConfig()
     run: RunConfig = RunConfig()
-
-
-def settings_from_parameters(parameters: Mapping[str, Any], extra: typing.Iterable[str] = ()) -> Settings:
-    """Those of the language model; see ``settings_of_type``."""
-    return settings_of_type(Settings, parameters, extra)

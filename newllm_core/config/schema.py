@@ -15,11 +15,16 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, TypeVar
 
+from newllm_core.config.values import read_as, shown
+
 Config = TypeVar("Config")
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message says what was expected and what was given."""
+
+
+LARGEST = {int: 2**53, float: 1e38}  # in size: what a float still counts exactly, what single precision holds
 
 
 def number(default: Any, low: float | None = None, high: float | None = None, above: float | None = None) -> Any:
@@ -41,35 +46,51 @@ def later(spec: Any) -> Any:
     return field(default=spec.default, metadata={**spec.metadata, "later": True})
 
 
-def _type_matches(value: Any, expected: Any) -> bool:
+def type_matches(value: Any, expected: Any) -> bool:
+    """Whether ``value`` is of the kind ``expected``, a type or a union; a truth value is no number."""
     if isinstance(expected, types.UnionType):
-        return any(_type_matches(value, option) for option in typing.get_args(expected))
+        return any(type_matches(value, option) for option in typing.get_args(expected))
     if typing.get_origin(expected) is tuple:
         members = typing.get_args(expected)
-        return isinstance(value, tuple) and len(value) == len(members) and all(map(_type_matches, value, members))
+        return isinstance(value, tuple) and len(value) == len(members) and all(map(type_matches, value, members))
     if expected is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if expected is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if expected is None or expected is types.NoneType:
         return value is None
-    return isinstance(value, expected)
+    return expected is Any or isinstance(value, expected)
 
 
 def _check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     choices, low, high, above = (limits.get(key) for key in ("choices", "low", "high", "above"))
     if choices is not None and value not in choices:
-        raise ConfigError(f"{name}: expected one of {', '.join(map(repr, choices))}, given {value!r}")
-    if value is None or isinstance(value, str):
+        raise ConfigError(f"{name}: expected one of {', '.join(map(repr, choices))}, given {shown(value)}")
+    for member in value if isinstance(value, tuple) else (value,):
+        _check_size(name, member)
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return
+    if low is not None and value < low:
+        raise ConfigError(f"{name}: expected at least {low}, given {shown(value)}")
+    if high is not None and value > high:
+        raise ConfigError(f"{name}: expected at most {high}, given {shown(value)}")
+    if above is not None and value <= above:
+        raise ConfigError(f"{name}: expected more than {above}, given {shown(value)}")
+
+
+def _check_size(name: str, value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{name}: expected a finite number, given {value!r}")
-    if low is not None and value < low:
-        raise ConfigError(f"{name}: expected at least {low}, given {value!r}")
-    if high is not None and value > high:
-        raise ConfigError(f"{name}: expected at most {high}, given {value!r}")
-    if above is not None and value <= above:
-        raise ConfigError(f"{name}: expected more than {above}, given {value!r}")
+    limit = LARGEST.get(type(value))
+    if limit is not None and abs(value) > limit:
+        raise ConfigError(f"{name}: expected a number between {-limit} and {limit}, given {shown(value)}")
+
+
+def require_kind(name: str, value: Any, kind: Any) -> None:
+    """Raises ConfigError, with ``name``, for a value of another kind."""
+    if not type_matches(value, kind):
+        expected = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind)
+        raise ConfigError(f"{name}: expected {expected}, given {shown(value)} ({type(value).__name__})")
 
 
 def validate(config: Any) -> None:
@@ -77,10 +98,7 @@ def validate(config: Any) -> None:
     hints = typing.get_type_hints(type(config))
     for spec in dataclasses.fields(config):
         name, value = f"{type(config).__name__}.{spec.name}", getattr(config, spec.name)
-        if not _type_matches(value, hints[spec.name]):
-            hint = hints[spec.name]
-            expected = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
-            raise ConfigError(f"{name}: expected {expected}, given {value!r} ({type(value).__name__})")
+        require_kind(name, value, hints[spec.name])
         _check_range(name, value, spec.metadata)
         if hints[spec.name] is float:
             # 1 and 1.0 are the same configuration and must be written, and hashed, alike.
@@ -97,15 +115,15 @@ def unknown_name_message(kind: str, name: str, known: typing.Iterable[str]) -> s
 
 
 def from_mapping(config_type: type[Config], values: Mapping[str, Any]) -> Config:
-    """Build a config from a mapping such as parsed YAML or JSON; lists become tuples.
+    """Build a config from a mapping such as parsed YAML or JSON; its values are read (``values.read_as``).
 
     Raises ConfigError for an unknown key or an impossible value.
     """
-    known = {spec.name for spec in dataclasses.fields(config_type)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(config_type)
     for name in values:
-        if name not in known:
-            raise ConfigError(unknown_name_message(f"key of {config_type.__name__}", name, known))
-    return config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        if name not in hints:
+            raise ConfigError(unknown_name_message(f"key of {config_type.__name__}", name, hints))
+    return config_type(**{name: read_as(hints[name], value) for name, value in values.items()})
 
 
 AnySettings = typing.TypeVar("AnySettings", bound=typing.Any)  # Settings, or another dataclass of such sections
@@ -122,45 +140,38 @@ def parameter_fields(settings_type: type) -> dict[str, tuple[str, str]]:
     return {(name if names.count(name) == 1 else f"{section}_{name}"): (section, name) for section, name in pairs}
 
 
-def settings_of_type(
-    settings_type: type[AnySettings], parameters: Mapping[str, Any], extra: typing.Iterable[str] = ()
-) -> AnySettings:
-    """Settings from a notebook's flat parameters (see ``parameter_fields`` for the names).
+def parameter_kinds(settings_type: type) -> dict[str, Any]:
+    """Notebook parameter -> the type, or union of types, of its values."""
+    hints = {section.name: typing.get_type_hints(section.type) for section in dataclasses.fields(settings_type)}
+    return {name: hints[section][key] for name, (section, key) in parameter_fields(settings_type).items()}
 
-    ``parameters`` may be the notebook's ``globals()``: of these only plain values (numbers, strings, lists, None)
-    without a leading underscore are parameters. One that is neither a field nor listed in ``extra`` is an error, so
-    that a misspelled papermill parameter cannot run on with a default.
+
+def changed(settings: AnySettings, changes: Mapping[str, Any], own: typing.Collection[str] = ()) -> AnySettings:
+    """``settings`` with some fields changed at once, by their flat names (``parameter_fields``); values are read.
+
+    ``own``: further parameters, a notebook's, which are left out. Raises ConfigError for any other name, so that a
+    misspelled parameter cannot run on with a default, and for an impossible value or combination.
     """
-    known = parameter_fields(settings_type)
-    kinds = {section.name: section.type for section in dataclasses.fields(settings_type)}
-    sections: dict[str, dict[str, Any]] = {name: {} for name in kinds}
-    for name, value in parameters.items():
-        plain = value is None or isinstance(value, str | int | float | list | tuple)
-        # In is IPython's list of inputs.
-        ignored = not plain or name.startswith("_") or name == "In" or name in extra
-        if ignored and name not in known:
-            continue
-        if name not in known:
-            raise ConfigError(unknown_name_message("parameter", name, [*known, *extra]))
-        section, key = known[name]
-        sections[section][key] = value
-    return settings_type(**{name: from_mapping(kind, sections[name]) for name, kind in kinds.items()})  # type: ignore[arg-type]
-
-
-def changed(settings: AnySettings, changes: Mapping[str, Any]) -> AnySettings:
-    """``settings`` with some fields changed at once, by their flat names (``parameter_fields``); lists become tuples.
-
-    Raises ConfigError for an unknown name, an impossible value or an impossible combination.
-    """
-    known = parameter_fields(type(settings))
+    fields, kinds = parameter_fields(type(settings)), parameter_kinds(type(settings))
     sections: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
-        if name not in known:
-            raise ConfigError(unknown_name_message("parameter", name, known))
-        section, key = known[name]
-        sections.setdefault(section, {})[key] = tuple(value) if isinstance(value, list) else value
+        if name in fields:
+            section, key = fields[name]
+            sections.setdefault(section, {})[key] = read_as(kinds[name], value)
+        elif name not in own:
+            raise ConfigError(unknown_name_message("parameter", name, [*fields, *own]))
     replaced = {name: dataclasses.replace(getattr(settings, name), **values) for name, values in sections.items()}
     return dataclasses.replace(settings, **replaced)
+
+
+def location_parameters(settings_type: type) -> set[str]:
+    """The flat names of the fields that say where something lies."""
+    specs = {
+        (section.name, spec.name): spec
+        for section in dataclasses.fields(settings_type)
+        for spec in dataclasses.fields(section.type)  # type: ignore[arg-type]
+    }
+    return {name for name, place in parameter_fields(settings_type).items() if specs[place].metadata.get("location")}
 
 
 def config_values(config: Any) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from newllm_core.experiment.checks import (
     Check,
     RepeatedPasses,
     StaleComparison,
-    as_record,
     compare_stale,
     convergence_verdict,
     fixed_point_check,
@@ -21,7 +20,7 @@ from newllm_core.experiment.checks import (
     rank_check,
     repeated_passes,
 )
-from newllm_core.experiment.estimate import Estimate, duration_text, estimate, list_text
+from newllm_core.experiment.estimate import Estimate, duration_text, estimate
 from newllm_core.experiment.identity import (
     identity_of,
     phase1_folder_name,
@@ -32,10 +31,10 @@ from newllm_core.experiment.identity import (
 from newllm_core.experiment.loss_cost import loss_cost
 from newllm_core.experiment.measure import (
     describe,
-    generate_text,
     measure_phase1,
     per_conversation_sums,
     phase2_record,
+    sample_text,
     validation_spectrum,
 )
 from newllm_core.experiment.phase1_cache import (
@@ -46,6 +45,7 @@ from newllm_core.experiment.phase1_cache import (
     phase1_in_folder,
 )
 from newllm_core.experiment.prepare import Prepared, prepare
+from newllm_core.experiment.record import FORMAT, check_run_record
 from newllm_core.experiment.run import (
     PHASE2_CHECKPOINT,
     TOKEN_WEIGHTS,
@@ -62,6 +62,7 @@ __all__ = [
     "CVFP_PASS",
     "Check",
     "Estimate",
+    "FORMAT",
     "IDENTITY_MAX_COSINE",
     "IDENTITY_MIN_DISTANCE",
     "PHASE1_CHECKPOINT",
@@ -76,17 +77,15 @@ __all__ = [
     "StaleComparison",
     "TOKEN_WEIGHTS",
     "TrainAndMeasure",
-    "as_record",
+    "check_run_record",
     "compare_stale",
     "convergence_verdict",
     "describe",
     "duration_text",
     "estimate",
     "fixed_point_check",
-    "generate_text",
     "identity_check",
     "identity_of",
-    "list_text",
     "load_model",
     "loss_cost",
     "measure_phase1",
@@ -102,6 +101,7 @@ __all__ = [
     "run_folder_name",
     "run_identity",
     "run_phase1",
+    "sample_text",
     "settings_of",
     "validation_spectrum",
 ]

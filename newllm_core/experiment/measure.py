@@ -1,4 +1,4 @@
-"""The figures of a run as JSON values: what Phase 1 and Phase 2 add to its record (spec section 6)."""
+"""The figures of a run as JSON values: what Phase 1 and Phase 2 add to its record (docs/method.md, section 6)."""
 
 from dataclasses import asdict
 from typing import Any
@@ -9,9 +9,7 @@ from torch import Tensor
 from newllm_core.config.language import Phase1Config
 from newllm_core.data import load_tokenizer, token_byte_lengths
 from newllm_core.experiment.checks import (
-    Check,
     RepeatedPasses,
-    as_record,
     compare_stale,
     fixed_point_check,
     identity_check,
@@ -19,31 +17,40 @@ from newllm_core.experiment.checks import (
     repeated_passes,
 )
 from newllm_core.experiment.prepare import Prepared
+from newllm_core.experiment.record import FORMAT
 from newllm_core.metrics.convergence import Convergence
-from newllm_core.metrics.forgetting import FORGETTING_FACTOR, contraction_rate, forgetting_horizon
+from newllm_core.metrics.forgetting import (
+    FORGETTING_FACTOR,
+    FORGETTING_TOKENS,
+    MIN_FORGETTING_TOKENS,
+    contraction_rate,
+    forgetting_horizon,
+)
 from newllm_core.metrics.prediction import bits_per_byte
 from newllm_core.metrics.rank import singular_values, stream_rank
 from newllm_core.metrics.spectrum import spectrum_figures
-from newllm_core.model import StreamEmbeddings
-from newllm_core.runs.reproducibility import current_commit, derived_generator, device_name, library_versions
+from newllm_core.model import ContextBlock, StreamEmbeddings, generate_text
+from newllm_core.runs.reproducibility import (
+    arithmetic,
+    current_commit,
+    derived_generator,
+    device_name,
+    library_versions,
+)
 from newllm_core.training.phase1 import IterationRecord, Phase1History, Phase1Result, all_contexts
 from newllm_core.training.phase2 import Phase2Result
 
-# Tokens on which exponent, horizon and the stale comparison are measured.
-_MEASURED_TOKENS = 8192
-_SAMPLE_PROMPTS = ("Hi, how are you", "What do you like to do")
-_SAMPLE_TOKENS, _SAMPLE_TEMPERATURE, _SAMPLE_TOP_K = 40, 0.8, 40
+_IDENTITY_TOKENS = 8192  # that the identity check looks at
+SAMPLE_PROMPTS = ("Hi, how are you", "What do you like to do")
 
 
 def measure_phase1(
     prepared: Prepared, config: Phase1Config, result: Phase1Result, history: Phase1History
 ) -> dict[str, Any]:
-    """Every figure of spec section 6 on the kept weights; all of them JSON values."""
+    """Every figure of docs/method.md, section 6 on the kept weights; all of them JSON values."""
     block, contexts = prepared.model.context_block, result.validation_contexts[:, -1]
     embeds = StreamEmbeddings(prepared.model, prepared.validation_tokens)
     passes = repeated_passes(block, embeds, config.validation_passes, config.convergence_threshold)
-    few = min(_MEASURED_TOKENS, len(contexts) - 1)
-    forgetting = forgetting_horizon(block, embeds[0:few])
     best = history.iterations[history.best_iteration - 1] if history.iterations else None
     return {
         "iterations": len(history.iterations),
@@ -53,14 +60,22 @@ def measure_phase1(
         "effective_rank": _rank_record(result, history, config),
         "convergence": _convergence_record(best, len(prepared.train_tokens), passes.convergence),
         "cvfp_loss": best.cvfp if best else None,
-        "checks": [as_record(check) for check in _checks(prepared, contexts, passes, config)],
-        "repeated_passes": as_record(passes),
+        "checks": _checks_record(prepared, contexts, passes, config),
+        "repeated_passes": passes.record(),
         "stale_against_exact": _stale_record(prepared, result, history),
-        "contraction_rate": contraction_rate(block, embeds[0:few]),
-        "forgetting": {"factor": FORGETTING_FACTOR, **asdict(forgetting)},
+        **_forgetting_record(block, embeds[0 : min(FORGETTING_TOKENS, len(embeds) - 1)]),
         "spectrum": _spectrum_record(contexts[:-1][: config.effective_rank_tokens]),
         "history": [iteration.record() for iteration in history.iterations],
     }
+
+
+def _forgetting_record(block: ContextBlock, embeds: Tensor) -> dict[str, Any]:
+    """Exponent and horizon on these tokens `[n, E·T]`, with their number; None where they are too few to settle."""
+    tokens = len(embeds)
+    if tokens < MIN_FORGETTING_TOKENS:
+        return {"contraction_rate": None, "contraction_tokens": None, "forgetting": None}
+    forgetting = {"factor": FORGETTING_FACTOR, **asdict(forgetting_horizon(block, embeds)), "tokens": tokens}
+    return {"contraction_rate": contraction_rate(block, embeds), "contraction_tokens": tokens, "forgetting": forgetting}
 
 
 def _spectrum_record(measured: Tensor) -> dict[str, Any]:
@@ -82,6 +97,8 @@ def _rank_record(result: Phase1Result, history: Phase1History, config: Phase1Con
         "context_dim": train.context_dim,
         "train_tokens": train.num_tokens,
         "validation_tokens": validation.num_tokens,
+        "train_ceiling": train.ceiling,
+        "validation_ceiling": validation.ceiling,
     }
 
 
@@ -97,13 +114,18 @@ def _convergence_record(best: IterationRecord | None, num_train: int, validation
     }
 
 
-def _checks(prepared: Prepared, contexts: Tensor, passes: RepeatedPasses, config: Phase1Config) -> list[Check]:
-    few = min(_MEASURED_TOKENS, len(contexts) - 1)
-    return [
-        rank_check(stream_rank(contexts, config.effective_rank_tokens)),
-        identity_check(contexts[:few], prepared.model.embed(prepared.validation_tokens[:few]).detach()),
-        fixed_point_check(passes),
-    ]
+def _checks_record(
+    prepared: Prepared, contexts: Tensor, passes: RepeatedPasses, config: Phase1Config
+) -> dict[str, dict[str, Any]]:
+    """The three checks on validation contexts `[M, C]`, by name."""
+    few = min(_IDENTITY_TOKENS, len(contexts) - 1)
+    tokens = prepared.model.embed(prepared.validation_tokens[:few]).detach()
+    checks = {
+        "rank": rank_check(stream_rank(contexts, config.effective_rank_tokens)),
+        "identity": identity_check(contexts[:few], tokens),
+        "fixed_point": fixed_point_check(passes),
+    }
+    return {name: {"verdict": check.verdict, **check.figures} for name, check in checks.items()}
 
 
 def _stale_record(prepared: Prepared, result: Phase1Result, history: Phase1History) -> dict[str, Any] | None:
@@ -114,7 +136,7 @@ def _stale_record(prepared: Prepared, result: Phase1Result, history: Phase1Histo
     rows = slice(1, len(stale))  # token 0 is entered by the carry-over, which exact contexts do not have
     embeds = StreamEmbeddings(prepared.model, prepared.train_tokens)[rows]
     exact = result.train_contexts[rows, -1].to(embeds.device)
-    return as_record(compare_stale(prepared.model.context_block, embeds, stale[:-1], exact))
+    return asdict(compare_stale(prepared.model.context_block, embeds, stale[:-1], exact))
 
 
 def validation_spectrum(prepared: Prepared, config: Phase1Config) -> list[float]:
@@ -126,6 +148,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     """What a record says about itself beside its figures."""
     statistics = prepared.token_data.statistics
     return {
+        "format": FORMAT,
         "corpus": prepared.data.corpus,
         "embeddings": prepared.data.embeddings,
         "seed": prepared.run.seed,
@@ -143,6 +166,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
             "embeddings": prepared.embeddings.provenance,
         },
         "device": device_name(prepared.train_tokens.device),
+        "arithmetic": arithmetic(),
         "versions": library_versions(),
         "commit": current_commit(),
         "paths": {"conversations_file": prepared.data.conversations_file},
@@ -157,7 +181,7 @@ def phase2_record(prepared: Prepared, result: Phase2Result) -> dict[str, Any]:
     total = float(result.validation.nats.double().sum())
     record["best"]["validation_bits_per_byte"] = bits_per_byte(total, int(target_bytes.sum()))
     record["validation_conversations"] = per_conversation_sums(result.validation.nats, stream.boundaries)
-    record["generated"] = [{"prompt": prompt, "text": generate_text(prepared, prompt)} for prompt in _SAMPLE_PROMPTS]
+    record["generated"] = [{"prompt": prompt, "text": sample_text(prepared, prompt)} for prompt in SAMPLE_PROMPTS]
     record["seconds"] = result.seconds
     return record
 
@@ -173,11 +197,7 @@ def per_conversation_sums(nats: Tensor, boundaries: Tensor) -> dict[str, list[fl
     return {"nats": sums.tolist(), "tokens": torch.bincount(owner, minlength=num_conversations).tolist()}
 
 
-def generate_text(prepared: Prepared, prompt: str) -> str:
+def sample_text(prepared: Prepared, prompt: str) -> str:
     """A continuation sampled with a fixed seed: the same model writes the same text."""
-    tokenizer = load_tokenizer()
-    ids = prepared.train_tokens.new_tensor(tokenizer.encode(prompt).ids)
     generator = derived_generator("generate", prepared.run.seed, prompt)
-    tokens = prepared.model.generate(ids, _SAMPLE_TOKENS, _SAMPLE_TEMPERATURE, _SAMPLE_TOP_K, generator)
-    text: str = tokenizer.decode(tokens[len(ids) :].tolist())
-    return text
+    return generate_text(prepared.model, load_tokenizer(), prompt, generator=generator)

@@ -19,6 +19,7 @@ from newllm_core.experiment.identity import identity_of, run_identity, settings_
 from newllm_core.experiment.measure import describe, measure_phase1, phase2_record, validation_spectrum
 from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS, PHASE1_RECORD, phase1_in_folder
 from newllm_core.experiment.prepare import Prepared, check_phase1, prepare
+from newllm_core.experiment.record import check_run_record
 from newllm_core.model import NewLLM
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import DATA_DIR, load_tensors, read_json
@@ -77,8 +78,8 @@ def run_experiment(
     data_dir: Path = DATA_DIR,
     phase1_dir: Path | None = None,
 ) -> dict[str, Any]:
-    """Data → Phase 1 → Phase 2 → the record that `run.json` holds (design, section 5); its `seconds` are those of the
-    session that finished it.
+    """Data → Phase 1 → Phase 2 → the record that `run.json` holds (docs/method.md, section 10); its `seconds` are
+    those of the session that finished it.
 
     A complete folder is read, not run again; a partial one goes on after the last checkpoint of either phase.
 
@@ -91,7 +92,7 @@ def run_experiment(
     Raises ConfigError, DataError, RunError (another configuration in the folder) or NotFiniteError.
     """
     settings = Settings(data=data, model=model, phase1=phase1, phase2=phase2, run=run)
-    place = RunFolder(run_dir / RECORD_NAME, run_dir / PHASE2_CHECKPOINT, run_identity(settings))
+    place = RunFolder(run_dir / RECORD_NAME, run_dir / PHASE2_CHECKPOINT, run_identity(settings), check_run_record)
     with place.held() as held:
         if held.record is not None:
             logger.info("complete already: %s", place.record_path)

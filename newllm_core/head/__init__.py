@@ -7,7 +7,6 @@ from newllm_core.head.cross_entropy import (
     TokenFigures,
     choose_head,
     frozen_head_cross_entropy,
-    has_bf16_products,
     with_output_bias,
     with_unit_columns,
 )
@@ -27,7 +26,6 @@ __all__ = [
     "epochs_head",
     "fit_unigram",
     "frozen_head_cross_entropy",
-    "has_bf16_products",
     "sample_vocabulary",
     "with_output_bias",
     "with_unit_columns",

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from newllm_core.runs.reproducibility import has_bf16_products
+
 # Measured, not chosen at run time: a choice made anew at each run would make two runs differ. Two cores with
 # AVX512-BF16, V = 50,257 (benchmarks/head.py): blocks-bf16 > blocks > torch's linear_cross_entropy ≈ direct.
 _DEVICE_CHOICE = {"cpu": "blocks", "cpu with bf16 products": "blocks-bf16", "cuda": "blocks-bf16"}
@@ -38,11 +40,6 @@ def choose_head(name: str, device: torch.device) -> str:
     if kind == "cpu" and has_bf16_products():
         kind = "cpu with bf16 products"
     return _DEVICE_CHOICE[kind]
-
-
-def has_bf16_products() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; elsewhere the products are emulated and slow."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def frozen_head_cross_entropy(

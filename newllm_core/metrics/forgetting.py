@@ -10,11 +10,15 @@ from newllm_core.contexts.shooting import start_distances
 from newllm_core.model.layers import ContextBlock
 from newllm_core.runs.reproducibility import derived_generator
 
-FORGETTING_FACTOR = 1e-6  # design section 3
+FORGETTING_FACTOR = 1e-6  # a difference this much smaller is that of float32's rounding
+# What exponent and horizon are measured on, everywhere: on other numbers of tokens they come out differently.
+FORGETTING_TOKENS = 4096
+MIN_FORGETTING_TOKENS = 64  # of fewer, nothing settles
+_STRETCHES = 8  # side by side
 
 
 @torch.no_grad()
-def contraction_rate(block: ContextBlock, token_embeds: Tensor, max_tokens: int = 4096) -> float:
+def contraction_rate(block: ContextBlock, token_embeds: Tensor, max_tokens: int = FORGETTING_TOKENS) -> float:
     """Largest Lyapunov exponent of the recurrence, in nats per token; below 0 the block forgets its start.
 
     Benettin's method (1980) in float64: two trajectories 1e-7 apart, the distance reset after every token, its log
@@ -24,10 +28,12 @@ def contraction_rate(block: ContextBlock, token_embeds: Tensor, max_tokens: int 
     Args:
         token_embeds: `[N, E·T]`, N >= 64.
     """
-    stretches, distance = 8, 1e-7
+    stretches, distance = _STRETCHES, 1e-7
     steps = min(len(token_embeds), max_tokens) // stretches
-    if steps < 8:
-        raise ValueError(f"contraction_rate: expected at least 64 tokens, given {len(token_embeds)}")
+    if stretches * steps < MIN_FORGETTING_TOKENS:
+        raise ValueError(
+            f"contraction_rate: expected at least {MIN_FORGETTING_TOKENS} tokens, given {len(token_embeds)}"
+        )
     settle = min(steps // 4, 200)
     wide = copy.deepcopy(block).double()
     embeds = token_embeds[: stretches * steps].double().reshape(stretches, steps, -1)
@@ -61,7 +67,7 @@ class Forgetting:
 def forgetting_horizon(
     block: ContextBlock, token_embeds: Tensor, factor: float = FORGETTING_FACTOR, streams: int = 4
 ) -> Forgetting:
-    """Tokens until the difference between two starts falls by ``factor`` (design section 3), in float64.
+    """Tokens until the difference between two starts falls by ``factor`` (docs/method.md, section 8), in float64.
 
     Args:
         token_embeds: `[N, E·T]`; ``streams`` stretches of it run at once, and the slowest one counts.

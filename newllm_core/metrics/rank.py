@@ -76,6 +76,16 @@ class StreamRank:
         """0 … 1 of the context width."""
         return self.value / self.context_dim
 
+    @property
+    def ceiling(self) -> float:
+        """What contexts that spread evenly over all directions have on so many tokens: white noise's rank."""
+        return noise_effective_rank(self.num_tokens, self.context_dim)
+
+    @property
+    def share_of_ceiling(self) -> float:
+        """0 … 1; noise of another draw can be a little above the one that the ceiling was taken from."""
+        return min(self.value / self.ceiling, 1.0)
+
     def __str__(self) -> str:
         return f"{self.value:.2f}/{self.context_dim} = {self.share:.1%} ({self.num_tokens:,} tokens)"
 
@@ -84,6 +94,9 @@ class StreamRank:
 
 
 def stream_rank(contexts: Tensor, max_tokens: int) -> StreamRank:
-    """Effective rank of the first ``max_tokens`` contexts `[N, C]`, the stream's last excluded (spec section 6)."""
+    """Effective rank of the first ``max_tokens`` contexts `[N, C]`, the last of the stream excluded.
+
+    Source: docs/method.md, section 6.
+    """
     measured = contexts[:-1][:max_tokens]
     return StreamRank(effective_rank(measured), contexts.shape[1], len(measured))

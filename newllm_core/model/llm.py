@@ -1,8 +1,10 @@
 """NewLLM: frozen embeddings, a ContextBlock, a TokenBlock and a head that is the embedding matrix again."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -10,11 +12,13 @@ from newllm_core.config.language import ModelConfig
 from newllm_core.head.cross_entropy import with_output_bias, with_unit_columns
 from newllm_core.model.layers import ContextBlock, TokenBlock, initialise_normal
 from newllm_core.model.readout import LinearBlock, Readout
+from newllm_core.model.saved import read_model, write_model
+from newllm_core.runs.files import RunError
 from newllm_core.runs.reproducibility import derived_generator
 
 
 class NewLLM(nn.Module):
-    """The whole language model (spec section 2).
+    """The whole language model (docs/method.md, section 2).
 
     Args:
         model_config: widths, depth, and what is trained.
@@ -25,6 +29,7 @@ class NewLLM(nn.Module):
     """
 
     frozen_embedding: Tensor
+    output_bias: Tensor | None
 
     def __init__(self, model_config: ModelConfig, embedding_matrix: Tensor, seed: int = 42) -> None:
         super().__init__()
@@ -55,10 +60,10 @@ class NewLLM(nn.Module):
         self.embedding = nn.Parameter(embedding_matrix.detach().clone().float(), requires_grad=trained)
         if trained:
             # Contexts are computed once, before Phase 2 moves the embedding: the ContextBlock keeps reading this copy.
-            self.register_buffer("frozen_embedding", self.embedding.detach().clone(), persistent=False)
+            self.register_buffer("frozen_embedding", self.embedding.detach().clone())
         self.embed_norm = nn.LayerNorm(shape.embed_dim).requires_grad_(False)
-        # Of the output, `[V]`; Phase 2 sets it from the training text, which a loaded model has too.
-        self.output_bias: Tensor | None = None
+        # Of the output, `[V]`; Phase 2 sets it from the training text.
+        self.register_buffer("output_bias", None)
         if not model_config.tie_weights:
             self.untied_head = nn.Parameter(self.embedding.detach().clone())
 
@@ -128,35 +133,28 @@ class NewLLM(nn.Module):
         blocks = [*self.token_block.parameters(), *self.readout.parameters()]
         return [*blocks, *(p for p in others if p.requires_grad)]
 
-    @torch.no_grad()
-    def generate(
-        self, prompt: Tensor, num_tokens: int, temperature: float, top_k: int, generator: torch.Generator
-    ) -> Tensor:
-        """Continue ``prompt`` `[n]`, n >= 1, from the zero context by ``num_tokens`` tokens -> `[n + num_tokens]`.
+    def save(self, folder: Path, tokenizer: Tokenizer | None = None) -> None:
+        """Write all of the model to ``folder``, the embedding matrix too, so that it can be read there alone.
 
-        Sampling is from the ``top_k`` most probable tokens at ``temperature`` > 0. Raises ValueError for an empty
-        prompt, and for a temperature or ``top_k`` out of range.
+        With a ``tokenizer``, text can be written from there as well (``model.saved.load_model_tokenizer``).
         """
-        if not len(prompt) or not temperature > 0 or not 1 <= top_k <= len(self.embedding):
-            raise ValueError(
-                "generate: expected a prompt of at least one token, temperature > 0 and "
-                f"top_k in 1 … {len(self.embedding)}, given {len(prompt)} tokens, {temperature} and {top_k}"
-            )
-        tokens = prompt.tolist()
-        history = self.config.num_input_tokens
-        context = torch.zeros(1, self.config.context_dim, device=prompt.device)
-        for position in range(len(tokens) + num_tokens - 1):
-            known = prompt.new_tensor(tokens[: position + 1][-history:])
-            window = StreamEmbeddings(self, known)[len(known) - 1 : len(known)]
-            contexts = self.context_block.forward_with_intermediates(context, window)
-            context = contexts[-1]
-            if position + 1 < len(prompt):
-                continue
-            hidden = self.hidden(torch.stack(contexts, dim=1), known[-1:])
-            best, ids = self.logits(hidden)[0].topk(top_k)
-            probabilities = functional.softmax(best / temperature, dim=0).cpu()
-            tokens.append(int(ids[torch.multinomial(probabilities, 1, generator=generator).to(ids.device)]))
-        return prompt.new_tensor(tokens)
+        write_model(folder, self.config, self.state_dict(), tokenizer)
+
+    @classmethod
+    def load(cls, folder: Path) -> "NewLLM":
+        """The model that ``save`` wrote to ``folder``, on the CPU.
+
+        Raises RunError when there is none, when a file was altered since, and for a tensor too many or too few.
+        """
+        config, tensors = read_model(folder)
+        model = cls(config, tensors["embedding"])
+        if "output_bias" in tensors:
+            model.output_bias = torch.zeros_like(tensors["output_bias"])
+        try:
+            model.load_state_dict(tensors, strict=True)
+        except RuntimeError as error:
+            raise RunError(f"{folder}: the weights do not fit the configuration: {error}") from error
+        return model
 
 
 class StreamEmbeddings:

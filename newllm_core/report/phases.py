@@ -9,7 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from newllm_core.report.style import MARK_COLOUR, PLAIN_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, new_axes, source_line
+from newllm_core.report.style import (
+    MARK_COLOUR,
+    PLAIN_COLOUR,
+    TRAIN_COLOUR,
+    VALIDATION_COLOUR,
+    empty_figure,
+    new_axes,
+    source_line,
+)
 
 
 def plot_tokens(tokens_per_sample: Sequence[int], train_tokens: ArrayLike, source: str) -> Figure:
@@ -82,6 +90,8 @@ def _draw_rank(axis: Axes, phase1: Mapping[str, Any], iterations: list[int]) -> 
         "D", color=VALIDATION_COLOUR, label="validation, exact contexts",
     )  # fmt: skip
     tokens = rank["validation_tokens"]
+    ceiling = 100 * rank["validation_ceiling"] / rank["context_dim"]
+    axis.axhline(ceiling, color="black", lw=0.8, ls=":", label="white noise, as many validation tokens")
     axis.set(xlabel="iteration", ylabel=f"% of C = {rank['context_dim']}", title=f"Effective rank ({tokens:,} tokens)")
     axis.legend(fontsize=8)
 
@@ -110,6 +120,8 @@ def plot_spectrum(record: Mapping[str, Any]) -> Figure:
 def plot_forgetting(record: Mapping[str, Any]) -> Figure:
     """How fast two unlike starting contexts become one, beside the slope that the contraction rate predicts."""
     forgetting, rate = record["phase1"]["forgetting"], record["phase1"]["contraction_rate"]
+    if forgetting is None:
+        return empty_figure("Forgetting: not measurable on so few validation tokens", source_line(record))
     distances = np.array(forgetting["distances"])
     steps = np.arange(1, len(distances) + 1)
     figure, (axis,) = new_axes(1, width=6)

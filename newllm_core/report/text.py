@@ -1,4 +1,4 @@
-"""Reports from records alone: figures with their counts, never adjectives (spec section 6)."""
+"""Reports from records alone: figures with their counts, never adjectives (docs/method.md, section 6)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ def _share(converged: int | None, total: int) -> str:
 
 
 def phase1_lines(phase1: Mapping[str, Any]) -> list[str]:
-    """Phase 1 in the format of spec section 6, a line a figure."""
+    """Phase 1 as docs/method.md, section 6, names its figures, a line a figure."""
     rank, convergence, passes = phase1["effective_rank"], phase1["convergence"], phase1["repeated_passes"]
     width, kept = rank["context_dim"], phase1["best_iteration"]
     cvfp = phase1["cvfp_loss"]
@@ -24,6 +24,8 @@ def phase1_lines(phase1: Mapping[str, Any]) -> list[str]:
         f"effective rank       training   {_rank(rank['train'], width, rank['train_tokens'])}",
         f"                     validation {_rank(rank['validation'], width, rank['validation_tokens'])}",
         f"                     untrained  {_rank(rank['validation_untrained'], width, rank['validation_tokens'])}",
+        f"                     of white noise: training {rank['train_ceiling']:.2f}, "
+        f"validation {rank['validation_ceiling']:.2f}",
         f"convergence          training   {_share(train_converged, convergence['train_total'])}",
         "                     validation "
         + _share(convergence["validation_converged"], convergence["validation_total"]),
@@ -31,7 +33,7 @@ def phase1_lines(phase1: Mapping[str, Any]) -> list[str]:
         f"final difference     {passes['differences'][-1]:.2e} between the last two of "
         f"{len(passes['differences']) + 1} passes: {passes['verdict']} "
         f"(slope {passes['slope']:.2e}, spread {passes['spread']:.2e})",
-        f"contraction          {phase1['contraction_rate']:+.4f} nats per token; {_horizon(phase1['forgetting'])}",
+        f"contraction          {_forgetting(phase1)}",
     ]
     return lines + _stale_lines(phase1["stale_against_exact"]) + _check_lines(phase1["checks"])
 
@@ -40,11 +42,15 @@ def _rank(value: float, width: int, tokens: int) -> str:
     return f"{value:.2f}/{width} = {value / width:.1%} ({tokens:,} tokens)"
 
 
-def _horizon(forgetting: Mapping[str, Any]) -> str:
-    measured = len(forgetting["distances"])
+def _forgetting(phase1: Mapping[str, Any]) -> str:
+    rate, forgetting = phase1["contraction_rate"], phase1["forgetting"]
+    if forgetting is None:
+        return "not measurable on so few tokens"
+    measured = f"{rate:+.4f} nats per token ({phase1['contraction_tokens']:,} tokens)"
     if forgetting["horizon"] is None:
-        return f"a difference does not fall by {forgetting['factor']:.0e} within {measured} tokens"
-    return f"a difference falls by {forgetting['factor']:.0e} in {forgetting['horizon']} tokens"
+        within = len(forgetting["distances"])
+        return f"{measured}; a difference does not fall by {forgetting['factor']:.0e} within {within} tokens"
+    return f"{measured}; a difference falls by {forgetting['factor']:.0e} in {forgetting['horizon']} tokens"
 
 
 def _stale_lines(stale: Mapping[str, Any] | None) -> list[str]:
@@ -56,14 +62,15 @@ def _stale_lines(stale: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-def _check_lines(checks: list[Mapping[str, Any]]) -> list[str]:
+def _check_lines(checks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = []
-    for number, check in enumerate(checks, start=1):
+    for number, (name, check) in enumerate(checks.items(), start=1):
         figures = ", ".join(
-            f"{name.replace('_', ' ')} {NOT_MEASURED if value is None else f'{value:.4g}'}"
-            for name, value in check["figures"].items()
+            f"{figure.replace('_', ' ')} {NOT_MEASURED if value is None else f'{value:.4g}'}"
+            for figure, value in check.items()
+            if figure != "verdict"
         )
-        lines.append(f"check {number}              {check['verdict']}: {check['name']} ({figures})")
+        lines.append(f"check {number}              {check['verdict']}: {name.replace('_', ' ')} ({figures})")
     return lines
 
 

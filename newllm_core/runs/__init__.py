@@ -13,7 +13,9 @@ from newllm_core.runs.checkpoint import (
 )
 from newllm_core.runs.files import (
     DATA_DIR,
+    HOME,
     PROJECT_ROOT,
+    REFERENCE_DIR,
     RESULTS_DIR,
     RunError,
     checksum_path,
@@ -49,9 +51,11 @@ __all__ = [
     "CheckpointBudget",
     "CheckpointPlace",
     "DATA_DIR",
+    "HOME",
     "HeldRun",
     "Identity",
     "PROJECT_ROOT",
+    "REFERENCE_DIR",
     "RECORD_NAME",
     "RESULTS_DIR",
     "RunError",

@@ -19,9 +19,20 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
-DATA_DIR = PROJECT_ROOT / "data"
-RESULTS_DIR = PROJECT_ROOT / "results"
+PROJECT_ROOT = Path(__file__).resolve().parents[2]  # of a checkout; of an installed package, where packages are
+
+
+def home_folder() -> Path:
+    """Where data and results go: ``$NEWLLM_HOME``, else the checkout, else (an installed package) where you work."""
+    if chosen := os.environ.get("NEWLLM_HOME"):
+        return Path(chosen).expanduser().resolve()
+    return PROJECT_ROOT if (PROJECT_ROOT / "notebooks" / "profiles").is_dir() else Path.cwd()
+
+
+HOME = home_folder()
+DATA_DIR = HOME / "data"
+RESULTS_DIR = HOME / "results"
+REFERENCE_DIR = PROJECT_ROOT / "results" / "reference"  # committed with the project; only read by runs
 
 
 _PARTIAL = ".partial"
@@ -89,8 +100,26 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Strict JSON: a figure that is not finite is an error here, a missing one is null."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Strict JSON: a figure that is not finite is an error here, a missing one is null.
+
+    A list of numbers stands on one line, so that a record of hundreds of singular values can be read and compared.
+    """
+    write_text(path, json_text(value) + "\n")
+
+
+def json_text(value: Any, indent: str = "") -> str:
+    """As ``write_json`` lays it out; ``indent`` is that of the line where it stands."""
+    deeper = indent + "  "
+    if isinstance(value, Mapping) and value:
+        members = [f"{_on_one_line(str(name))}: {json_text(one, deeper)}" for name, one in value.items()]
+        return "{\n" + ",\n".join(deeper + member for member in members) + f"\n{indent}}}"
+    if isinstance(value, list | tuple) and any(isinstance(one, Mapping | list | tuple | str) for one in value):
+        return "[\n" + ",\n".join(deeper + json_text(one, deeper) for one in value) + f"\n{indent}]"
+    return _on_one_line(value)
+
+
+def _on_one_line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def read_json(path: Path) -> Any:

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -61,6 +61,7 @@ class HeldRun:
 
     def keep(self, record: Record) -> Record:
         """Write the record, and discard the checkpoint that it makes superfluous."""
+        self.place.check(record, self.place.record_path)
         write_json(self.place.record_path, record)
         discard_checkpoint(self.place.checkpoint)
         self.record = record
@@ -75,11 +76,13 @@ class RunFolder:
         record_path: its record, written last; beside it lie its weights and, while somebody works on it, its lock.
         checkpoint: folder of what an interrupted training goes on from.
         identity: what the run must have been made with.
+        check: called with the record and its path whenever it is read or written; raises RunError where it is wrong.
     """
 
     record_path: Path
     checkpoint: Path
     identity: Identity
+    check: Callable[[Record, Path], None] = lambda record, path: None
 
     @contextmanager
     def held(self) -> Iterator[HeldRun]:
@@ -92,15 +95,20 @@ class RunFolder:
             yield HeldRun(self, self._read())  # an archive, which nobody works on
             return
         with owned(folder / f".{self.record_path.name}.lock"):
-            record = self._read()
-            if record is not None:
-                discard_checkpoint(self.checkpoint)  # of an interruption just before it was discarded
-            yield HeldRun(self, record)
+            yield HeldRun(self, self.finished())
+
+    def finished(self) -> Record | None:
+        """The record of the complete run, at once, whoever works on it. Raises RunError as ``held``."""
+        record = self._read()
+        if record is not None:
+            discard_checkpoint(self.checkpoint)  # of an interruption just before it was discarded
+        return record
 
     def _read(self) -> Record | None:
         if not self.record_path.is_file():
             return None
         record: Record = read_json(self.record_path)
+        self.check(record, self.record_path)
         refuse_other_run(record, self.identity, self.record_path.parent)
         return record
 

@@ -6,6 +6,10 @@ import random
 import subprocess
 from collections.abc import Mapping
 from importlib import metadata
+<<<<<<< HEAD
+=======
+from pathlib import Path
+>>>>>>> main
 from typing import Any
 
 import numpy as np
@@ -57,6 +61,31 @@ def resolve_device(name: str) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
+
+
+def arithmetic() -> dict[str, Any]:
+    """What the rounding of sums and products depends on beside versions and threads: the processor, by what it can."""
+    return {
+        "cpu": cpu_name(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "bf16_products": has_bf16_products(),
+    }
+
+
+def has_bf16_products() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware; elsewhere the products are emulated and slow."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def cpu_name() -> str | None:
+    """The processor's model name; None where the system does not tell."""
+    facts = Path("/proc/cpuinfo")
+    if not facts.is_file():
+        return platform.processor() or None
+    names = [
+        line.split(":", 1)[1].strip() for line in facts.read_text("utf-8").splitlines() if line.startswith("model name")
+    ]
+    return names[0] if names else None
 
 
 def current_commit() -> str | None:

@@ -12,15 +12,18 @@ from newllm_core.data import corpus_key
 from newllm_core.experiment.identity import identity_of
 from newllm_core.experiment.phase1_cache import phase1_in_folder
 from newllm_core.experiment.prepare import Prepared, check_phase1
-from newllm_core.metrics.forgetting import contraction_rate, forgetting_horizon
+from newllm_core.metrics.forgetting import (
+    FORGETTING_TOKENS,
+    MIN_FORGETTING_TOKENS,
+    contraction_rate,
+    forgetting_horizon,
+)
 from newllm_core.metrics.rank import stream_rank
 from newllm_core.model import StreamEmbeddings
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.progress import Stopwatch
 from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.training.phase1 import Phase1Result, train_phase1
-
-_FORGETTING_TOKENS = 4096  # that exponent and horizon are measured on
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,14 @@ def _figures(prepared: Prepared, result: Phase1Result, config: Phase1Config) -> 
     """Of the validation text: effective rank, and how the block forgets."""
     history = result.history
     assert history is not None  # it has just been trained
-    few = StreamEmbeddings(prepared.model, prepared.validation_tokens)[0:_FORGETTING_TOKENS]
+    few = StreamEmbeddings(prepared.model, prepared.validation_tokens)[0:FORGETTING_TOKENS]
     block = prepared.model.context_block
+    settles = len(few) >= MIN_FORGETTING_TOKENS
     rank = stream_rank(result.validation_contexts[:, -1], config.effective_rank_tokens)
     return {
         "validation_rank": rank.record(),
-        "contraction_rate": contraction_rate(block, few),
-        "forgetting_horizon": forgetting_horizon(block, few).horizon,
+        "contraction_rate": contraction_rate(block, few) if settles else None,
+        "forgetting_horizon": forgetting_horizon(block, few).horizon if settles else None,
         "iterations_kept": history.best_iteration,
         "phase1_seconds": history.seconds,
     }

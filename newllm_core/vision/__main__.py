@@ -8,12 +8,14 @@ Both go on where they were interrupted. Parameters are the fields of VisionSetti
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from newllm_core.batch.notebooks import parse_value
-from newllm_core.config.schema import changed, parameter_fields
+from newllm_core.config.profiles import take_parameters
+from newllm_core.config.schema import ConfigError, changed, parameter_fields, unknown_name_message
+from newllm_core.data.errors import DataError
+from newllm_core.runs.files import RunError
 from newllm_core.vision.config import (
     AUGMENTATION_PACKS,
     DATASET_NAMES,
@@ -24,23 +26,22 @@ from newllm_core.vision.config import (
 )
 from newllm_core.vision.experiment import VISION_DIR, Record, run_vision
 from newllm_core.vision.search.config import SEARCH_PROFILES, SEARCH_SPACES, search_profile
+from newllm_core.vision.search.journal import SearchError
 from newllm_core.vision.search.plan import SearchPlan
 from newllm_core.vision.search.run import run_search
 from newllm_core.vision.settings import VisionSettings, for_data_set, run_name
-
-
-def _value(text: str) -> Any:
-    # To YAML, off is the truth value False; here it is the name of a stem, a norm or a term.
-    return "off" if text == "off" else parse_value(text)
 
 
 def command_settings(arguments: argparse.Namespace) -> VisionSettings:
     """The configuration that a command asks for, on its first data set. Raises ConfigError."""
     presets = [] if arguments.model == "full" else [arguments.model]
     base = VisionSettings(model=model_preset(*presets), augmentation=augmentation_pack(arguments.augmentation))
-    given = {name: _value(text) for name, text in arguments.parameters}
+    given, known = arguments.parameters, parameter_fields(VisionSettings)
+    for name in given:
+        if name not in known:
+            raise ConfigError(unknown_name_message("parameter", name, known))
     # The data's first: what the model must fit depends on them.
-    of_data = {name for name, (section, _) in parameter_fields(VisionSettings).items() if section == "data"}
+    of_data = {name for name, (section, _) in known.items() if section == "data"}
     start = VisionSettings(data=VisionDataConfig(dataset=arguments.data_sets[0]))
     data = changed(start, {name: value for name, value in given.items() if name in of_data}).data
     fitted = for_data_set(base, data)
@@ -97,15 +98,22 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--model", choices=("full", *PRESETS), default="full")
         command.add_argument("--augmentation", choices=AUGMENTATION_PACKS, default="baseline")
         command.add_argument("--folder", type=Path, help="default: below results/vision")
-        command.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="parameters")
+        command.add_argument("-p", nargs=2, metavar=("NAME", "VALUE"), help="a parameter (may be given several times)")
         command.set_defaults(action=action)
     return parser
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    arguments = _parser().parse_args(words)
-    arguments.action(arguments)
+def main(words: Sequence[str] | None = None) -> int:
+    """Exit status 1, with one sentence, for what cannot be run as asked."""
+    try:
+        parameters, rest = take_parameters(sys.argv[1:] if words is None else words)
+        arguments = _parser().parse_args(rest, argparse.Namespace(parameters=parameters))
+        arguments.action(arguments)
+    except (ConfigError, DataError, RunError, SearchError) as error:
+        print(f"error: {error}", flush=True)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

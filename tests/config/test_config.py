@@ -17,7 +17,6 @@ from newllm_core.config.language import (
     RunConfig,
     ScalingConfig,
     Settings,
-    settings_from_parameters,
 )
 from newllm_core.config.schema import ConfigError, config_hash, config_values, from_mapping, parameter_fields
 
@@ -126,7 +125,7 @@ def test_auto_split_is_refused_as_a_key() -> None:
     with pytest.raises(ConfigError, match="auto_split"):
         from_mapping(DataConfig, {"auto_split": True})
     with pytest.raises(ConfigError, match="auto_split"):
-        settings_from_parameters({"auto_split": 0.2})
+        Settings.from_parameters({"auto_split": 0.2})
 
 
 RANGES = st.tuples(st.integers(0, 40), st.integers(0, 40)).filter(lambda pair: pair[0] < pair[1])
@@ -175,7 +174,7 @@ def test_every_field_is_one_parameter_and_shared_names_carry_their_section() -> 
 
 
 def test_parameters_reach_their_section() -> None:
-    found = settings_from_parameters({"phase2_patience": 3, "context_dim": 7, "train_range": [0, 5], "seed": 1})
+    found = Settings.from_parameters({"phase2_patience": 3, "context_dim": 7, "train_range": [0, 5], "seed": 1})
     assert found == Settings(
         data=DataConfig(train_range=(0, 5)),
         model=ModelConfig(context_dim=7),
@@ -185,7 +184,7 @@ def test_parameters_reach_their_section() -> None:
 
 
 def test_no_parameters_are_the_defaults() -> None:
-    assert settings_from_parameters({}) == Settings()
+    assert Settings.from_parameters({}) == Settings()
 
 
 @pytest.mark.parametrize(
@@ -198,29 +197,25 @@ def test_no_parameters_are_the_defaults() -> None:
 )
 def test_a_misspelled_parameter_is_refused_with_the_nearest_one(name: str, nearest: str) -> None:
     with pytest.raises(ConfigError, match=f"unknown parameter '{name}'. Did you mean '{nearest}'\\?"):
-        settings_from_parameters({name: 3})
-
-
-def test_a_notebooks_other_names_are_left_out() -> None:
-    notebook = {"_": 1, "_i1": "code", "In": [], "Out": {}, "math": math, "run": lambda: None, "Settings": Settings}
-    assert settings_from_parameters({**notebook, "seed": 3}) == Settings(run=RunConfig(seed=3))
+        Settings.from_parameters({name: 3})
 
 
 @pytest.mark.parametrize("value", [np.int64(5), {5}, {"first": 5}])
 def test_a_parameter_of_another_type_is_never_ignored(value: Any) -> None:
     with pytest.raises(ConfigError, match="num_samples"):
-        settings_from_parameters({"num_samples": value})
+        Settings.from_parameters({"num_samples": value})
 
 
 def test_extra_names_are_left_out_and_named_in_errors() -> None:
-    assert settings_from_parameters({"experiment": "mine"}, extra=["experiment"]) == Settings()
+    assert Settings.from_parameters({"experiment": "mine"}, own=["experiment"]) == Settings()
     with pytest.raises(ConfigError, match="Did you mean 'experiment'"):
-        settings_from_parameters({"experimemt": "mine"}, extra=["experiment"])
+        Settings.from_parameters({"experimemt": "mine"}, own=["experiment"])
 
 
 UNLIKE_THE_DEFAULT = {
     "train_range": (0, 5), "device_batch_size": 8, "diversity_algorithm": "ODCM", "initial_exponent": -0.1,
     "logit_scale": 0.5, "dropout": 0.1, "unseen_sample": 5, "cache_weight": 0.1,
+    "multiplier": 3.0,
 }  # fmt: skip
 
 

@@ -1,13 +1,11 @@
 """The network against numbers by hand, against a plain reading of its equations, and its parameter counts."""
 
-from typing import Any
-
 import pytest
 import torch
-from core_helpers import VOCAB_SIZE, make_model, make_tokens, rng, state_of
+from core_helpers import VOCAB_SIZE, make_model, make_tokens, state_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from newllm_core.config.language import ModelConfig
@@ -245,50 +243,3 @@ def test_stream_embeddings_are_zero_before_the_start_and_oldest_first() -> None:
     zero, (a, b) = torch.zeros(8), model.embed(tokens)
     assert torch.equal(first, torch.cat([zero, zero, a]))
     assert torch.equal(second, torch.cat([zero, a, b]))
-
-
-def generate(model: NewLLM, prompt: Tensor, seed: int = 0, **values: Any) -> list[int]:
-    asked = {"num_tokens": 8, "temperature": 1.0, "top_k": 5, **values}
-    return model.generate(prompt, **asked, generator=rng(seed)).tolist()
-
-
-def test_generation_is_decided_by_the_generator() -> None:
-    model, prompt = make_model(), make_tokens(4)
-    assert generate(model, prompt) == generate(model, prompt)
-    assert len({tuple(generate(model, prompt, seed)) for seed in range(5)}) > 1
-
-
-@pytest.mark.parametrize("history", [1, 3])
-@pytest.mark.parametrize("prompt_length", [1, 4])
-def test_greedy_generation_is_the_repeated_arg_max(history: int, prompt_length: int) -> None:
-    # Wide weights: contexts, and with them the older tokens, must count.
-    model = make_model(num_layers=2, num_input_tokens=history, weight_std=1.0)
-    tokens = make_tokens(prompt_length).tolist()
-    found = generate(model, torch.tensor(tokens), top_k=1, num_tokens=12)
-    for _ in range(12):
-        stream = torch.tensor(tokens)
-        embeds, context = StreamEmbeddings(model, stream)[:], torch.zeros(1, 6)
-        for position in range(len(tokens)):
-            contexts = model.context_block.forward_with_intermediates(context, embeds[position : position + 1])
-            context = contexts[-1]
-        logits = model.logits(model.hidden(torch.stack(contexts, dim=1), stream[-1:]))
-        tokens.append(int(logits.argmax()))
-    assert found == tokens
-
-
-def test_generation_samples_among_the_most_probable_only() -> None:
-    model, prompt = make_model(), make_tokens(1)
-    embedded = StreamEmbeddings(model, prompt)[:]
-    contexts = model.context_block.forward_with_intermediates(torch.zeros(1, 6), embedded)
-    best = model.logits(model.hidden(torch.stack(contexts, dim=1), prompt))[0].topk(3).indices.tolist()
-    drawn = {generate(model, prompt, seed, num_tokens=1, top_k=3, temperature=50.0)[-1] for seed in range(40)}
-    assert drawn == set(best)
-
-
-def test_a_low_temperature_is_greedy() -> None:
-    model, prompt = make_model(), make_tokens(3)
-    assert generate(model, prompt, temperature=1e-4, top_k=20) == generate(model, prompt, top_k=1)
-
-
-def test_no_tokens_asked_for_is_the_prompt() -> None:
-    assert generate(make_model(), torch.tensor([3, 4]), num_tokens=0) == [3, 4]

@@ -9,9 +9,11 @@ import pytest
 import yaml
 from nbval.plugin import get_sanitize_patterns
 
-from newllm_core.batch.notebooks import load_profile, notebook_parameters, settings_type_of
+from newllm_core.batch.jobs import notebook_parameters, settings_type_of
 from newllm_core.config.language import Settings
-from newllm_core.config.schema import parameter_fields, settings_of_type
+from newllm_core.config.profiles import load_profile
+from newllm_core.config.schema import parameter_fields, parameter_kinds
+from newllm_core.config.values import read_as
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"
@@ -41,17 +43,18 @@ def test_notebook_has_one_parameters_cell_with_the_quick_profiles_values(path: P
     values = notebook_parameters(path)  # refuses none, several, and anything but literals
     if settings_type_of(values) is not Settings:
         return  # of the other line, whose quick values are the notebook's alone
-    quick = load_profile(PROFILES / "quick.yaml")
-    own = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    kinds = parameter_kinds(Settings)
+    quick = {name: read_as(kinds[name], text) for name, text in load_profile(PROFILES / "quick.yaml").items()}
+    own = {name: one.value for name, one in values.items()}
     different = {name: (own[name], quick[name]) for name in own.keys() & quick.keys() if own[name] != quick[name]}
     assert not different, "(the notebook's, the quick profile's)"
 
 
 @every_notebook
 def test_notebook_parameters_are_accepted_by_the_configs(path: Path) -> None:
-    values = notebook_parameters(path)
+    values = {name: one.value for name, one in notebook_parameters(path).items()}
     line = settings_type_of(values)
-    settings_of_type(line, values, values.keys() - parameter_fields(line).keys())
+    line.from_parameters(values, values.keys() - parameter_fields(line).keys())
 
 
 @every_notebook
@@ -103,7 +106,7 @@ def test_profile_holds_config_parameters_with_possible_values(path: Path) -> Non
     line = settings_type_of(profile)
     own = set() if line is Settings else set(notebook_parameters(NKAT))
     assert set(profile) <= set(parameter_fields(line)) | own
-    settings_of_type(line, profile, extra=own)
+    line.from_parameters(profile, own)
 
 
 @pytest.mark.parametrize("name", ["nkat_cpu", "nkat_colab"])

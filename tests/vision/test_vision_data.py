@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import json
 import struct
 import sys
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from newllm_core.config.schema import ConfigError
+from newllm_core.runs.files import DATA_DIR
 from newllm_core.vision.config import DATASET_NAMES, VisionDataConfig
 from newllm_core.vision.data import (
     IMAGE_SOURCES,
@@ -40,10 +42,10 @@ from newllm_core.vision.data.generator import (
 )
 from newllm_core.vision.data.hub import HUB_CIFAR10, HUB_EMNIST_LETTERS, HubDataset, read_hub_split
 from newllm_core.vision.data.idx import parse_idx
-from newllm_core.vision.data.image_folder import decode_image
+from newllm_core.vision.data.image_file import decode_image
 from newllm_core.vision.data.mnist5k import MNIST_5K, read_mnist_5k
 from newllm_core.vision.data.records import zero_based_labels
-from newllm_core.vision.data.registry import CIFAR10, LETTERS
+from newllm_core.vision.data.registry import CIFAR10, DEBIAN_FASHION_MNIST, LETTERS
 from newllm_core.vision.data.splits import split_indices, stratified_order
 
 
@@ -112,7 +114,7 @@ def test_unknown_data_set_is_refused_with_the_nearest_name() -> None:
 def test_missing_data_set_says_where_it_was_looked_for_and_how_to_get_it(
     tmp_path: Path, dataset: str, advice: str
 ) -> None:
-    with pytest.raises(DataError, match=f"{dataset}: there is nothing at .*absent. To get it: .*{advice}"):
+    with pytest.raises(DataError, match=f"{dataset}: .*absent: there is no such file or folder. To get it: .*{advice}"):
         load_image_data(VisionDataConfig(dataset=dataset, path=str(tmp_path / "absent")))
 
 
@@ -174,14 +176,14 @@ def test_altered_mnist_5k_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @settings(deadline=None)
 def test_parsing_inverts_writing(shape: list[int]) -> None:
     values = random_images(1, *shape)[0]
-    assert np.array_equal(parse_idx(idx_bytes(values), "here"), values)
+    assert np.array_equal(parse_idx(io.BytesIO(idx_bytes(values)), "here"), values)
 
 
 @given(st.binary(max_size=40))
 @settings(deadline=None)
 def test_arbitrary_bytes_are_an_idx_array_or_an_error(content: bytes) -> None:
     try:
-        values = parse_idx(content, "here")
+        values = parse_idx(io.BytesIO(content), "here")
     except DataError as error:
         assert "here: expected" in str(error)
     else:
@@ -191,11 +193,11 @@ def test_arbitrary_bytes_are_an_idx_array_or_an_error(content: bytes) -> None:
 def test_idx_file_that_is_cut_off_says_how_many_values_are_missing() -> None:
     content = idx_bytes(random_images(2, 3, 4))
     with pytest.raises(DataError, match=r"images: expected 24 values for the shape \(2, 3, 4\), found 23"):
-        parse_idx(content[:-1], "images")
+        parse_idx(io.BytesIO(content[:-1]), "images")
     with pytest.raises(DataError, match="expected 3 dimensions, the file ends before them"):
-        parse_idx(content[:9], "images")
+        parse_idx(io.BytesIO(content[:9]), "images")
     with pytest.raises(DataError, match="expected an IDX file of unsigned bytes.*found 1f 8b"):
-        parse_idx(gzip.compress(content), "images")
+        parse_idx(io.BytesIO(gzip.compress(content)), "images")
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -278,10 +280,10 @@ def test_damaged_image_is_named_with_its_archive(tmp_path: Path) -> None:
     image = folder / "train/cat/0003.png"
     image.write_bytes(image.read_bytes()[:100])
     config = VisionDataConfig(dataset="cifar10-jpeg", path=str(folder))
-    with pytest.raises(DataError, match="images, train/cat/0003.png: the image is damaged or no image at all"):
+    with pytest.raises(DataError, match="images, train/cat/0003.png: the image is damaged"):
         load_image_data(config)
     archive = write_zip(tmp_path / "images.zip", folder)
-    with pytest.raises(DataError, match="images.zip, train/cat/0003.png: the image is damaged or no image at all"):
+    with pytest.raises(DataError, match="images.zip, train/cat/0003.png: the image is damaged"):
         load_image_data(VisionDataConfig(dataset="cifar10-jpeg", path=str(archive)))
 
 
@@ -321,7 +323,7 @@ def test_layouts_that_are_not_class_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="train/cat/0003.png: expected 8x8 pixels, as the images before, found 8x9"):
         load_image_data(config)
     (folder / "train/cat").rename(folder / "train/lion")
-    with pytest.raises(DataError, match="expected the class folders airplane,.*; found .*lion"):
+    with pytest.raises(DataError, match="expected the class folders airplane,.*, with images; found .*lion"):
         load_image_data(config)
     (folder / "train").rename(folder / "training")
     with pytest.raises(DataError, match=r"nothing is in train/, found \['test', 'training'\]"):
@@ -336,17 +338,20 @@ def test_file_that_is_no_zip_and_image_with_alpha_are_refused(tmp_path: Path) ->
         decode_image(encoded(random_images(1, 8, 8, 4)[0]), 3, "here")
 
 
-def test_the_project_cifar10_zip_is_read(tmp_path: Path) -> None:
-    places = [place for place in IMAGE_SOURCES["cifar10-jpeg"].places if place.exists()]
-    if not places:
-        pytest.skip("cifar10_jpeg.zip is neither in data/ nor beside the checkout; the project works without it")
-    with zipfile.ZipFile(places[0]) as whole, zipfile.ZipFile(tmp_path / "part.zip", "w") as part:
-        for name in whole.namelist():
-            if name.endswith(("00.jpg", "50.jpg")):
-                part.writestr(name, whole.read(name))
-    data = load_image_data(VisionDataConfig(dataset="cifar10-jpeg", path=str(tmp_path / "part.zip")))
-    assert data.shape == (3, 32, 32) and (len(data.train), len(data.selection)) == (900, 100)
+def test_zip_of_jpeg_images_is_read_from_its_explicit_path(tmp_path: Path) -> None:
+    path = tmp_path / "cifar10_jpeg.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for split, name in itertools.product(("train", "test"), CIFAR10):
+            for index, pixels in enumerate(random_images(10, 32, 32, 3)):
+                archive.writestr(f"{split}/{name}/{index:04d}.jpg", encoded(pixels, "JPEG"))
+    data = load_image_data(VisionDataConfig(dataset="cifar10-jpeg", path=str(path)))
+    assert data.shape == (3, 32, 32) and (len(data.train), len(data.selection)) == (90, 10)
     assert data.provenance["title"] == "CIFAR-10 (JPEG)"
+
+
+def test_no_data_set_is_looked_for_outside_the_projects_and_the_systems_folders() -> None:
+    places = [place for source in IMAGE_SOURCES.values() for place in source.places]
+    assert {place.parent for place in places} == {DATA_DIR, DEBIAN_FASHION_MNIST.parent}
 
 
 # --- the Hub's tables
@@ -598,10 +603,10 @@ def test_test_images_are_read_once_per_run() -> None:
     assert reading.readings == 1
 
 
-def test_loading_does_not_touch_the_test_images(tmp_path: Path) -> None:
+def test_loading_decodes_no_test_image_and_reads_no_test_label(tmp_path: Path) -> None:
     folder = write_image_folder(tmp_path / "images")
     for image in (folder / "test").rglob("*.png"):
-        image.write_bytes(b"damaged")
+        image.write_bytes(image.read_bytes()[:60])  # the header is there, the pixels are not
     config = VisionDataConfig(dataset="cifar10-jpeg", path=str(folder))
     data: ImageData = load_image_data(config)
     assert len(data.train) == 90

@@ -15,7 +15,7 @@ import torch
 
 from newllm_core.data.errors import DataError
 from newllm_core.runs.files import sha256_file
-from newllm_core.vision.data.image_folder import decode_image, stack_images
+from newllm_core.vision.data.image_file import decode_image, stack_images
 from newllm_core.vision.data.records import LabelledImages, require_class_names, zero_based_labels
 
 
@@ -62,9 +62,8 @@ def read_hub_split(dataset: HubDataset, split: str, classes: tuple[str, ...], pa
 
 def _decode(encoded: list[bytes], dataset: HubDataset, origin: str) -> torch.Tensor:
     """uint8 `[n, channels, h, w]`."""
-    rows = [f"{origin}, row {row}" for row in range(1, len(encoded) + 1)]
-    decoded = (decode_image(content, dataset.channels, row) for content, row in zip(encoded, rows))
-    images = stack_images(decoded, iter(rows))
+    rows = ((f"{origin}, row {row}", content) for row, content in enumerate(encoded, start=1))
+    images = stack_images((row, decode_image(content, dataset.channels, row)) for row, content in rows)
     return images.transpose(2, 3).contiguous() if dataset.transposed else images
 
 

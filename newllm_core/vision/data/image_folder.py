@@ -1,67 +1,44 @@
 """Images as files: a folder, or a zip of one, with `train/<class>/` and `test/<class>/`.
 
-A zip is read in place, never unpacked. Images are decoded with Pillow; the file and member of one that cannot be
-decoded are named.
+A zip is read in place, never unpacked. The file and member of an image that cannot be decoded are named. One image at a
+time is held as it was stored.
 """
 
 import hashlib
-import io
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image
 
 from newllm_core.data.errors import DataError
 from newllm_core.runs.files import sha256_file
+from newllm_core.vision.data.image_file import DAMAGE, decode_image, open_image, stack_images, unequal_size
 from newllm_core.vision.data.records import LabelledImages
 
 SPLITS = ("train", "test")
 LAYOUT = "train/<class>/<image> and test/<class>/<image>"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-IMAGE_FORMATS = ("JPEG", "PNG")  # Pillow's decoders; its many others are never tried on a file
-IMAGE_MODES = ("1", "L", "P", "RGB")  # Pillow's names; anything else would lose alpha, depth or colour space
-# What Pillow and zipfile raise for bytes that are not what they claim to be.
-DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    RuntimeError,
-    zlib.error,
-    zipfile.BadZipFile,
-    Image.DecompressionBombError,
-)
+MAX_ENCODED_BYTES = 64 << 20  # of an image as a file
+LEFT_BY_FILE_MANAGERS = ("Thumbs.db", "desktop.ini")  # beside what begins with a dot
 
 
 @dataclass(frozen=True)
 class ImageTree:
-    """The files of a folder or zip: relative names with `/`, sorted, and a function that reads one of them."""
+    """The files of a folder or zip: relative names with `/`, sorted, and a function that opens one of them."""
 
     origin: str
     names: tuple[str, ...]
-    read: Callable[[str], bytes]
+    open: Callable[[str], IO[bytes]]
 
 
-def decode_image(content: bytes, channels: int, origin: str) -> np.ndarray:
-    """Encoded bytes to uint8 `[channels, height, width]`; 1 channel is grey, 3 is RGB.
-
-    Raises DataError that names ``origin`` for bytes that are no image, a damaged one, or one with other pixels.
-    """
-    try:
-        image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
-        image.load()
-    except DAMAGE as error:
-        raise DataError(f"{origin}: the image is damaged or no image at all ({error})") from error
-    if image.mode not in IMAGE_MODES:
-        raise DataError(f"{origin}: expected a grey or RGB image, found one of Pillow's mode {image.mode!r}")
-    pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
-    return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]
+Form = Callable[
+    [torch.Tensor], torch.Tensor
+]  # changes images, uint8 `[n, channels, h, w]`, as `convert.converted` does
 
 
 @contextmanager
@@ -69,7 +46,7 @@ def open_tree(path: Path) -> Iterator[ImageTree]:
     """The files below ``path``, hidden ones left out. Raises DataError when it is neither a folder nor a zip."""
     if path.is_dir():
         files = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-        yield ImageTree(str(path), _visible(files), lambda name: (path / name).read_bytes())
+        yield ImageTree(str(path), _visible(files), lambda name: (path / name).open("rb"))
         return
     try:
         archive = zipfile.ZipFile(path)
@@ -77,12 +54,12 @@ def open_tree(path: Path) -> Iterator[ImageTree]:
         raise DataError(f"{path}: expected a folder or a zip file, found something else ({error})") from error
     with archive:
         files = (member.filename for member in archive.infolist() if not member.is_dir())
-        yield ImageTree(str(path), _visible(files), archive.read)
+        yield ImageTree(str(path), _visible(files), archive.open)
 
 
 def _visible(names: Iterator[str]) -> tuple[str, ...]:
     """Sorted, without what file managers leave behind (.DS_Store, __MACOSX/)."""
-    hidden = (".", "__MACOSX")
+    hidden = (".", "__MACOSX", *LEFT_BY_FILE_MANAGERS)
     return tuple(sorted(name for name in names if not any(part.startswith(hidden) for part in name.split("/"))))
 
 
@@ -110,51 +87,74 @@ def _names_by_class(tree: ImageTree, split: str) -> dict[str, list[str]]:
     return by_class
 
 
-def read_image_split(path: Path, split: str, classes: Sequence[str], channels: int = 3) -> LabelledImages:
+def read_image_split(
+    path: Path, split: str, classes: Sequence[str], channels: int = 3, form: Form = lambda images: images
+) -> LabelledImages:
     """One split ("train" or "test") of a folder or zip: uint8 `[n, channels, h, w]`, by class, then by name.
 
-    ``classes`` gives the labels' order. Raises DataError for another layout, other classes, images of unequal size, and
-    a damaged image (named).
+    Args:
+        classes: give the labels' order.
+        form: what is made of an image as soon as it is decoded, so that photographs are not held at their own size.
+
+    Raises DataError for another layout, other classes, images of unequal size, and a damaged image (named).
+    """
+    digest = hashlib.sha256()
+    with open_tree(path) as tree:
+        labelled = _labelled_names(tree, split, classes)
+        images = stack_images(_decoded(tree, [name for name, _ in labelled], channels, form, digest))
+    source = sha256_file(path) if path.is_file() else digest.hexdigest()
+    return LabelledImages(images, torch.tensor([label for _, label in labelled]), {path.name: source})
+
+
+def check_image_split(path: Path, split: str, classes: Sequence[str], size: tuple[int, int] | None) -> None:
+    """Whether a split can be read later: its class folders, and the header of each image, of which no pixel is decoded.
+
+    ``size``, height and width, is what all must have; None: any. Raises DataError as ``read_image_split``.
     """
     with open_tree(path) as tree:
-        by_class = _names_by_class(tree, split)
-        if set(by_class) != set(classes):
-            expected, found = (", ".join(sorted(names)) for names in (classes, by_class))
-            raise DataError(f"{path}, {split}/: expected the class folders {expected}; found {found}")
-        ordered = [(name, label) for label, folder in enumerate(classes) for name in by_class[folder]]
-        content = [_read_member(tree, name) for name, _ in ordered]
-    images = stack_images(
-        (decode_image(data, channels, f"{path}, {name}") for data, (name, _) in zip(content, ordered)),
-        (f"{path}, {name}" for name, _ in ordered),
-    )
-    labels = torch.tensor([label for _, label in ordered])
-    return LabelledImages(images, labels, {path.name: _content_hash(path, [name for name, _ in ordered], content)})
+        for name, _ in _labelled_names(tree, split, classes):
+            origin = f"{path}, {name}"
+            with _opened_member(tree, name) as stream, open_image(stream, origin) as image:
+                if size is not None and sorted(size) != sorted((image.height, image.width)):  # it may be turned
+                    raise DataError(unequal_size(origin, size, (image.height, image.width)))
 
 
-def _read_member(tree: ImageTree, name: str) -> bytes:
+def _labelled_names(tree: ImageTree, split: str, classes: Sequence[str]) -> list[tuple[str, int]]:
+    """Names and labels, by class. Raises DataError unless each class has a folder with images, and nothing else has."""
+    by_class = _names_by_class(tree, split)
+    if set(by_class) != set(classes):
+        expected, found = (", ".join(sorted(names)) for names in (classes, by_class))
+        raise DataError(f"{tree.origin}, {split}/: expected the class folders {expected}, with images; found {found}")
+    return [(name, label) for label, folder in enumerate(classes) for name in by_class[folder]]
+
+
+def _decoded(
+    tree: ImageTree, names: Sequence[str], channels: int, form: Form, digest: "hashlib._Hash"
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Place and image, one at a time; ``digest`` is told names and bytes."""
+    for name in names:
+        origin = f"{tree.origin}, {name}"
+        content = _read_member(tree, name)
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
+        pixels = torch.from_numpy(decode_image(content, channels, origin))
+        yield origin, form(pixels.unsqueeze(0)).squeeze(0).numpy()
+
+
+@contextmanager
+def _opened_member(tree: ImageTree, name: str) -> Iterator[IO[bytes]]:
     try:
-        return tree.read(name)
+        with tree.open(name) as stream:
+            yield stream
     except DAMAGE as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{tree.origin}, {name}: the file is damaged and cannot be read ({error})") from error
 
 
-def stack_images(images: Iterator[np.ndarray], origins: Iterator[str]) -> torch.Tensor:
-    """Images `[channels, h, w]` to uint8 `[n, channels, h, w]`. Raises DataError that names one of another size."""
-    collected: list[np.ndarray] = []
-    for image, origin in zip(images, origins):
-        if collected and image.shape != collected[0].shape:
-            sizes = [f"{shape[2]}x{shape[1]}" for shape in (collected[0].shape, image.shape)]
-            raise DataError(f"{origin}: expected {sizes[0]} pixels, as the images before, found {sizes[1]}")
-        collected.append(image)
-    return torch.from_numpy(np.stack(collected))
-
-
-def _content_hash(path: Path, names: list[str], content: list[bytes]) -> str:
-    """SHA-256 of the zip; for a folder, of the names and bytes of the files that were read."""
-    if path.is_file():
-        return sha256_file(path)
-    digest = hashlib.sha256()
-    for name, data in zip(names, content):
-        digest.update(f"{name}\0{len(data)}\0".encode())
-        digest.update(data)
-    return digest.hexdigest()
+def _read_member(tree: ImageTree, name: str) -> bytes:
+    with _opened_member(tree, name) as stream:
+        content = stream.read(MAX_ENCODED_BYTES + 1)
+    if len(content) > MAX_ENCODED_BYTES:
+        raise DataError(f"{tree.origin}, {name}: expected at most {MAX_ENCODED_BYTES >> 20} MiB, found more")
+    return content

@@ -15,7 +15,8 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 from optuna.visualization import matplotlib as optuna_plots
 
-from newllm_core.vision.search.study import SearchError, load_study
+from newllm_core.vision.search.journal import SearchError
+from newllm_core.vision.search.study import load_study
 
 _TARGET_NAMES = {1: ["Global, selection images"], 2: ["mean accuracy, selection images", "parameters, millions"]}
 

@@ -1,11 +1,11 @@
-"""Search over model and training with Optuna (nkat.md section 5): one study, two stages, several workers.
+"""Search over model and training with Optuna (docs/method.md, section 12.5): one study, two stages, several workers.
 
 Stage A trains the gate's data set and reports every epoch; a trial that misses the gate violates the study's constraint
 and is pruned. Stage B trains the other data sets and returns Global. Every figure is of selection images: test images
 are read for the winner alone, by `test_winner`.
 
 A search can be killed at any time. Started again, it goes on with the trials that were running, each from the last
-checkpoint of its own run folder.
+checkpoint of its own run folder, and draws the trials that it would have drawn.
 """
 
 import multiprocessing
@@ -28,16 +28,19 @@ from newllm_core.vision.data import ImageData, load_image_data
 from newllm_core.vision.experiment import CHECKPOINT_DIR, WEIGHTS_NAME, Record, run_vision, score_cards
 from newllm_core.vision.model.nkat import NkatModel
 from newllm_core.vision.score import ScoreCard, theory_params, theory_scalars, tpe_score
+from newllm_core.vision.search.journal import SearchError, recover_journal
 from newllm_core.vision.search.plan import SearchPlan, keep_plan
+from newllm_core.vision.search.pruner import MedianOfFinished
 from newllm_core.vision.search.study import (
     GATE,
-    SearchError,
     alone,
     as_worker,
     asking,
     best_numbers,
+    count_workers,
     create_study,
     load_study,
+    num_drawn,
     requeue_interrupted,
     search_summary,
     trial_folder,
@@ -54,8 +57,8 @@ def run_search(plan: SearchPlan, folder: Path, *, workers: int = 1, show_progres
 
     Args:
         folder: of the study; holds the journal, the plan and a folder per trial.
-        workers: processes. Which trial sees which others' results then depends on timing; with one, a study is
-            repeatable.
+        workers: processes. With one, a study is repeatable, however often it is interrupted; with more, which trial
+            sees which others' results depends on timing, and `most_workers` of the summary says so.
 
     Raises ConfigError for an impossible plan, DataError for images that are not there, RunError when the folder holds
     another plan, SearchError when a search is running there or a worker failed; finished trials stay.
@@ -65,8 +68,10 @@ def run_search(plan: SearchPlan, folder: Path, *, workers: int = 1, show_progres
     plan.check()
     with alone(folder) as share_with_workers:
         keep_plan(plan, folder)
+        recover_journal(folder)
         study = create_study(plan, folder)
         requeue_interrupted(study, plan)
+        count_workers(study, workers)
         _refuse_missing_images(plan, study)
         share_with_workers()
         try:
@@ -128,12 +133,12 @@ class _Worker:
     def __init__(self, plan: SearchPlan, folder: Path, show_progress: bool) -> None:
         self.plan, self.folder, self.show_progress = plan, folder, show_progress
         self.study = load_study(folder)
-        if plan.search.pruner == "median":
-            self.study.pruner = optuna.pruners.MedianPruner(
-                plan.search.pruner_startup_trials, plan.search.pruner_warmup_epochs
-            )
-        else:
-            self.study.pruner = optuna.pruners.NopPruner()
+        search = plan.search
+        self.study.pruner = (
+            MedianOfFinished(search.pruner_startup_trials, search.pruner_warmup_epochs)
+            if search.pruner == "median"
+            else optuna.pruners.NopPruner()
+        )
         self.images: dict[VisionDataConfig, ImageData] = {}
 
     def work(self) -> None:
@@ -147,9 +152,10 @@ class _Worker:
             trials = self.study.get_trials(deepcopy=False)
             if sum(trial.state in _COUNTED for trial in trials) >= self.plan.search.num_trials:
                 return None
-            # A sampler's draws depend on the seed and on the trials so far, never on which worker asks or on how often
-            # the search was started: the same seed at a restart would propose the first trials again.
-            seed = derived_generator("search", self.plan.search.seed, len(trials)).initial_seed() % 2**32
+            # A sampler's draws depend on the seed and on the trials drawn so far, never on which worker asks or on how
+            # often the search was started: the same seed at a restart would propose the first trials again.
+            number = num_drawn(self.study, self.plan)
+            seed = derived_generator("search", self.plan.search.seed, number).initial_seed() % 2**32
             self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.plan.search.startup_trials)
             return self.study.ask(dict(self.plan.space))
 

@@ -1,4 +1,4 @@
-"""A study on disk: its journal, who may use it, interrupted trials, and its summary as JSON."""
+"""A study on disk: who may use it, interrupted trials, and its summary as JSON."""
 
 import fcntl
 import logging
@@ -9,24 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from newllm_core.runs.files import locked
 from newllm_core.runs.reproducibility import current_commit, library_versions
+from newllm_core.vision.search.journal import JOURNAL_NAME, SearchError, journal_storage
 from newllm_core.vision.search.plan import SearchPlan
 
 logger = logging.getLogger("newllm")
 
-JOURNAL_NAME, LOCK_NAME, TRIALS_DIR = "study.journal", "search.lock", "trials"
+LOCK_NAME, TRIALS_DIR = "search.lock", "trials"
 STUDY_NAME, GATE = "nkat", "gate"
+_MOST_WORKERS = "most_workers"  # user attribute of the study
 _FIRST_NUMBER = "first_number"  # user attribute: the number under which an interrupted trial was started
-
-
-class SearchError(RuntimeError):
-    """A search that cannot be run or read; the message says why."""
 
 
 @contextmanager
@@ -55,20 +51,13 @@ def asking(folder: Path) -> AbstractContextManager[None]:
     return locked(folder / "ask.lock")
 
 
-def _storage(folder: Path) -> JournalStorage:
-    # A journal rather than SQLite: Optuna's FAQ advises against SQLite for parallel trials, and a journal is plain JSON
-    # lines. Its lock is a file opened exclusively, which also works where there are no symbolic links.
-    path = str(folder / JOURNAL_NAME)
-    return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
-
-
 def create_study(plan: SearchPlan, folder: Path) -> optuna.Study:
     """The folder's study, made if it is not there."""
     directions = [StudyDirection.MAXIMIZE]
     if plan.search.objective == "accuracy_and_parameters":
         directions.append(StudyDirection.MINIMIZE)
     return optuna.create_study(
-        storage=_storage(folder), study_name=STUDY_NAME, directions=directions, load_if_exists=True
+        storage=journal_storage(folder), study_name=STUDY_NAME, directions=directions, load_if_exists=True
     )
 
 
@@ -76,16 +65,32 @@ def load_study(folder: Path) -> optuna.Study:
     """For reading: pictures, tables. Raises SearchError when there is none."""
     if not (folder / JOURNAL_NAME).is_file():
         raise SearchError(f"{folder}: no study here; expected {JOURNAL_NAME}, which run_search makes")
-    return optuna.load_study(study_name=STUDY_NAME, storage=_storage(folder))
+    return optuna.load_study(study_name=STUDY_NAME, storage=journal_storage(folder))
 
 
 def requeue_interrupted(study: optuna.Study, plan: SearchPlan) -> None:
     """Mark trials that were running when the search was killed as failed, and queue them to be continued."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-        if set(trial.params) == set(plan.space):
+        if _is_drawn(trial, plan):
             study.enqueue_trial(trial.params, user_attrs={_FIRST_NUMBER: first_number(trial)})
             logger.info("trial %d was interrupted; it will be continued", trial.number)
+
+
+def num_drawn(study: optuna.Study, plan: SearchPlan) -> int:
+    """How many trials were drawn so far: a continued one once, one that was killed while it was drawn not at all."""
+    trials = study.get_trials(deepcopy=False)
+    return sum(first_number(trial) == trial.number and _is_drawn(trial, plan) for trial in trials)
+
+
+def _is_drawn(trial: FrozenTrial, plan: SearchPlan) -> bool:
+    """All its parameters are known; Optuna writes them one after the other."""
+    return set(trial.params) == set(plan.space)
+
+
+def count_workers(study: optuna.Study, workers: int) -> None:
+    """Note the most that a study was run by: trials of more than one are not repeatable."""
+    study.set_user_attr(_MOST_WORKERS, max(workers, study.user_attrs.get(_MOST_WORKERS, 1)))
 
 
 def first_number(trial: FrozenTrial | Trial) -> int:
@@ -105,6 +110,7 @@ def search_summary(plan: SearchPlan, study: optuna.Study) -> dict[str, Any]:
         "config": plan.record(),
         "counts": {state.name.lower(): states.count(state) for state in TrialState},
         "best": best_numbers(study),
+        "most_workers": study.user_attrs.get(_MOST_WORKERS),  # with 1, the same search draws the same trials
         "trials": [_trial_record(trial) for trial in trials],
         "versions": {**library_versions(), "optuna": optuna.__version__},
         "commit": current_commit(),
