@@ -6,10 +6,7 @@ import random
 import subprocess
 from collections.abc import Mapping
 from importlib import metadata
-<<<<<<< HEAD
-=======
 from pathlib import Path
->>>>>>> main
 from typing import Any
 
 import numpy as np
