@@ -7,7 +7,7 @@ computed at once, with gradients accumulated up to the effective batch.
 import gc
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -132,6 +132,41 @@ class DeviceBatch:
         if fits < first_try:
             self.size = fits
         return outcomes[0]
+
+
+def accumulate_in_parts(
+    compute: Callable[[slice], Tensor], num_rows: int, size: int, loss: Callable[[Tensor], Tensor],
+    parameters: Iterable[Tensor], device: torch.device,
+) -> Tensor:  # fmt: skip
+    """Add the gradient of ``loss(compute(all rows))`` to that of ``parameters``; returns what was computed `[n, …]`.
+
+    Where ``size`` is less than ``num_rows``, parts are computed without their graphs, the loss of all of them is taken,
+    and each part is computed again and led the loss's gradient (GradCache, Gao et al. 2021, arXiv:2101.06983): losses
+    that compare rows see all rows still. Nothing is added when it fails.
+    """
+    trained = list(parameters)
+    parts = [slice(first, min(first + size, num_rows)) for first in range(0, num_rows, size)]
+    if len(parts) == 1:
+        computed = compute(parts[0])
+        found: list[Sequence[Tensor | None]] = [torch.autograd.grad(loss(computed), trained)]
+    else:
+        starts, outputs = [], []
+        with torch.no_grad():
+            for rows in parts:
+                starts.append(generator_states(device))
+                outputs.append(compute(rows))
+        computed = torch.cat(outputs).requires_grad_()
+        led, *own = torch.autograd.grad(loss(computed), [computed, *trained], allow_unused=True)
+        found, drawn = [own], generator_states(device)
+        for rows, start in zip(parts, starts, strict=True):
+            restore_generators(start, device)
+            found.append(torch.autograd.grad(compute(rows), trained, led[rows], allow_unused=True))
+        restore_generators(drawn, device)
+    for gradients in found:
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    return computed.detach()
 
 
 def find_executable(attempt: Callable[[int], None], batch_size: int) -> int:

@@ -150,6 +150,7 @@ class _Trainer(TrainingLoop[IterationRecord]):
             kind = CvfpPass if self.config.objective == "cvfp" else PredictivePass
             self.objective: CvfpPass | PredictivePass = kind(self.model, self.train_tokens, self.config, self.seed)
             self.parts = {"model": self.block, **self.objective.parts}
+            self.steps_per_pass, self.device_batch = self.objective.num_steps, self.objective.device_batch
         self.run()
         kept = dict(self.best.weights)
         stale = kept.pop("stale")
@@ -160,8 +161,7 @@ class _Trainer(TrainingLoop[IterationRecord]):
         )  # fmt: skip
 
     def steps(self, number: int) -> Iterator[None]:
-        self.figures = self.objective.iterate(number)
-        return iter(())
+        return self.objective.steps(number, self.within)
 
     def judged(self, number: int) -> tuple[IterationRecord, float | None]:
         train_rank = self._rank(self.objective.previous)
@@ -174,7 +174,7 @@ class _Trainer(TrainingLoop[IterationRecord]):
             score = rank.share if prediction is None else -prediction
         row = IterationRecord(
             iteration=number, train_rank=train_rank, validation_rank=rank, validation_prediction=prediction,
-            **asdict(self.figures),
+            **asdict(self.objective.figures(self.within)),
         )  # fmt: skip
         return row, score
 

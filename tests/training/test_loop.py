@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,22 @@ from core_helpers import make_model, make_tokens, phase1_config, phase2_config, 
 from test_baselines import cycle, small_config, small_model
 from torch import Tensor
 
+from newllm_core.baselines.networks import MinGruNetwork, RecurrentNetwork
 from newllm_core.baselines.train import train_baseline
 from newllm_core.config.language import RunConfig
 from newllm_core.errors import NotFiniteError
 from newllm_core.gpu_memory import DeviceBatch
+from newllm_core.model import ContextBlock
 from newllm_core.runs import checkpoint as checkpoint_module
 from newllm_core.runs.checkpoint import CheckpointBudget, CheckpointPlace
 from newllm_core.runs.files import RunError
 from newllm_core.training.loop import TrainingLoop
 from newllm_core.training.phase1 import finish_phase1, train_phase1
 from newllm_core.training.phase2 import train_phase2
+from newllm_core.training.predictive import PredictivePass
 from newllm_core.vision.config import VisionDataConfig, VisionModelConfig, VisionTrainConfig, augmentation_pack
 from newllm_core.vision.data import load_image_data
+from newllm_core.vision.model.nkat import NkatModel
 from newllm_core.vision.settings import VisionSettings
 from newllm_core.vision.training import train_vision
 
@@ -76,7 +80,7 @@ def nkat(place: CheckpointPlace | None) -> Outcome:
 # By what is shown: the training's name in messages, how it is started, and steps of a pass after which it is stopped.
 TRAININGS: dict[str, tuple[str, Callable[[CheckpointPlace | None], Outcome], list[int]]] = {
     "fixed point": ("Phase 1", phase1, [0]),
-    "predictive": ("Phase 1", lambda place: phase1(place, **PREDICTIVE), [0]),
+    "predictive": ("Phase 1", lambda place: phase1(place, **PREDICTIVE), [0, 1, 2]),
     "phase 2": ("Phase 2", phase2, [0, 1, 4]),
     "gru": ("gru", network, [0, 1, 2]),
     "mingru": ("mingru", lambda place: network(place, "mingru"), [1]),
@@ -162,6 +166,15 @@ def test_checkpoints_take_a_hundredth_of_the_time(monkeypatch: pytest.MonkeyPatc
     assert saved[1] - saved[0] > 100 and 0.005 < cost * len(saved) / now[0] <= 0.01
 
 
+@pytest.fixture
+def asked_by_signals() -> Iterator[None]:
+    """As in a terminal; a program that a shell started in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("asked_by_signals")
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 @pytest.mark.parametrize("kind", ["fixed point", "phase 2", "gru", "nkat"])
 def test_a_signal_saves_first_and_says_how_to_go_on(
@@ -183,6 +196,7 @@ def test_a_signal_saves_first_and_says_how_to_go_on(
     assert_same(train(place_in(tmp_path)), train(None))
 
 
+@pytest.mark.usefixtures("asked_by_signals")
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     def twice(loop: TrainingLoop[Any]) -> None:
         for _ in range(2):
@@ -221,33 +235,33 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm", "mingru", "nkat"])
+# What computes the rows of a step, and how many fit: half of them.
+LIMITED: dict[str, tuple[type, str, int]] = {
+    "fixed point": (ContextBlock, "forward", 50), "predictive": (PredictivePass, "_contexts", 2),
+    "gru": (RecurrentNetwork, "forward", 2), "lstm": (RecurrentNetwork, "forward", 2),
+    "mingru": (MinGruNetwork, "forward", 2), "nkat": (NkatModel, "forward", 8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LIMITED)
 def test_out_of_memory_gives_the_figures_of_the_smaller_batch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, train, _ = TRAININGS[kind]
-    create = DeviceBatch.__init__
+    owner, method, fits = LIMITED[kind]
+    create, compute, sizes = DeviceBatch.__init__, getattr(owner, method), list[int]()
 
     def small(batch: DeviceBatch, device: torch.device, size: int, *others: Any) -> None:
-        create(batch, device, 2, *others)
+        create(batch, device, fits, *others)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(DeviceBatch, "__init__", small)
-        expected = train(None)
-    sizes = limit_memory(2, monkeypatch)
-    assert_same(train(None), expected)
-    assert sizes[:2] != [2, 2] and set(sizes[3:]) <= {1, 2}
-
-
-def limit_memory(fits: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Of training only: more than ``fits`` rows run out of memory once they were computed. Returns the sizes tried."""
-    sizes, call = list[int](), torch.nn.Module.__call__
-
-    def limited(module: torch.nn.Module, *inputs: Any, **named: Any) -> Any:
-        outputs = call(module, *inputs, **named)
-        if module.training and type(module).__name__ in ("RecurrentNetwork", "MinGruNetwork", "NkatModel"):
-            sizes.append(len(inputs[0]))
-            if len(inputs[0]) > fits:
+    def limited(module: Any, rows: Tensor, *others: Any) -> Any:
+        outputs = compute(module, rows, *others)
+        if torch.is_grad_enabled():
+            sizes.append(len(rows))
+            if len(rows) > fits:  # once it was computed: what a failed attempt drew and summed must not count
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return outputs
 
-    monkeypatch.setattr(torch.nn.Module, "__call__", limited)
-    return sizes
+    with monkeypatch.context() as patch:
+        patch.setattr(DeviceBatch, "__init__", small)
+        expected = TRAININGS[kind][1](None)
+    monkeypatch.setattr(owner, method, limited)
+    assert_same(TRAININGS[kind][1](None), expected)
+    assert sizes[0] == 2 * fits and set(sizes[1:]) <= set(range(1, fits + 1))
