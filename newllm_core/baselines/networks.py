@@ -5,6 +5,7 @@ whose first dimension is B, in lists and tuples.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import repeat
 from typing import Any, Protocol
 
@@ -23,9 +24,8 @@ class SequenceNetwork(Protocol):
 class RecurrentNetwork(nn.Module):
     """Dropout, PyTorch's GRU or LSTM, dropout, and a Linear to the embeddings' width."""
 
-    def __init__(self, config: BaselineConfig) -> None:
+    def __init__(self, kind: type[nn.GRU] | type[nn.LSTM], config: BaselineConfig) -> None:
         super().__init__()
-        kind: Any = nn.GRU if config.network == "gru" else nn.LSTM
         between = config.dropout if config.num_layers > 1 else 0.0
         self.recurrence = kind(config.embed_dim, config.width, config.num_layers, batch_first=True, dropout=between)
         self.dropout = nn.Dropout(config.dropout)
@@ -34,6 +34,9 @@ class RecurrentNetwork(nn.Module):
     def forward(self, embeds: Tensor, state: Any) -> tuple[Tensor, Any]:
         outputs, state = self.recurrence(self.dropout(embeds), None if state is None else swapped(state))
         return self.to_head(self.dropout(outputs)), swapped(state)
+
+
+gru_network, lstm_network = partial(RecurrentNetwork, nn.GRU), partial(RecurrentNetwork, nn.LSTM)
 
 
 class MinGruNetwork(nn.Module):
