@@ -40,11 +40,13 @@ class NewLLM(nn.Module):
             )
         self.config = model_config
         shape = model_config
+        # Drawn again below, with the configured spread; torch's global generator must not notice.
+        unused = derived_generator("weights of blocks alone")
         self.context_block = ContextBlock(
             shape.context_dim, shape.embed_dim, shape.num_layers, shape.num_input_tokens,
-            shape.token_input, shape.time_scales,
+            shape.token_input, shape.time_scales, unused,
         )  # fmt: skip
-        tokens = TokenBlock(shape.context_dim, shape.embed_dim, shape.num_layers, shape.token_gate)
+        tokens = TokenBlock(shape.context_dim, shape.embed_dim, shape.num_layers, shape.token_gate, unused)
         self.token_block: TokenBlock | LinearBlock = tokens
         if shape.readout != "token-block":
             added = tokens if shape.readout == "sum" else None
