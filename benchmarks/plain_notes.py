@@ -1,4 +1,4 @@
-"""The notes' algorithm as a reader would write it down: spec sections 2, 4 and 5, nothing optimised.
+"""The notes' algorithm as a reader would write it down: docs/method.md, sections 2, 4 and 5, nothing optimised.
 
 One Linear of the concatenation per layer, a Python loop over the tokens for sequential contexts, a full matrix of
 logits, a full SVD for the effective rank. The benchmarks measure the project against this, and the tests check that
@@ -120,7 +120,7 @@ def random_noise(rows: slice, width: int, iteration: int) -> Tensor:
 
 
 class PlainPhase1:
-    """The parallel iteration of spec section 4, MCDL only."""
+    """The parallel iteration of docs/method.md, section 4, MCDL only."""
 
     def __init__(
         self, model: PlainNotes, tokens: Tensor, config: Phase1Config, noise: NoiseSource = random_noise
@@ -188,7 +188,7 @@ class Figures:
 
 
 class PlainPhase2:
-    """Next-token training of spec section 5 on stored contexts `[N, L, C]`."""
+    """Next-token training of docs/method.md, section 5 on stored contexts `[N, L, C]`."""
 
     def __init__(self, model: PlainNotes, contexts: Tensor, tokens: Tensor, config: Phase2Config) -> None:
         self.model, self.contexts, self.tokens, self.config = model, contexts, tokens, config

@@ -17,7 +17,7 @@ logger = logging.getLogger("newllm")
 
 GIB = 2**30
 FLOAT_BYTES = 4
-# The notes' rule (spec section 7): logits, their gradient and buffers; a half for safety, a half for everything else.
+# The notes' rule: logits, their gradient and buffers; half for safety, half for the rest (docs/method.md, section 7).
 LOGIT_COPIES = 3.5
 SAFETY = 0.5
 HEAD_SHARE = 0.5
@@ -28,7 +28,7 @@ LARGEST_BLOCKED_BATCH = 65_536
 
 
 def direct_head_batch_size(total_gb: float, allocated_gb: float, vocab_size: int) -> int:
-    """Tokens whose logits fit at once beside what is allocated (GiB); 256 … 16,384 (spec section 7).
+    """Tokens whose logits fit at once beside what is allocated (GiB); 256 … 16,384 (docs/method.md, section 7).
 
     Raises ValueError when more is allocated than there is.
     """
@@ -84,7 +84,7 @@ def device_batch_size(device: torch.device, effective_batch_size: int, head_meth
 
 
 def context_cache_gb(num_tokens: int, num_layers: int, context_dim: int) -> float:
-    """GiB of a context cache (spec section 7)."""
+    """GiB of a context cache (docs/method.md, section 7)."""
     return num_tokens * num_layers * context_dim * FLOAT_BYTES / GIB
 
 

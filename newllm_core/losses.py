@@ -27,7 +27,7 @@ VICREG_COVARIANCE_WEIGHT = 0.04  # 1/25, as in VICReg (Bardes et al. 2022, secti
 
 
 def cvfp_loss(contexts: Tensor, previous: Tensor) -> Tensor:
-    """Context-vector fixed point: mean squared difference of raw values, never normalised (spec section 4).
+    """Context-vector fixed point: mean squared difference of raw values, never normalised (docs/method.md, section 4).
 
     Both `[num_tokens, context_dim]`; a scalar >= 0.
     """
@@ -35,7 +35,7 @@ def cvfp_loss(contexts: Tensor, previous: Tensor) -> Tensor:
 
 
 def mcdl_loss(contexts: Tensor) -> Tensor:
-    """Mean-centred dispersion loss, `-‖X - mean(X)‖_F / n`, O(nd) (spec section 4).
+    """Mean-centred dispersion loss, `-‖X - mean(X)‖_F / n`, O(nd) (docs/method.md, section 4).
 
     `[n, d]`; a scalar <= 0. It does not see rank: see `tests/test_losses.py`.
     """
@@ -59,7 +59,7 @@ def odcm_terms(contexts: Tensor) -> dict[str, Tensor]:
 
 
 def odcm_loss(contexts: Tensor) -> Tensor:
-    """Off-diagonal covariance minimisation, O(nd²) (spec section 4; VICReg, Bardes et al. 2022).
+    """Off-diagonal covariance minimisation, O(nd²) (docs/method.md, section 4; VICReg, Bardes et al. 2022).
 
     `mean_j relu(1 - sqrt(var_j + 1e-4)) + 0.04 · Σ_{i≠j} Cov_ij² / d`, unbiased. `[n, d]`; a scalar >= 0.
     """

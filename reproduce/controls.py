@@ -7,7 +7,7 @@
     python -m reproduce.controls --samples 320                 # 259,763 tokens
 
 Finished rows are committed under results/reference/leaderboard; table, rows by variant and picture are made anew from
-all that are there. One thread, so that two lists can run side by side on two cores.
+all that are there. One thread, so that two sweeps can run side by side on two cores.
 """
 
 import argparse
@@ -28,16 +28,17 @@ from newllm_core.intervals import seeds_text
 from newllm_core.report.leaderboard import group_pictures
 from newllm_core.report.style import save_figure
 from newllm_core.runs.files import write_json, write_text
-from newllm_core.studies.estimate import estimate_rows
-from newllm_core.studies.runners import read_rows, run_rows
-from newllm_core.studies.variants import known_variants
+from newllm_core.studies.rows import read_rows
+from newllm_core.studies.runners import RowRunner
+from newllm_core.studies.sweep import Sweep
+from newllm_core.studies.variants import known_variants, variant
 from reproduce.reference_experiments import REFERENCE, centre
 
 ROWS = REFERENCE / "leaderboard"
 ALL = [name for name, one in known_variants().items() if one.group != "ceilings"]
 SEEDS = [42, 43, 44]
 PAIRED = ("trained", "untrained")
-PAIRED_SEEDS = [42, 43, 44, 45, 46]  # issue 5: at least five pairs
+PAIRED_SEEDS = [42, 43, 44, 45, 46]  # at least five pairs
 RATIOS = (
     PAIRED, ("shuffled", "last-token"), ("untrained", "last-token"), ("regularised", "regularised-untrained"),
     ("regularised", "regularised-last-token"), ("regularised-untrained", "regularised-last-token"),
@@ -92,9 +93,10 @@ def main() -> None:
     base = changed(centre(), {"num_samples": arguments.samples})
     for name in arguments.names:
         seeds = arguments.seeds or (PAIRED_SEEDS if name in PAIRED else SEEDS)
-        print(f"{name}: {estimate_rows([name], base, seeds, ROWS)}", flush=True)
+        sweep = Sweep(base, [variant(name)], seeds, RowRunner(ROWS))
+        print(f"{name}: {sweep.estimate()}", flush=True)
         if not arguments.estimate:
-            run_rows([name], base, seeds, ROWS)
+            sweep.run()
     if not arguments.estimate:
         report()
 

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from newllm_core.config.language import Settings
 from newllm_core.experiment.migration import migrated_run
-from newllm_core.experiment.record import FORMAT, RUN_KEYS, RUN_SECTIONS, check_run_record, config_keys
+from newllm_core.experiment.record import FORMAT, RUN_KEYS, RUN_SECTIONS, check_run_record
 from newllm_core.runs.files import read_json, write_json, write_text
 from newllm_core.runs.identity import figures_of
 from newllm_core.runs.record_differences import differences
-from newllm_core.runs.record_keys import key_table
+from newllm_core.runs.record_keys import config_keys, key_table
 
 PAGE = f"""# Records
 
@@ -39,7 +40,7 @@ Every field of the dataclasses in `newllm_core/config/language.py`, where each i
 
 def page() -> str:
     """`docs/records.md`."""
-    return PAGE.format(run=key_table(RUN_KEYS), config=key_table(config_keys(RUN_SECTIONS)))
+    return PAGE.format(run=key_table(RUN_KEYS), config=key_table(config_keys(Settings, RUN_SECTIONS)))
 
 
 def migrate(folder: Path) -> int:

@@ -1,13 +1,13 @@
 """The committed records of notebooks 04 and 05 at the `cpu` profile, with their tables and pictures.
 
     python -m reproduce.reference_experiments            # trains what is missing: see --estimate
-    python -m reproduce.reference_experiments --estimate # points, finished points, hours; trains nothing
+    python -m reproduce.reference_experiments --estimate # runs, finished runs, hours; trains nothing
     python -m reproduce.reference_experiments --only scaling --seeds 42 43 44 45    # a further seed
     python -m reproduce.reference_experiments --only diversity --phase1-only        # effective ranks, no perplexity
 
 A finished record is committed under results/reference/experiments, so a later run, with more seeds, sizes or losses,
 computes only what is new. Tables and pictures go to results/reference/scaling and results/reference/diversity.
-Figures of runs depend on their number of threads: one here, so that the two lists can run side by side on two cores.
+Figures of runs depend on their number of threads: one here, so that two sweeps can run side by side on two cores.
 """
 
 import argparse
@@ -27,7 +27,8 @@ from newllm_core.report.style import save_figure
 from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, write_json, write_text
 from newllm_core.scaling import analysis as scaling_analysis
 from newllm_core.scaling.law import sample_sizes
-from newllm_core.studies.sweep import Folders, Record, Series, comparison_points, grid
+from newllm_core.studies.runners import ExperimentRunner
+from newllm_core.studies.sweep import Record, Sweep, grid, one_axis_at_a_time
 
 REFERENCE = REFERENCE_DIR
 SEEDS = [42, 43, 44]
@@ -41,33 +42,36 @@ def centre() -> Settings:
     return changed(Settings.from_parameters(profile), {"num_threads": NUM_THREADS})
 
 
-def scaling_points(seeds: Sequence[int]) -> list[Settings]:
-    """Notebook 04's list: every size of the profile with every seed."""
+def scaling_sweep(seeds: Sequence[int], phase1_only: bool) -> Sweep:
+    """Notebook 04's: every size of the profile with every seed."""
     base = centre()
     scaling = base.scaling
     sizes = sample_sizes(scaling.init_samples, scaling.multiplier, scaling.window_size, scaling.num_windows)
-    return grid(base, {"num_samples": sizes, "seed": seeds})
+    return Sweep(base, grid({"num_samples": sizes}), seeds, ExperimentRunner(phase1_only=phase1_only))
 
 
-def diversity_points(seeds: Sequence[int]) -> list[Settings]:
-    """Notebook 05's list: every algorithm with every seed."""
-    axes = {"diversity_algorithm": list(DIVERSITY_ALGORITHMS)}
-    return comparison_points(changed(centre(), {"max_iterations": DIVERSITY_ITERATIONS}), axes, seeds, full_grid=False)
+def diversity_sweep(seeds: Sequence[int], phase1_only: bool) -> Sweep:
+    """Notebook 05's: every algorithm with every seed."""
+    variants = grid({"diversity_algorithm": list(DIVERSITY_ALGORITHMS)})
+    base = changed(centre(), {"max_iterations": DIVERSITY_ITERATIONS})
+    return Sweep(base, variants, seeds, ExperimentRunner(phase1_only=phase1_only))
 
 
-def axes_points(seeds: Sequence[int]) -> list[Settings]:
-    """Width and weight around the centre, one seed, Phase 1 alone."""
+def axes_sweep(seeds: Sequence[int], phase1_only: bool) -> Sweep:
+    """Width and weight around the centre, one seed, always Phase 1 alone."""
     axes = {"context_dim": CONTEXT_DIMS, "dist_reg_weight": WEIGHTS}
-    return comparison_points(centre(), axes, seeds[:1], full_grid=False)
+    return Sweep(centre(), one_axis_at_a_time(axes), seeds[:1], ExperimentRunner(phase1_only=True))
 
 
-LISTS = {"scaling": scaling_points, "diversity": diversity_points, "axes": axes_points}
+SWEEPS = {"scaling": scaling_sweep, "diversity": diversity_sweep, "axes": axes_sweep}
 
 
-def publish(series: Series, records: Sequence[Record]) -> None:
-    """Commit-ready copies of the records."""
-    for point, record in zip(series.points, records, strict=True):
-        write_json(series.folders.reference / f"{series.name(point)}.json", record)
+def publish(sweep: Sweep) -> None:
+    """Commit-ready copies of the records, as they lie in their folders."""
+    runner = sweep.runner
+    assert isinstance(runner, ExperimentRunner)
+    for point in sweep.points:
+        write_json(runner.folders.reference / f"{runner.key(point)}.json", runner.finished(point))
 
 
 def report_scaling(records: Sequence[Record]) -> None:
@@ -122,21 +126,19 @@ REPORTS = {"scaling": report_scaling, "diversity": report_diversity, "axes": rep
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(LISTS), default=list(LISTS))
+    parser.add_argument("--only", nargs="+", choices=list(SWEEPS), default=list(SWEEPS))
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--estimate", action="store_true", help="points and hours; nothing is trained")
-    parser.add_argument(
-        "--phase1-only", action="store_true", help="stop each point after Phase 1; nothing is published"
-    )
+    parser.add_argument("--estimate", action="store_true", help="runs and hours; nothing is trained")
+    parser.add_argument("--phase1-only", action="store_true", help="stop each run after Phase 1; nothing is published")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for name in arguments.only:
-        series = Series(LISTS[name](arguments.seeds), Folders(), phase1_only=arguments.phase1_only or name == "axes")
-        print(f"{name}: {series.estimate()}", flush=True)
+        sweep = SWEEPS[name](arguments.seeds, arguments.phase1_only)
+        print(f"{name}: {sweep.estimate()}", flush=True)
         if not arguments.estimate:
-            records = series.run()
+            records = sweep.run()
             if not arguments.phase1_only:
-                publish(series, records)
+                publish(sweep)
                 REPORTS[name](records)
 
 

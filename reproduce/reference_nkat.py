@@ -14,29 +14,27 @@ not on this machine ends the command with what to install.
 import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from newllm_core.comparison.accuracy import accuracy_table
-from newllm_core.comparison.groups import Record
 from newllm_core.comparison.tables import readable_table
 from newllm_core.config.profiles import load_profile
 from newllm_core.config.schema import changed, parameter_fields
 from newllm_core.config.values import read_as
 from newllm_core.report.style import save_figure
 from newllm_core.runs.files import PROJECT_ROOT, read_json, write_json, write_text
-from newllm_core.runs.folder import is_complete
+from newllm_core.studies.sweep import Record, Sweep
 from newllm_core.vision.config import AUGMENTATION_PACKS
 from newllm_core.vision.report import comparison as plots_comparison
 from newllm_core.vision.report import runs as plots_vision
 from newllm_core.vision.report import score_table
 from newllm_core.vision.report import search as plots_search
+from newllm_core.vision.runner import VisionRunner
 from newllm_core.vision.search.config import SEARCH_SPACES, search_profile
 from newllm_core.vision.search.plan import SearchPlan
 from newllm_core.vision.search.run import run_search
 from newllm_core.vision.settings import VisionSettings, for_data_set
-from newllm_core.vision.variant_series import VariantSeries
-from newllm_core.vision.variants import Variant, term_variants
+from newllm_core.vision.variants import VisionVariant, term_variants, vision_variant
 from reproduce.reference_experiments import REFERENCE
 
 NKAT = REFERENCE / "nkat"
@@ -65,8 +63,8 @@ def centre() -> VisionSettings:
     return for_data_set(settings, settings.data)
 
 
-def rescue_variants() -> list[Variant]:
-    return [Variant("augmentation", name, AUGMENTATION_PACKS[name]) for name in ("baseline", "rescue")]
+def rescue_variants() -> list[VisionVariant]:
+    return [vision_variant("augmentation", name, AUGMENTATION_PACKS[name]) for name in ("baseline", "rescue")]
 
 
 def long_settings() -> dict[str, VisionSettings]:
@@ -78,18 +76,18 @@ def long_settings() -> dict[str, VisionSettings]:
     }
 
 
-def all_series() -> dict[str, VariantSeries]:
-    values = profile()
+def all_sweeps() -> dict[str, Sweep]:
+    values, runner = profile(), VisionRunner(read_test=True, folder=RUNS)
     seeds = values["term_seeds"]
     single = {
-        f"long {name}": VariantSeries(settings, [Variant(name, name)], seeds[:1], read_test=True, folder=RUNS)
+        f"long {name}": Sweep(settings, [vision_variant(name, name)], seeds[:1], runner)
         for name, settings in long_settings().items()
     }
     # Nine runs, each in a sixth of the time that one takes on all images.
     fewer = changed(centre(), {"num_train_images": values["few_images"]})
     return {
-        "rescue": VariantSeries(centre(), rescue_variants(), seeds, read_test=True, folder=RUNS),
-        "term": VariantSeries(fewer, term_variants(()), seeds, read_test=True, folder=RUNS),
+        "rescue": Sweep(centre(), rescue_variants(), seeds, runner),
+        "term": Sweep(fewer, term_variants(()), seeds, runner),
         **single,
     }
 
@@ -103,13 +101,14 @@ def search_plan() -> SearchPlan:
     return SearchPlan(fitted, few[0], tuple(few[1:]), quick, SEARCH_SPACES[values["search_space"]])
 
 
-def report(series: Mapping[str, VariantSeries]) -> None:
+def report(sweeps: Mapping[str, Sweep]) -> None:
     """Tables and pictures of the parts whose runs are all there."""
-    whole = {name: one for name, one in series.items() if all(is_complete(path) for path in one.run_dirs())}
-    for name, one in whole.items():
+    found = {name: one.finished() for name, one in sweeps.items()}
+    whole = {name: [one for one in records if one] for name, records in found.items() if None not in records}
+    for name, records in whole.items():
         if not name.startswith("long"):
-            _report_variants(name, one.run())
-    _report_data_sets({name: whole[f"long {name}"].run_dirs()[0] for name in LONG_RUNS if f"long {name}" in whole})
+            _report_variants(name, records)
+    _report_data_sets({name: whole[f"long {name}"][0] for name in LONG_RUNS if f"long {name}" in whole})
     if (SEARCH / "search.json").is_file():
         write_json(NKAT / "search.json", read_json(SEARCH / "search.json"))
         for name, figure in plots_search.search_pictures(SEARCH).items():
@@ -123,10 +122,9 @@ def _report_variants(name: str, records: Sequence[Record]) -> None:
     print(table)
 
 
-def _report_data_sets(run_dirs: Mapping[str, Path]) -> None:
-    if not run_dirs:
+def _report_data_sets(records: dict[str, Record]) -> None:
+    if not records:
         return
-    records = {name: read_json(path / "run.json") for name, path in run_dirs.items()}
     table = readable_table(score_table.score_table(records, list(records))).T.to_string()
     write_text(NKAT / "data_sets.txt", table + "\n")
     save_figure(plots_vision.plot_scores(records, list(records)), NKAT / "scores.png")
@@ -136,8 +134,8 @@ def _report_data_sets(run_dirs: Mapping[str, Path]) -> None:
 
 
 def main() -> None:
-    series = all_series()
-    parts = [*series, "search"]
+    sweeps = all_sweeps()
+    parts = [*sweeps, "search"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, metavar="PART", help=", ".join(parts))
     parser.add_argument("--estimate", action="store_true")
@@ -145,15 +143,15 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in [] if arguments.report else arguments.only:
         if name != "search":
-            print(f"{name}: {series[name].estimate()}", flush=True)
+            print(f"{name}: {sweeps[name].estimate()}", flush=True)
         if arguments.estimate:
             continue
         if name == "search":
             run_search(search_plan(), SEARCH, workers=profile()["search_workers"])
         else:
-            series[name].run()
+            sweeps[name].run()
     if not arguments.estimate:
-        report(series)
+        report(sweeps)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,11 @@ import nbformat
 from newllm_core.config.language import Settings
 from newllm_core.config.notebook import NotebookSettings, Parameter, cell_parameters, read_parameters
 from newllm_core.config.profiles import load_profile, read_yaml
-from newllm_core.config.schema import ConfigError, parameter_fields
-from newllm_core.runs.files import PROJECT_ROOT, RESULTS_DIR
+from newllm_core.config.schema import ConfigError, location_parameters, parameter_fields
+from newllm_core.data import DataError, content_read
+from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, RESULTS_DIR, content_sha256, sha256_bytes
+from newllm_core.vision.config import VisionDataConfig
+from newllm_core.vision.data import images_read
 from newllm_core.vision.settings import VisionSettings
 
 PARAMETERS_TAG = "parameters"
@@ -75,6 +78,37 @@ def job_parameters(job: Job) -> dict[str, Any]:
     Tuples become lists, as in the JSON of a notebook. Raises BatchError for an unknown name (with the nearest known
     one), for a value that is refused, and for one that is not a number, text, truth value, None or a list.
     """
+    return _read(job)[2]
+
+
+def job_content(job: Job) -> dict[str, str]:
+    """SHA-256 of everything that the notebook will read: text or images, and the committed records.
+
+    Raises BatchError as ``job_parameters``, and where something is missing.
+    """
+    settings, values, _ = _read(job)
+    records = [f"{path.relative_to(REFERENCE_DIR)} {content_sha256(path)}" for path in REFERENCE_DIR.rglob("*.json")]
+    read = {"committed records": sha256_bytes("\n".join(sorted(records)).encode())}
+    try:
+        if isinstance(settings, Settings):
+            return read | content_read(settings.data)
+        assert isinstance(settings, VisionSettings)
+        further = [VisionDataConfig(dataset=name) for name in values.get("data_sets", [])]
+        for images in (settings.data, *further):
+            read |= {f"{images.dataset} {name}": content for name, content in images_read(images).items()}
+        return read
+    except (DataError, ConfigError) as error:
+        raise BatchError(f"{job.notebook}: {error}") from error
+
+
+def without_locations(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters whose values say what is run; where something lies is none, its content is."""
+    known = {name for line in LINES for name in location_parameters(line)}
+    return {name: value for name, value in parameters.items() if name not in known}
+
+
+def _read(job: Job) -> tuple[NotebookSettings, dict[str, Any], dict[str, Any]]:
+    """The settings, the value of every parameter, and the values that are injected."""
     own = notebook_parameters(job.notebook)
     try:
         given = {**(load_profile(job.profile) if job.profile else {}), **job.parameters}
@@ -84,9 +118,9 @@ def job_parameters(job: Job) -> dict[str, Any]:
             name: Parameter(value, own[name].kind if name in own else Any) for name, value in given.items()
         }
         values = read_parameters(line, written, further)
-        line.from_parameters(values, further)
+        settings = line.from_parameters(values, further)
         injected = {name: values[name] for name in given}
-        return json.loads(json.dumps(injected, allow_nan=False))  # type: ignore[no-any-return]
+        return settings, values, json.loads(json.dumps(injected, allow_nan=False))
     except (ConfigError, TypeError, ValueError, RecursionError) as error:
         source = f" with profile {job.profile}" if job.profile else ""
         raise BatchError(f"{job.notebook}{source}: {error}") from error

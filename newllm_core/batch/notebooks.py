@@ -1,8 +1,8 @@
 """Notebooks with other parameters, one or many: papermill, made strict.
 
 papermill runs on with the defaults when a parameter is misspelled or the cell tagged ``parameters`` is missing; here
-both are errors, raised before anything runs (``jobs``). An executed notebook is skipped while it, its parameters and
-the package's code are unchanged.
+both are errors, raised before anything runs (``jobs``). An executed notebook is skipped while it, its parameters, the
+package's code and what it reads are unchanged.
 """
 
 import json
@@ -26,10 +26,12 @@ from newllm_core.batch.jobs import (
     BatchError,
     Job,
     check_output,
+    job_content,
     job_from_mapping,
     job_parameters,
     read_notebook,
     unfinished,
+    without_locations,
 )
 from newllm_core.runs.files import sha256_bytes, write_text
 
@@ -53,14 +55,18 @@ def source_hash(notebook: Path) -> str:
 
 
 def is_finished(job: Job) -> bool:
-    """True when ``job.output`` is this notebook, run to its end by this code with these parameters."""
+    """True when ``job.output`` is this notebook, run to its end by this code with these parameters, on what it would
+    read now."""
     try:
         metadata = read_notebook(job.output).metadata
+        read = job_content(job)
     except BatchError:
         return False  # absent, or cut short by something outside: either way to be run
-    record, source = metadata.get("papermill", {}), metadata.get("newllm", {}).get("source")
-    ended = bool(record.get("end_time")) and record.get("exception") is None
-    return ended and record.get("parameters", {}) == job_parameters(job) and source == source_hash(job.notebook)
+    record, made = metadata.get("papermill", {}), metadata.get("newllm", {})
+    if not record.get("end_time") or record.get("exception") is not None:
+        return False
+    parameters, source = without_locations(record.get("parameters", {})), source_hash(job.notebook)
+    return parameters == without_locations(job_parameters(job)) and made == {"source": source, "read": read}
 
 
 def run_notebook(
@@ -73,7 +79,8 @@ def run_notebook(
     """
     job = Job(notebook, output, parameters or {}, profile)
     _check(job)
-    injected, source = job_parameters(job), source_hash(notebook)
+    injected = job_parameters(job)
+    made = {"source": source_hash(notebook), "read": job_content(job)}
     partial, failed = unfinished(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     # papermill warns of each parameter that the notebook does not declare; job_parameters has checked them.
@@ -86,7 +93,7 @@ def run_notebook(
             partial.replace(failed)
             reason += f" (executed up to there: {failed})"
         raise BatchError(f"{notebook}: {reason}") from error
-    executed.metadata["newllm"] = {"source": source}
+    executed.metadata["newllm"] = made
     executed.metadata["papermill"]["output_path"] = str(output)
     write_text(output, nbformat.writes(executed) + "\n")
     partial.unlink()

@@ -110,7 +110,7 @@ class RankCorrelation:
             f"{len(self.groups)} configurations of {self.groups[0].train_tokens:,} training tokens "
             f"that differ in {', '.join(self.varied) or 'nothing'}"
         )
-        figures = NOT_MEASURED if self.r is None else f"{self.r.text('{:+.2f}')}, {self.r.verdict} from 0"
+        figures = NOT_MEASURED if self.r is None else f"{self.r.text('{:+.3f}')}, {self.r.verdict} from 0"
         return f"correlation of ER and log PPL {figures}: {over}"
 
 

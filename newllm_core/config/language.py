@@ -60,7 +60,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Widths, depth and what is trained. Spec section 2."""
+    """Widths, depth and what is trained. docs/method.md, section 2."""
 
     context_dim: int = number(500, low=1)  # C
     embed_dim: int = number(384, low=2)  # E: 384 for Whisper tiny.en, 768 for GPT-2
@@ -104,7 +104,7 @@ _READ_IN_PHASE2_ALONE = (
 
 @dataclass(frozen=True)
 class Phase1Config:
-    """Training of the ContextBlock without labels. Spec section 4."""
+    """Training of the ContextBlock without labels. docs/method.md, section 4."""
 
     objective: str = choice("cvfp", "contrastive", "regression")  # fixed point, or prediction: predictive.py
     diversity_algorithm: str = "MCDL"  # a name in losses.DIVERSITY_ALGORITHMS
@@ -145,7 +145,7 @@ class Phase1Config:
 
 @dataclass(frozen=True)
 class Phase2Config:
-    """Training of the TokenBlock on frozen contexts. Spec section 5."""
+    """Training of the TokenBlock on frozen contexts. docs/method.md, section 5."""
 
     learning_rate: float = number(0.001, above=0)
     gradient_clip: float = number(1.0, above=0)
@@ -171,7 +171,7 @@ class Phase2Config:
 
 @dataclass(frozen=True)
 class ScalingConfig:
-    """Sample sizes and sliding windows of the α progression. Spec section 6."""
+    """Sample sizes and sliding windows of the α progression. docs/method.md, section 6."""
 
     init_samples: int = number(50, low=1)
     multiplier: float = number(2.0, above=1, high=100)

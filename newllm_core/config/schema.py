@@ -164,6 +164,16 @@ def changed(settings: AnySettings, changes: Mapping[str, Any], own: typing.Colle
     return dataclasses.replace(settings, **replaced)
 
 
+def location_parameters(settings_type: type) -> set[str]:
+    """The flat names of the fields that say where something lies."""
+    specs = {
+        (section.name, spec.name): spec
+        for section in dataclasses.fields(settings_type)
+        for spec in dataclasses.fields(section.type)  # type: ignore[arg-type]
+    }
+    return {name for name, place in parameter_fields(settings_type).items() if specs[place].metadata.get("location")}
+
+
 def config_values(config: Any) -> dict[str, Any]:
     """What names and records say of a config, as JSON gives it back, so that a stored one compares equal.
 

@@ -98,7 +98,7 @@ def exact_contexts(
     max_passes: int | None = None,
     out: Tensor | None = None,
 ) -> ExactContexts:
-    """The contexts of `sequential_contexts`, by multiple shooting (design: see the module's docstring).
+    """The contexts of `sequential_contexts`, by multiple shooting (docs/method.md, section 8).
 
     Args:
         block: L layers of width C.

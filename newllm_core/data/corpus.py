@@ -1,7 +1,7 @@
 """Text: conversations of a corpus, in corpus order, as one string each.
 
 `chitchat` is read from an installed package, `ultrachat` is streamed from the Hugging Face Hub, `file` is the user's
-own file; conversations.py says in which schemas. Source: spec section 3, design.md section 2.
+own file; conversations.py says in which schemas. Source: docs/method.md, section 3.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from newllm_core.data.rows import check_file, import_or_explain, read_rows
 from newllm_core.runs.files import content_sha256
 
 ULTRACHAT = ("HuggingFaceH4/ultrachat_200k", "train_sft")  # data set, split
-# Filter of the chitchat corpus, design.md section 2. Longer turns and links are pasted text, not conversation.
+# Filter of the chitchat corpus, docs/method.md, section 3. Longer turns and links are pasted text, not conversation.
 MIN_TURNS = 4
 MAX_TURN_CHARACTERS = 1000
 REFUSED_STRINGS = ("@", "http")

@@ -1,4 +1,4 @@
-"""The frozen token embeddings: one matrix [V, E], from one of four sources. Design.md, section 2."""
+"""The frozen token embeddings: one matrix [V, E], from one of four sources. docs/method.md, section 3."""
 
 import logging
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Data files that come inside installed Python packages: which ones, which version, which bytes.
 
 The packages are only containers here: their files are located without importing them, so none of their code runs.
-Source: design.md, section 2.
+Source: docs/method.md, section 3.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""Which conversations are trained on, and which are kept for validation. Spec sections 3 and 9.1."""
+"""Which conversations are trained on, and which are kept for validation. docs/method.md, section 3."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,7 @@
 """Tokens: GPT-2's byte-level BPE, the training stream with its boundaries, and its cache on disk.
 
 The largest sample count asked for so far is tokenised once; smaller counts are prefixes of the same stream.
-Source: spec section 3, design.md section 2.
+Source: docs/method.md, section 3.
 """
 
 import functools

@@ -1,7 +1,8 @@
 """The validation text: written once beside a record of where it comes from, read from there ever after.
 
-Spec section 3. Each validation_range of a corpus has a folder of its own. A figure is comparable only with figures on
-the same text, so a recorded text that is not the one the configuration asks for is refused, and a damaged one rebuilt.
+docs/method.md, section 3. Each validation_range of a corpus has a folder of its own. A figure is comparable only with
+figures on the same text, so a recorded text that is not the one the configuration asks for is refused, and a damaged
+one rebuilt.
 """
 
 import logging

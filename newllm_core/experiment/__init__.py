@@ -20,7 +20,7 @@ from newllm_core.experiment.checks import (
     rank_check,
     repeated_passes,
 )
-from newllm_core.experiment.estimate import Estimate, duration_text, estimate, list_text
+from newllm_core.experiment.estimate import Estimate, duration_text, estimate
 from newllm_core.experiment.identity import (
     identity_of,
     phase1_folder_name,
@@ -86,7 +86,6 @@ __all__ = [
     "fixed_point_check",
     "identity_check",
     "identity_of",
-    "list_text",
     "load_model",
     "loss_cost",
     "measure_phase1",

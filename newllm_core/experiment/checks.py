@@ -13,7 +13,7 @@ from newllm_core.metrics.convergence import Convergence, count_converged
 from newllm_core.metrics.rank import StreamRank
 from newllm_core.model.layers import ContextBlock
 
-# Spec section 6.
+# docs/method.md, section 6.
 RANK_FAILURE_SHARE = 0.30
 IDENTITY_MIN_DISTANCE = 0.1
 IDENTITY_MAX_COSINE = 0.95
@@ -33,7 +33,7 @@ class RepeatedPasses:
         convergence: tokens that moved by less than the threshold between the last two passes.
         slope: linear trend of the differences, per pass.
         spread: their standard deviation.
-        verdict: CONVERGING, CONVERGED, DIVERGING or UNSTABLE (spec section 6).
+        verdict: CONVERGING, CONVERGED, DIVERGING or UNSTABLE (docs/method.md, section 6).
     """
 
     differences: list[float]
@@ -47,7 +47,7 @@ class RepeatedPasses:
 
 
 def repeated_passes(block: ContextBlock, token_embeds: TokenEmbeds, passes: int, threshold: float) -> RepeatedPasses:
-    """Validation convergence over ``passes`` >= 2 passes from the zero context (spec section 6)."""
+    """Validation convergence over ``passes`` >= 2 passes from the zero context (docs/method.md, section 6)."""
     context = next(block.parameters()).new_zeros(block.context_dim)
     differences = []
     previous: Tensor | None = None
@@ -76,7 +76,7 @@ def _trend(values: list[float]) -> tuple[float, float]:
 
 
 def convergence_verdict(slope: float, spread: float) -> str:
-    """The verdict word of spec section 6; always shown beside its figures."""
+    """The verdict word of docs/method.md, section 6; always shown beside its figures."""
     if slope < -SLOPE_LIMIT:
         return "CONVERGING"
     if slope > SLOPE_LIMIT:
@@ -125,7 +125,8 @@ def identity_check(contexts: Tensor, token_embeds: Tensor) -> Check:
 def fixed_point_check(passes: RepeatedPasses) -> Check:
     """(3) Last difference of the repeated passes < 1e-3 and not growing; > 1e-2 is a failure.
 
-    It says that the block forgets its starting context, not that training found a fixed point (spec section 9.4).
+    It says that the block forgets its starting context, not that training found a fixed point: docs/method.md,
+    section 6.
     """
     last = passes.differences[-1]
     growing = len(passes.differences) > 1 and last > max(passes.differences[-2], ROUNDING_DIFFERENCE)

@@ -27,13 +27,6 @@ def duration_text(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours"
 
 
-def list_text(kind: str, num_all: int, num_finished: int, cost: str) -> str:
-    """Of a list that resumes: "8 points, 3 finished; the others " and what these will take."""
-    if num_finished == num_all:
-        return f"{num_all} {kind}, all finished"
-    return f"{num_all} {kind}, {num_finished} finished; the others {cost}"
-
-
 @dataclass(frozen=True)
 class Estimate:
     """Seconds on this machine as it is now, and GiB at the peak."""

@@ -1,4 +1,4 @@
-"""The figures of a run as JSON values: what Phase 1 and Phase 2 add to its record (spec section 6)."""
+"""The figures of a run as JSON values: what Phase 1 and Phase 2 add to its record (docs/method.md, section 6)."""
 
 from dataclasses import asdict
 from typing import Any
@@ -47,7 +47,7 @@ SAMPLE_PROMPTS = ("Hi, how are you", "What do you like to do")
 def measure_phase1(
     prepared: Prepared, config: Phase1Config, result: Phase1Result, history: Phase1History
 ) -> dict[str, Any]:
-    """Every figure of spec section 6 on the kept weights; all of them JSON values."""
+    """Every figure of docs/method.md, section 6 on the kept weights; all of them JSON values."""
     block, contexts = prepared.model.context_block, result.validation_contexts[:, -1]
     embeds = StreamEmbeddings(prepared.model, prepared.validation_tokens)
     passes = repeated_passes(block, embeds, config.validation_passes, config.convergence_threshold)

@@ -78,8 +78,8 @@ def run_experiment(
     data_dir: Path = DATA_DIR,
     phase1_dir: Path | None = None,
 ) -> dict[str, Any]:
-    """Data → Phase 1 → Phase 2 → the record that `run.json` holds (design, section 5); its `seconds` are those of the
-    session that finished it.
+    """Data → Phase 1 → Phase 2 → the record that `run.json` holds (docs/method.md, section 10); its `seconds` are
+    those of the session that finished it.
 
     A complete folder is read, not run again; a partial one goes on after the last checkpoint of either phase.
 

@@ -1,81 +1,32 @@
 """What is measured on contexts and predictions; each figure carries the counts it rests on."""
 
 from newllm_core.metrics.convergence import Convergence, count_converged
-from newllm_core.metrics.few_tokens import MIN_TOKENS, FewTokenRank, few_token_rank
-from newllm_core.metrics.forgetting import FORGETTING_FACTOR, Forgetting, contraction_rate, forgetting_horizon
-from newllm_core.metrics.moments import DRAWS_AT_ONCE, Moments, weighted_moments
-from newllm_core.metrics.prediction import NATS_PER_BIT, bits_per_byte, perplexity
+from newllm_core.metrics.few_tokens import few_token_rank
+from newllm_core.metrics.forgetting import contraction_rate, forgetting_horizon
+from newllm_core.metrics.prediction import bits_per_byte, perplexity
 from newllm_core.metrics.rank import (
     StreamRank,
-    above_rounding,
     calibrated_effective_rank,
     effective_rank,
-    entropy_rank_of,
     noise_effective_rank,
     singular_values,
     stream_rank,
 )
-from newllm_core.metrics.spectrum import (
-    FIRST_RANK,
-    MIN_BLOCK_LENGTH,
-    MIN_BLOCKS,
-    MIN_PAIR_TOKENS,
-    MIN_RANKS,
-    MIN_RESAMPLES,
-    NUM_BLOCKS,
-    NUM_RESAMPLES,
-    SPECTRUM_MEASURES,
-    Spectrum,
-    SpectrumFigure,
-    SpectrumMeasure,
-    calibrated_entropy_rank,
-    entropy_rank,
-    participation_ratio,
-    power_law_exponent,
-    spectrum_figures,
-    squared_traces,
-)
+from newllm_core.metrics.spectrum import spectrum_figures
 
 __all__ = [
     "Convergence",
-    "DRAWS_AT_ONCE",
-    "FIRST_RANK",
-    "FORGETTING_FACTOR",
-    "FewTokenRank",
-    "Forgetting",
-    "MIN_BLOCKS",
-    "MIN_BLOCK_LENGTH",
-    "MIN_PAIR_TOKENS",
-    "MIN_RANKS",
-    "MIN_RESAMPLES",
-    "MIN_TOKENS",
-    "Moments",
-    "NATS_PER_BIT",
-    "NUM_BLOCKS",
-    "NUM_RESAMPLES",
-    "SPECTRUM_MEASURES",
-    "Spectrum",
-    "SpectrumFigure",
-    "SpectrumMeasure",
     "StreamRank",
-    "above_rounding",
     "bits_per_byte",
     "calibrated_effective_rank",
-    "calibrated_entropy_rank",
     "contraction_rate",
     "count_converged",
     "effective_rank",
-    "entropy_rank",
-    "entropy_rank_of",
     "few_token_rank",
     "forgetting_horizon",
     "noise_effective_rank",
-    "participation_ratio",
     "perplexity",
-    "power_law_exponent",
     "singular_values",
     "spectrum_figures",
-    "squared_traces",
     "stream_rank",
-    "weighted_moments",
 ]

@@ -94,6 +94,9 @@ class StreamRank:
 
 
 def stream_rank(contexts: Tensor, max_tokens: int) -> StreamRank:
-    """Effective rank of the first ``max_tokens`` contexts `[N, C]`, the stream's last excluded (spec section 6)."""
+    """Effective rank of the first ``max_tokens`` contexts `[N, C]`, the last of the stream excluded.
+
+    Source: docs/method.md, section 6.
+    """
     measured = contexts[:-1][:max_tokens]
     return StreamRank(effective_rank(measured), contexts.shape[1], len(measured))

@@ -1,4 +1,4 @@
-"""ContextLayer and TokenLayer, and the blocks that stack them (spec section 2).
+"""ContextLayer and TokenLayer, and the blocks that stack them (docs/method.md, section 2).
 
 A Linear of a concatenation is the sum of two Linears, so each layer holds one per input:
 `Linear([c; e]) = from_context(c) + from_token(e)`. The token half does not depend on the recurrence and can be
@@ -30,7 +30,7 @@ class _TwoInputLayer(nn.Module):
 
 
 class ContextLayer(_TwoInputLayer):
-    """`c_i = LayerNorm(R(g ⊙ c_{i-1}) + GELU(Linear([c_{i-1}; e])))` (spec section 2).
+    """`c_i = LayerNorm(R(g ⊙ c_{i-1}) + GELU(Linear([c_{i-1}; e])))` (docs/method.md, section 2).
 
     g is 1, or with ``time_scales`` a learned gain of each component, spread over INITIAL_GAINS at first: components
     with a small one forget sooner.
@@ -65,7 +65,7 @@ class ContextLayer(_TwoInputLayer):
 
 
 class TokenLayer(_TwoInputLayer):
-    """`t_i = LayerNorm(R(t_{i-1}) + g · GELU(Linear([c_i; t_{i-1}])))` (spec section 2).
+    """`t_i = LayerNorm(R(t_{i-1}) + g · GELU(Linear([c_i; t_{i-1}])))` (docs/method.md, section 2).
 
     g is 1, or with ``gated`` `sigmoid(Linear([c_i; t_{i-1}]))`.
 
@@ -179,7 +179,7 @@ class TokenBlock(nn.Module):
 
 
 def initialise_normal(module: nn.Module, weight_std: float, bias_std: float, generator: torch.Generator | None) -> None:
-    """Every Linear of ``module``: weights ~ N(0, weight_std²), biases ~ N(0, bias_std²) (spec section 2)."""
+    """Every Linear of ``module``: weights ~ N(0, weight_std²), biases ~ N(0, bias_std²) (docs/method.md, section 2)."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.normal_(part.weight, std=weight_std, generator=generator)

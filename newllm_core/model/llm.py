@@ -18,7 +18,7 @@ from newllm_core.runs.reproducibility import derived_generator
 
 
 class NewLLM(nn.Module):
-    """The whole language model (spec section 2).
+    """The whole language model (docs/method.md, section 2).
 
     Args:
         model_config: widths, depth, and what is trained.

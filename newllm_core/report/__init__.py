@@ -1,7 +1,6 @@
 """Tables and pictures from records; nothing is trained here."""
 
 from newllm_core.report.comparison import (
-    comparison_source,
     plot_axis,
     plot_comparison,
     plot_loss_cost,
@@ -13,41 +12,17 @@ from newllm_core.report.forest import ForestLabel, ForestPanel, plot_forest
 from newllm_core.report.leaderboard import group_pictures, plot_exponents, plot_ratios, plot_standings
 from newllm_core.report.phases import plot_epochs, plot_forgetting, plot_phase1, plot_spectrum, plot_tokens
 from newllm_core.report.scaling import plot_alpha, plot_perplexity, plot_rank, window_picture
-from newllm_core.report.style import (
-    MARK_COLOUR,
-    TRAIN_COLOUR,
-    VALIDATION_COLOUR,
-    as_png,
-    new_axes,
-    save_figure,
-    source_line,
-)
-from newllm_core.report.text import (
-    data_table,
-    epoch_table,
-    iteration_table,
-    phase1_lines,
-    phase2_lines,
-    report,
-    spectrum_table,
-)
+from newllm_core.report.style import save_figure
+from newllm_core.report.text import data_table, epoch_table, iteration_table, report, spectrum_table
 from newllm_core.report.widgets import picture_with_sliders, saved_image
 
 __all__ = [
     "ForestLabel",
     "ForestPanel",
-    "MARK_COLOUR",
-    "TRAIN_COLOUR",
-    "VALIDATION_COLOUR",
-    "as_png",
-    "comparison_source",
     "data_table",
     "epoch_table",
     "group_pictures",
     "iteration_table",
-    "new_axes",
-    "phase1_lines",
-    "phase2_lines",
     "picture_with_sliders",
     "plot_alpha",
     "plot_axis",
@@ -70,7 +45,6 @@ __all__ = [
     "report",
     "save_figure",
     "saved_image",
-    "source_line",
     "spectrum_table",
     "window_picture",
 ]

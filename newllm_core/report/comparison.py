@@ -221,7 +221,7 @@ def plot_rank_against_perplexity(records: Sequence[Record]) -> Figure:
             axis.plot([mean.value], [perplexity(group).value], zorder=3, **look)
         handles.append(Line2D([], [], label=group.label, **look))
     figures = (
-        NOT_MEASURED if correlation.r is None else f"{correlation.r.text('{:+.2f}')}: {correlation.r.verdict} from 0"
+        NOT_MEASURED if correlation.r is None else f"{correlation.r.text('{:+.3f}')}: {correlation.r.verdict} from 0"
     )
     axis.set_title(
         f"Correlation of ER and log PPL over {len(correlation.groups)} configurations {figures}", fontsize=10

@@ -7,13 +7,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
-from newllm_core.intervals import Interval
-from newllm_core.report.style import MARK_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, as_png, new_axes
+from newllm_core.intervals import Estimate, is_distinguishable
+from newllm_core.report.forest import ForestLabel, ForestPanel, plot_forest
+from newllm_core.report.style import (
+    BLUE,
+    LINE_COLOURS,
+    MARK_COLOUR,
+    PLAIN_COLOUR,
+    TRAIN_COLOUR,
+    VALIDATION_COLOUR,
+    VERMILION,
+    as_png,
+    new_axes,
+)
 from newllm_core.scaling.analysis import Record, ScalingAnalysis, Size, analyse
 from newllm_core.scaling.law import ScalingError, fit_power_law, mean_over_seeds
 from newllm_core.scaling.progression import AlphaRow
 
-_WINDOW_COLOURS = ("#4c72b0", "#dd8452", "#8172b3", "#937860", "#64b5cd", "#8c8c8c")
+_ALPHA_COLOURS = {"t-interval of the fit": BLUE, "bootstrap: sizes, seeds, conversations": VERMILION}
 _WIDGET_RESAMPLES = 400  # a slider answers within a second
 
 
@@ -21,7 +32,7 @@ def plot_perplexity(analysis: ScalingAnalysis) -> Figure:
     """Perplexity against training tokens, log-log: runs, means with intervals, a line per window, extrapolation."""
     figure, (axis,) = new_axes(1, width=7.2, height=4.8)
     for row in analysis.progression.rows:
-        _draw_fit(axis, row, _WINDOW_COLOURS[(row.window - 1) % len(_WINDOW_COLOURS)])
+        _draw_fit(axis, row, LINE_COLOURS[(row.window - 1) % len(LINE_COLOURS)])
     for size in analysis.sizes:
         _draw_size(axis, size, labelled=size is analysis.sizes[0])
     _draw_extrapolation(axis, analysis)
@@ -37,7 +48,7 @@ def _draw_size(axis: Axes, size: Size, labelled: bool) -> None:
     mean = mean_over_seeds(size.perplexity)
     low, high = size.perplexity_interval or (mean, mean)
     if len(size.seeds) > 1:
-        axis.plot([size.tokens] * len(size.seeds), size.perplexity, ".", color="grey", ms=5, zorder=2,
+        axis.plot([size.tokens] * len(size.seeds), size.perplexity, ".", color=PLAIN_COLOUR, ms=5, zorder=2,
                   label="a run (seed)" if labelled else None)  # fmt: skip
     axis.errorbar(
         size.tokens, mean, yerr=[[max(mean - low, 0)], [max(high - mean, 0)]], fmt="o", color=VALIDATION_COLOUR,
@@ -92,57 +103,25 @@ def _perplexity_ticks(axis: Axes) -> None:
 
 
 def plot_alpha(analysis: ScalingAnalysis) -> Figure:
-    """α of every window, with the t-interval and the bootstrap interval beside each other."""
-    figure, (axis,) = new_axes(1, width=6.4, height=4.0)
-    rows, centres = analysis.progression.rows, range(1, len(analysis.progression.rows) + 1)
-    t_intervals = [row.alpha_interval for row in rows]
-    bootstraps = [bootstrap.alpha_interval for bootstrap in analysis.bootstraps]
-    alphas = [row.alpha for row in rows]
-    _draw_intervals(axis, [x - 0.07 for x in centres], alphas, t_intervals, TRAIN_COLOUR, "95 % t-interval")
-    _draw_intervals(
-        axis, [x + 0.07 for x in centres], alphas, bootstraps, VALIDATION_COLOUR,
-        "95 % bootstrap: sizes, seeds, conversations",
-    )  # fmt: skip
-    axis.plot(list(centres), alphas, color="grey", lw=1, zorder=1)
-    for x, alpha in zip(centres, alphas, strict=True):
-        axis.annotate(f"{alpha:.3f}", (x, alpha), xytext=(26, -4), textcoords="offset points", fontsize=9)
-    labels = [f"{row.samples[0]}–{row.samples[-1]}\n{row.tokens[0]:,.0f}–{row.tokens[-1]:,.0f} tokens" for row in rows]
-    axis.set_xticks(list(centres), labels, fontsize=8)
-    axis.set_xlim(0.5, len(rows) + 0.6)
-    axis.margins(y=0.25)
-    axis.set(
-        xlabel="window of sample sizes",
-        ylabel="α in PPL = A · tokens^α",
-        title="Progression of α (more negative is better)",
-    )
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
-    figure.suptitle(f"{analysis.source}; {_trend(rows)}", fontsize=9)
-    return figure
+    """α of every window against 0, where more text would not help, with the t-interval and the bootstrap interval."""
+    rows = analysis.progression.rows
+    labels, estimates = [], []
+    for row, bootstrap in zip(rows, analysis.bootstraps, strict=True):
+        window = f"{row.samples[0]}–{row.samples[-1]} conversations, {row.tokens[0]:,.0f}–{row.tokens[-1]:,.0f} tokens"
+        for kind, interval in zip(_ALPHA_COLOURS, (row.alpha_interval, bootstrap.alpha_interval)):
+            labels.append(ForestLabel(window, kind=kind))
+            estimates.append(Estimate(row.alpha, interval, no_difference=0.0))
+    xlabel = "α in PPL = A · tokens^α (more negative is better), 95 %"
+    panel = ForestPanel("Progression of α", xlabel, estimates)
+    return plot_forest(labels, [panel], f"{analysis.source}; {_trend(rows)}", _ALPHA_COLOURS)
 
 
 def _trend(rows: Sequence[AlphaRow]) -> str:
     if len(rows) < 2:
         return "one window"
-    verdicts = [row.comparison for row in rows if row.comparison is not None]
-    apart = sum("not distinguishable" not in verdict for verdict in verdicts)
-    return f"{apart} of {len(verdicts)} neighbouring windows distinguishable"
-
-
-def _draw_intervals(
-    axis: Axes,
-    xs: Sequence[float],
-    values: Sequence[float],
-    intervals: Sequence[Interval | None],
-    colour: str,
-    label: str,
-) -> None:
-    for x, value, interval in zip(xs, values, intervals, strict=True):
-        axis.plot([x], [value], "o", color=colour, ms=5, zorder=3)
-        if interval is not None:
-            axis.errorbar(
-                x, value, yerr=[[value - interval[0]], [interval[1] - value]], color=colour, capsize=4, lw=1.6, zorder=2
-            )
-    axis.plot([], [], "o-", color=colour, ms=5, label=label)
+    pairs = zip(rows, rows[1:])
+    apart = sum(is_distinguishable(one.alpha_interval, other.alpha_interval) for one, other in pairs)
+    return f"{apart} of {len(rows) - 1} neighbouring windows distinguishable"
 
 
 def plot_rank(analysis: ScalingAnalysis) -> Figure:

@@ -1,4 +1,4 @@
-"""Reports from records alone: figures with their counts, never adjectives (spec section 6)."""
+"""Reports from records alone: figures with their counts, never adjectives (docs/method.md, section 6)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ def _share(converged: int | None, total: int) -> str:
 
 
 def phase1_lines(phase1: Mapping[str, Any]) -> list[str]:
-    """Phase 1 in the format of spec section 6, a line a figure."""
+    """Phase 1 as docs/method.md, section 6, names its figures, a line a figure."""
     rank, convergence, passes = phase1["effective_rank"], phase1["convergence"], phase1["repeated_passes"]
     width, kept = rank["context_dim"], phase1["best_iteration"]
     cvfp = phase1["cvfp_loss"]

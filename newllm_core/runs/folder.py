@@ -95,10 +95,14 @@ class RunFolder:
             yield HeldRun(self, self._read())  # an archive, which nobody works on
             return
         with owned(folder / f".{self.record_path.name}.lock"):
-            record = self._read()
-            if record is not None:
-                discard_checkpoint(self.checkpoint)  # of an interruption just before it was discarded
-            yield HeldRun(self, record)
+            yield HeldRun(self, self.finished())
+
+    def finished(self) -> Record | None:
+        """The record of the complete run, at once, whoever works on it. Raises RunError as ``held``."""
+        record = self._read()
+        if record is not None:
+            discard_checkpoint(self.checkpoint)  # of an interruption just before it was discarded
+        return record
 
     def _read(self) -> Record | None:
         if not self.record_path.is_file():

@@ -1,7 +1,7 @@
 """The scaling law of perplexity: sample sizes, sliding windows, the power-law fit and how far it can be trusted.
 
-``PPL = A · tokens^α`` by least squares in log-log space (spec section 6). A figure comes with its 95 % interval, and
-two figures whose intervals overlap are called "not distinguishable". One size gives one point: the runs of several
+``PPL = A · tokens^α`` by least squares in log-log space; docs/method.md, section 6. A figure comes with its interval,
+and two figures whose intervals overlap are called "not distinguishable". One size gives one point: the runs of several
 seeds are averaged first (``mean_over_seeds``), because they share their training text and would otherwise be counted
 as independent deviations from the line.
 """
@@ -65,7 +65,7 @@ class Extrapolation:
 
 
 def sample_sizes(init: int, multiplier: float, window_size: int, num_windows: int) -> list[int]:
-    """``init · multiplier^k`` rounded to whole samples, k = 0 … window_size + num_windows - 2. Spec section 6.
+    """``init · multiplier^k`` rounded to whole samples, k = 0 … window_size + num_windows - 2 (docs/method.md, 6).
 
     Raises ConfigError for a value outside ScalingConfig's ranges, ScalingError when two sizes round to the same one
     or a size is not finite. Both are ValueErrors.
@@ -100,7 +100,7 @@ def sliding_windows(points: Sequence[Point], window_size: int) -> list[Sequence[
 
 
 def fit_power_law(tokens: Numbers, perplexity: Numbers) -> PowerLawFit:
-    """Least squares of log PPL on log tokens, with the 95 % t-interval of α. Spec section 6.
+    """Least squares of log PPL on log tokens, with the 95 % t-interval of α. docs/method.md, section 6.
 
     ``tokens`` [num_points], strictly increasing; ``perplexity`` [num_points], above 1. The interval takes the
     deviations from the line as independent and of equal size in log PPL; curvature of the true law is not in it.

@@ -1,4 +1,7 @@
-"""The progression of α: one power-law fit per sliding window of sizes, its table and its record. Spec section 6."""
+"""The progression of α: one power-law fit per sliding window of sizes, its table and its record.
+
+Source: docs/method.md, section 6.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -151,19 +154,9 @@ def _cells(row: AlphaRow) -> tuple[str, ...]:
 
 def progression_record(progression: AlphaProgression) -> dict[str, Any]:
     """What ``alpha_progression.json`` holds: the law, its unit, every row, the trend. Missing figures are None."""
-    record = {
+    return {
         "law": "perplexity = A * tokens^alpha",
         "fit": "least squares of log perplexity on log tokens, one point per size (geometric mean over seeds)",
         "interval": "95 % t-interval, window_size - 2 degrees of freedom",
         **dataclasses.asdict(progression),
     }
-    return _plain(record)
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, so that the record equals what is read back from JSON."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

@@ -1,27 +1,17 @@
-"""Many runs: lists of experiments, and who is compared."""
+"""Many runs: variants × seeds, and who is compared."""
 
-from newllm_core.studies.estimate import RowsEstimate, estimate_rows
 from newllm_core.studies.phase1_rows import KeptPhase1, kept_phase1
-from newllm_core.studies.runners import (
-    CHECKPOINTS_FOLDER,
-    LEADERBOARD_DIR,
-    PHASE1_FOLDER,
-    SEEDLESS,
-    changed_contexts,
-    points_of,
-    read_rows,
-    row_path,
-    row_settings,
-    run_row,
-    run_rows,
-)
+from newllm_core.studies.rows import CHECKPOINTS_FOLDER, PHASE1_FOLDER, changed_contexts, read_rows
+from newllm_core.studies.runners import LEADERBOARD_DIR, ExperimentRunner, Folders, RowRunner
 from newllm_core.studies.sweep import (
-    Folders,
-    Series,
-    SeriesError,
-    SeriesEstimate,
+    Axes,
+    Cost,
+    Point,
+    Runner,
+    Sweep,
+    SweepError,
+    SweepEstimate,
     Variant,
-    comparison_points,
     grid,
     one_axis_at_a_time,
 )
@@ -36,34 +26,31 @@ from newllm_core.studies.variants import (
 )
 
 __all__ = [
-    "LeaderboardVariant",
-    "VARIANTS",
-    "Variant",
-    "known_variants",
-    "variant",
+    "Axes",
     "BEST",
     "CHECKPOINTS_FOLDER",
-    "LEADERBOARD_DIR",
     "CONTRASTIVE",
-    "RowsEstimate",
+    "Cost",
+    "ExperimentRunner",
     "Folders",
     "KeptPhase1",
+    "LEADERBOARD_DIR",
+    "LeaderboardVariant",
     "PHASE1_FOLDER",
+    "Point",
     "REGULARISED",
-    "SEEDLESS",
-    "Series",
-    "SeriesError",
-    "SeriesEstimate",
+    "RowRunner",
+    "Runner",
+    "Sweep",
+    "SweepError",
+    "SweepEstimate",
+    "VARIANTS",
+    "Variant",
     "changed_contexts",
-    "comparison_points",
-    "row_settings",
-    "estimate_rows",
     "grid",
     "kept_phase1",
+    "known_variants",
     "one_axis_at_a_time",
-    "points_of",
     "read_rows",
-    "row_path",
-    "run_row",
-    "run_rows",
+    "variant",
 ]

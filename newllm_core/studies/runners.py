@@ -1,222 +1,173 @@
-"""What the context is worth: the model, controls and baselines on identical text, one row a run.
+"""The runs of the language line: whole experiments, and rows of the leaderboard."""
 
-All see the same tokens, frozen embeddings, tied head and validation text, and are judged token by token. A finished row
-is read, not run again, an interrupted one goes on from its last checkpoint, and a Phase 1 that several rows have in
-common is trained once.
-"""
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.registry import BASELINES, baseline_config
 from newllm_core.baselines.train import train_baseline
 from newllm_core.config.language import Settings
-from newllm_core.config.schema import changed, config_hash
-from newllm_core.data import corpus_key, token_byte_lengths
-from newllm_core.experiment.identity import identity_of
-from newllm_core.experiment.measure import describe, per_conversation_sums
+from newllm_core.data import load_embeddings, load_token_streams
+from newllm_core.experiment.estimate import estimate
+from newllm_core.experiment.identity import phase1_folder_name, run_folder_name, run_identity
 from newllm_core.experiment.prepare import Prepared, prepare
-from newllm_core.metrics.prediction import NATS_PER_BIT, perplexity
-from newllm_core.runs.checkpoint import CheckpointPlace
-from newllm_core.runs.files import DATA_DIR, RESULTS_DIR, read_json
-from newllm_core.runs.folder import RunFolder
-from newllm_core.runs.progress import Stopwatch, progress_bar
-from newllm_core.runs.reproducibility import derived_generator
-from newllm_core.studies.phase1_rows import kept_phase1
-from newllm_core.studies.variants import LeaderboardVariant, variant
-from newllm_core.training.phase1 import Phase1Result
-from newllm_core.training.phase2 import train_phase2
+from newllm_core.experiment.run import phase1_only_record, run_experiment, run_phase1
+from newllm_core.losses import diversity_loss
+from newllm_core.runs.files import DATA_DIR, REFERENCE_DIR, RESULTS_DIR, read_json, write_json
+from newllm_core.runs.folder import RECORD_NAME
+from newllm_core.runs.identity import refuse_other_run
+from newllm_core.runs.reproducibility import resolve_device
+from newllm_core.studies.rows import row_path, row_place, row_sections, run_row
+from newllm_core.studies.sweep import Cost, Point, Record
 
 LEADERBOARD_DIR = RESULTS_DIR / "leaderboard"
-PHASE1_FOLDER = "phase1"  # beside the rows: weights that rows have in common
-CHECKPOINTS_FOLDER = "checkpoints"  # beside them too: of rows that were interrupted
-SEEDLESS = ("counts", "pretrained")  # kinds whose figures no seed touches
-Row = dict[str, Any]
+_TIMED_SEGMENTS = 4
+_TIMED_VALIDATION = 512  # tokens
 
 
 @dataclass(frozen=True)
-class _Fitted:
-    """``nats`` `[M - 1]` of the validation targets; parameters trained in both phases.
+class Folders:
+    """Where experiments are read and written."""
 
-    ``earlier_cpu_seconds``: of a Phase 1 that an earlier row had trained, and of all before an interruption.
+    experiments: Path = RESULTS_DIR / "experiments"
+    phase1: Path = RESULTS_DIR / "phase1"
+    reference: Path = REFERENCE_DIR / "experiments"  # committed records; only read by runs
+    data: Path = DATA_DIR
+
+
+def _check_settings(points: Sequence[Settings], data_dir: Path) -> None:
+    """Everything that can be refused before anything is trained.
+
+    Also makes the token cache of the largest point, of which the smaller ones are prefixes. Raises ValueError for an
+    unknown diversity algorithm (it names the known ones), DataError when the corpus is too small or the embeddings have
+    another width, RunError for a device that is absent.
     """
-
-    nats: Tensor
-    trainable_parameters: int
-    details: dict[str, Any]
-    earlier_cpu_seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class _Places:
-    """The folder of every Phase 1, and where this row's readout or network keeps its checkpoints."""
-
-    phase1: Path
-    checkpoints: CheckpointPlace
-
-
-def run_rows(
-    names: Sequence[str],
-    base: Settings,
-    seeds: Sequence[int],
-    folder: Path = LEADERBOARD_DIR,
-    *,
-    network_changes: Mapping[str, Any] | None = None,
-    data_dir: Path = DATA_DIR,
-) -> list[Row]:
-    """Every variant with every seed; what has no seed (counts) once. ``network_changes``: of every BaselineConfig.
-
-    Raises ConfigError for an unknown name or an impossible value before anything is run.
-    """
-    points = points_of(names, base, seeds)
     for point in points:
-        row_path(*point, folder, network_changes or {})  # refuses what is impossible
-    if network_changes:
-        baseline_config("gru", **network_changes)  # also where no network takes part
-    rows = []
-    bar = progress_bar(points, desc="leaderboard", unit="run")
-    for name, settings in bar:
-        bar.set_postfix_str(f"{name}, seed {settings.run.seed}")
-        rows.append(run_row(name, settings, folder, network_changes or {}, data_dir))
-    return rows
+        diversity_loss(point.phase1.diversity_algorithm)
+        resolve_device(point.run.device)
+    seen: set[tuple[str, int]] = set()
+    for point in sorted(points, key=lambda one: one.data.num_samples, reverse=True):
+        streams = load_token_streams(point.data, data_dir)
+        kind = point.data.embeddings, point.model.embed_dim
+        if kind not in seen:
+            load_embeddings(point.data, kind[1], point.run.seed, streams.train.tokens, data_dir)
+            seen.add(kind)
 
 
-def read_rows(folder: Path) -> list[Row]:
-    """Every row that was kept there. Raises RunError for a file that is not JSON."""
-    return [read_json(path) for path in sorted(folder.glob("*.json"))]
+@dataclass(frozen=True)
+class ExperimentRunner:
+    """Data → Phase 1 → Phase 2, a folder each; those that differ in Phase 2 alone share Phase 1.
 
-
-def points_of(names: Sequence[str], base: Settings, seeds: Sequence[int]) -> list[tuple[str, Settings]]:
-    """Every variant with every seed, and counts with the first alone.
-
-    Raises ConfigError for an unknown name, and for a ``base`` that is not the notes' model.
+    Finished records that are committed count as finished. With ``phase1_only`` a run ends after Phase 1, and its record
+    has no `phase2`.
     """
-    return [
-        (name, changed(base, {"seed": seed}))
-        for name in names
-        for seed in (seeds[:1] if variant(name).kind in SEEDLESS else seeds)
-    ]
+
+    folders: Folders = Folders()
+    phase1_only: bool = False
+
+    def key(self, point: Point) -> str:
+        """Name of the run's folder, and of its committed record."""
+        return self._phase1_name(point.settings) if self.phase1_only else run_folder_name(point.settings)
+
+    def _phase1_name(self, settings: Settings) -> str:
+        return phase1_folder_name(settings.data, settings.model, settings.phase1, settings.run)
+
+    def finished(self, point: Point) -> Record | None:
+        """Its own record, else a committed one."""
+        name = self.key(point)
+        for path in (self.folders.experiments / name / RECORD_NAME, self.folders.reference / f"{name}.json"):
+            if path.is_file():
+                record: Record = read_json(path)
+                refuse_other_run(record, run_identity(point.settings, phase1_only=self.phase1_only), path)
+                return record
+        return None
+
+    def check(self, points: Sequence[Point]) -> None:
+        _check_settings([point.settings for point in points], self.folders.data)
+
+    def alike(self, point: Point) -> Hashable:
+        settings, phase1 = point.settings, point.settings.phase1
+        sizes = phase1.max_iterations, phase1.batch_tokens
+        return settings.data, settings.model, sizes, settings.phase2, settings.run.num_threads
+
+    def cost(self, point: Point) -> Cost:
+        settings = point.settings
+        one = estimate(prepare(settings.data, settings.model, settings.run, self.folders.data), settings)
+        return Cost(60 * (one.phase1_minutes if self.phase1_only else one.longest_minutes), one.memory_gb)
+
+    def run(self, point: Point) -> Record:
+        settings, folders = point.settings, self.folders
+        phase1_dir = folders.phase1 / self._phase1_name(settings)
+        if not self.phase1_only:
+            return run_experiment(
+                settings.data, settings.model, settings.phase1, settings.phase2, folders.experiments / self.key(point),
+                run=settings.run, data_dir=folders.data, phase1_dir=phase1_dir,
+            )  # fmt: skip
+        prepared = prepare(settings.data, settings.model, settings.run, folders.data)
+        _, phase1 = run_phase1(prepared, settings.phase1, phase1_dir)
+        record = phase1_only_record(prepared, phase1)
+        write_json(folders.experiments / phase1_dir.name / RECORD_NAME, record)
+        return record
 
 
-def row_settings(name: str, base: Settings) -> Settings:
-    """``base`` with the variant's own changes."""
-    return variant(name).settings(base)
+@dataclass(frozen=True)
+class RowRunner:
+    """Rows of the leaderboard, a file each: variants of `variants`, all on the same tokens and judged token by token.
 
+    An interrupted row goes on from its last checkpoint, and a Phase 1 that several have in common is trained once.
 
-def row_path(name: str, base: Settings, folder: Path, network_changes: Mapping[str, Any]) -> Path:
-    """Where the row is or will be kept."""
-    settings = row_settings(name, base)
-    sections = _sections(name, settings, network_changes)
-    seed = f"-seed{settings.run.seed}" if "run" in sections else ""
-    corpus = f"-{corpus_key(settings.data)}" if settings.data.corpus == "file" else ""
-    return folder / f"{name}{corpus}-{settings.data.num_samples}s{seed}-{config_hash(*sections.values())}.json"
-
-
-def run_row(
-    name: str, base: Settings, folder: Path, network_changes: Mapping[str, Any], data_dir: Path = DATA_DIR
-) -> Row:
-    """One row: read when it is there, else prepared, trained, judged and written.
-
-    Of two processes that want the same one, the second waits and reads it. ``seconds`` of the row are those of the
-    session that finished it, ``cpu_seconds`` those of all.
+    Attributes:
+        network_changes: of every BaselineConfig. Raises ConfigError for an unknown name or an impossible value.
     """
-    settings, path = row_settings(name, base), row_path(name, base, folder, network_changes)
-    sections = _sections(name, settings, network_changes)
-    place = RunFolder(path, folder / CHECKPOINTS_FOLDER / path.stem, identity_of(sections))
-    with place.held() as held:
-        if held.record is not None:
-            return held.record
-        places = _Places(folder / PHASE1_FOLDER, held.checkpoints)
-        return held.finish(_run(name, settings, sections.get("network"), places, data_dir), {})
+
+    folder: Path = LEADERBOARD_DIR
+    network_changes: Mapping[str, Any] = field(default_factory=dict)
+    data_dir: Path = DATA_DIR
+
+    def __post_init__(self) -> None:
+        baseline_config("gru", **self.network_changes)
+
+    def key(self, point: Point) -> Path:
+        """The row's file."""
+        return row_path(point, self.folder, self.network_changes)
+
+    def finished(self, point: Point) -> Record | None:
+        return row_place(point, self.folder, self.network_changes).finished()
+
+    def check(self, points: Sequence[Point]) -> None:
+        _check_settings([point.settings for point in points], self.data_dir)
+
+    def alike(self, point: Point) -> Hashable:
+        return point.variant.name
+
+    def cost(self, point: Point) -> Cost:
+        settings = point.settings
+        prepared = prepare(settings.data, settings.model, settings.run, self.data_dir)
+        network = row_sections(point, self.network_changes).get("network")
+        if network is not None:
+            return Cost(_network_seconds(network, prepared))
+        if point.variant.name in BASELINES:
+            return Cost(BASELINES[point.variant.name].seconds_per_token * len(prepared.train_tokens))
+        one = estimate(prepared, settings)
+        return Cost(60 * one.longest_minutes, one.memory_gb)
+
+    def run(self, point: Point) -> Record:
+        return run_row(point, self.folder, self.network_changes, self.data_dir)
 
 
-def _run(name: str, settings: Settings, network: BaselineConfig | None, places: _Places, data_dir: Path) -> Row:
-    start = datetime.now(UTC).isoformat(timespec="seconds")
-    prepared = prepare(settings.data, settings.model, settings.run, data_dir)
-    watch = Stopwatch()
-    fitted = _fit(variant(name), prepared, settings, network, places)
-    took = watch.total()
-    seconds = {"seconds": took.wall, "cpu_seconds": took.cpu + fitted.earlier_cpu_seconds}
-    return {"variant": variant(name).record(), "start": start, **_row(prepared, fitted), **seconds}
-
-
-def _sections(name: str, settings: Settings, network_changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The configs that a variant's figures depend on: counts have no seed, networks no phases."""
-    chosen = variant(name)
-    if chosen.kind in ("model", "control"):
-        return {part: getattr(settings, part) for part in ("data", "model", "phase1", "phase2", "run")}
-    if chosen.kind == "network":
-        network = baseline_config(name, embed_dim=settings.model.embed_dim, **network_changes)
-        return {"data": settings.data, "network": network, "run": settings.run}
-    return {"data": settings.data}
-
-
-def _fit(
-    chosen: LeaderboardVariant, prepared: Prepared, settings: Settings, network: BaselineConfig | None, places: _Places
-) -> _Fitted:
-    train, validation = prepared.train_tokens, prepared.validation_tokens
-    if chosen.kind in SEEDLESS:
-        nats, details = BASELINES[chosen.name].builder(train, validation, len(prepared.embeddings.matrix))
-        return _Fitted(nats, 0, details)
-    if network is not None:
-        seed = settings.run.seed
-        result = train_baseline(prepared.model, train, validation, network, seed, places.checkpoints)
-        return _Fitted(result.nats, result.trainable_parameters, result.record(), result.earlier.cpu)
-    return _fit_model(chosen, prepared, settings, places)
-
-
-def _fit_model(chosen: LeaderboardVariant, prepared: Prepared, settings: Settings, places: _Places) -> _Fitted:
-    model, seed = prepared.model, settings.run.seed
-    phase1 = kept_phase1(prepared, settings.phase1, places.phase1)
-    read = changed_contexts(phase1.contexts, chosen.contexts, seed)
-    phase2 = train_phase2(
-        model, read, prepared.train_tokens, prepared.validation_tokens, settings.phase2, seed, places.checkpoints
-    )
-    counts = model.parameter_counts()
-    trained = counts["trained_in_phase2"] + (counts["trained_in_phase1"] if settings.phase1.max_iterations else 0)
-    details = {
-        **phase1.figures,
-        "best_epoch": phase2.best_epoch,
-        "epochs": [epoch.validation_perplexity for epoch in phase2.epochs],
-    }
-    earlier_cpu_seconds = phase1.earlier_cpu_seconds + phase2.earlier.cpu
-    return _Fitted(phase2.validation.nats.double(), trained, details, earlier_cpu_seconds)
-
-
-def changed_contexts(phase1: Phase1Result, contexts: str, seed: int) -> Phase1Result:
-    """The control: the same contexts, none (zeros), or each stream's own in a random order."""
-    if contexts == "own":
-        return phase1
-    streams = {"train": phase1.train_contexts, "validation": phase1.validation_contexts}
-    if contexts == "none":
-        changed = {name: torch.zeros_like(stream) for name, stream in streams.items()}
-    else:
-        changed = {
-            name: stream[torch.randperm(len(stream), generator=derived_generator("shuffled contexts", name, seed))]
-            for name, stream in streams.items()
-        }
-    return Phase1Result(changed["train"], changed["validation"], phase1.history)
-
-
-def _row(prepared: Prepared, fitted: _Fitted) -> Row:
-    stream = prepared.token_data.validation
-    num_bytes = int(token_byte_lengths()[stream.tokens[1:]].sum())
-    total = float(fitted.nats.double().sum())
-    described = describe(prepared)
-    del described["parameters"]  # of the whole model, embeddings included; the row has what was trained
-    return {
-        **described,
-        "validation_perplexity": perplexity(total / len(fitted.nats)),
-        "bits_per_byte": total / NATS_PER_BIT / num_bytes,
-        "validation_bytes": num_bytes,
-        "validation_conversations": per_conversation_sums(fitted.nats, stream.boundaries),
-        "trainable_parameters": fitted.trainable_parameters,
-        "details": fitted.details,
-    }
+def _network_seconds(config: BaselineConfig, prepared: Prepared) -> float:
+    """From the second of two short epochs, by the tokens that are trained on and judged."""
+    tokens = min(len(prepared.train_tokens), _TIMED_SEGMENTS * config.num_streams * config.segment_tokens + 1)
+    judged = min(len(prepared.validation_tokens), _TIMED_VALIDATION)
+    train, validation = prepared.train_tokens[:tokens], prepared.validation_tokens[:judged]
+    # The softmax of training is over the types of the whole text, of which a piece has few.
+    sample = config.unseen_sample
+    if sample is not None:
+        sample += len(prepared.train_tokens.unique()) - len(train.unique())
+    short = replace(config, max_epochs=2, patience=2, unseen_sample=sample)
+    timed = train_baseline(prepared.model, train, validation, short, prepared.run.seed)
+    # Judging takes about a third of training.
+    share = (len(prepared.train_tokens) + len(prepared.validation_tokens) / 3) / (tokens + judged / 3)
+    return config.max_epochs * timed.epochs[-1].seconds * share

@@ -1,39 +1,24 @@
-"""Many experiments as one list: which points it has, what they will cost, and their records.
+"""Variants × seeds: which runs there are, what they will cost, and their records.
 
-A point is a complete `Settings`. Points are named by their configuration, so a list that was interrupted goes on with
-the first unfinished point, two lists share the points they have in common, and points that differ in Phase 2 alone
-share Phase 1. Finished records that are committed under ``results/reference/experiments`` count as finished.
+A run is named by its configuration, so a sweep that was interrupted goes on with the first unfinished one, and sweeps
+share the runs that they have in common. What kind of run it is, is the runner's: `runners`, and `vision/runner`.
 """
 
 import itertools
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from newllm_core.config.language import Settings
 from newllm_core.config.schema import ConfigError, changed
-from newllm_core.data import load_embeddings, load_token_streams
-from newllm_core.experiment.estimate import duration_text, estimate, list_text
-from newllm_core.experiment.identity import phase1_folder_name, run_folder_name, run_identity
-from newllm_core.experiment.prepare import prepare
-from newllm_core.experiment.run import (
-    phase1_only_record,
-    run_experiment,
-    run_phase1,
-)
-from newllm_core.losses import diversity_loss
-from newllm_core.runs.files import DATA_DIR, REFERENCE_DIR, RESULTS_DIR, read_json, write_json
-from newllm_core.runs.folder import RECORD_NAME
-from newllm_core.runs.identity import refuse_other_run
+from newllm_core.experiment.estimate import duration_text
 from newllm_core.runs.progress import progress_bar
-from newllm_core.runs.reproducibility import resolve_device
-
-logger = logging.getLogger("newllm")
 
 Record = dict[str, Any]
 Axes = Mapping[str, Sequence[Any]]  # parameter name -> values
+
+
+class SweepError(RuntimeError):
+    """A sweep that was not agreed to."""
 
 
 @dataclass(frozen=True)
@@ -70,50 +55,19 @@ class Variant:
         return {name: getattr(self, name) for name in told}
 
 
-class SeriesError(RuntimeError):
-    """A list of experiments that was not agreed to."""
+def grid(axes: Axes) -> list[Variant]:
+    """Every combination of the axes' values; the first axis changes slowest. No axes: the base itself.
 
-
-@dataclass(frozen=True)
-class Folders:
-    """Where a list of experiments reads and writes."""
-
-    experiments: Path = RESULTS_DIR / "experiments"
-    phase1: Path = RESULTS_DIR / "phase1"
-    reference: Path = REFERENCE_DIR / "experiments"  # committed records; only read by runs
-    data: Path = DATA_DIR
-
-
-def grid(base: Settings, axes: Axes) -> list[Settings]:
-    """Every combination of the axes' values; the first axis changes slowest.
-
-    Raises ConfigError for an unknown axis, an axis without values, or an impossible value.
+    Raises ConfigError for an axis without values.
     """
     _refuse_empty_axes(axes)
-    points = []
-    for values in itertools.product(*axes.values()):
-        point = base
-        for parameter, value in zip(axes, values, strict=True):
-            point = changed(point, {parameter: value})
-        points.append(point)
-    return _distinct(points)
+    return _named(dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
 
 
-def one_axis_at_a_time(centre: Settings, axes: Axes) -> list[Settings]:
-    """The centre, then every value of every axis with all else as in the centre. Raises ConfigError as ``grid``."""
+def one_axis_at_a_time(axes: Axes) -> list[Variant]:
+    """The base itself, then every value of every axis with all else as in the base. Raises ConfigError as ``grid``."""
     _refuse_empty_axes(axes)
-    varied = [changed(centre, {parameter: value}) for parameter, values in axes.items() for value in values]
-    return _distinct([centre, *varied])
-
-
-def comparison_points(centre: Settings, axes: Axes, seeds: Sequence[int], *, full_grid: bool) -> list[Settings]:
-    """One axis at a time from the centre, or every combination; each point with every seed.
-
-    Axes without values are left out. Raises ConfigError as ``grid``.
-    """
-    given = {parameter: values for parameter, values in axes.items() if len(values)}
-    points = grid(centre, given) if full_grid else one_axis_at_a_time(centre, given)
-    return _distinct([seeded for point in points for seeded in grid(point, {"seed": seeds})])
+    return _named([{}, *({parameter: value} for parameter, values in axes.items() for value in values)])
 
 
 def _refuse_empty_axes(axes: Axes) -> None:
@@ -122,142 +76,141 @@ def _refuse_empty_axes(axes: Axes) -> None:
             raise ConfigError(f"axis {parameter!r}: expected a list with at least one value, given {values!r}")
 
 
-def _distinct(points: Sequence[Settings]) -> list[Settings]:
-    return list(dict.fromkeys(points))
+def _named(changes: Iterable[Mapping[str, Any]]) -> list[Variant]:
+    """Each change once, called by its values."""
+    names = {", ".join(f"{name} = {value}" for name, value in one.items()) or "base": one for one in changes}
+    return [Variant(name, name, one) for name, one in names.items()]
 
 
 @dataclass(frozen=True)
-class SeriesEstimate:
-    """What the unfinished points of a list will take, if no phase stops early, on this machine as it is now."""
+class Point:
+    """One run of a sweep. ``settings``: complete, those of the variant with a seed."""
 
-    num_points: int
-    num_finished: int
-    longest_hours: float
-    memory_gb: float
+    variant: Variant
+    settings: Any
 
     def __str__(self) -> str:
-        cost = f"at most about {duration_text(3600 * self.longest_hours)}, {self.memory_gb:.1f} GiB"
-        return list_text("points", self.num_points, self.num_finished, cost)
+        return f"{self.variant.label}, seed {self.settings.run.seed}"
 
 
-class Series:
-    """A list of experiments. With ``phase1_only`` a point ends after Phase 1 and its record has no `phase2`."""
+@dataclass(frozen=True)
+class Cost:
+    """Of runs on this machine as it is now, if nothing stops early; ``memory_gb``: GiB at the peak, None: not known."""
 
-    def __init__(
-        self, points: Sequence[Settings], folders: Folders | None = None, *, phase1_only: bool = False
-    ) -> None:
-        self.phase1_only = phase1_only
-        named: dict[str, Settings] = {}
-        for point in points:  # by name: without Phase 2, points that differ in it alone are one
-            named.setdefault(self.name(point), point)
-        self.points = list(named.values())
-        self.folders = folders or Folders()
+    seconds: float
+    memory_gb: float | None = None
 
-    def check(self) -> None:
-        """Everything that can be refused before anything is trained.
+    def __str__(self) -> str:
+        memory = "" if self.memory_gb is None else f", {self.memory_gb:.1f} GiB"
+        return f"at most about {duration_text(self.seconds)}{memory}"
 
-        Also makes the token cache of the largest point, of which the smaller ones are prefixes. Raises ValueError
-        for an unknown diversity algorithm (it names the known ones), DataError when the corpus is too small or the
-        embeddings have another width, RunError for a device that is absent.
+
+@dataclass(frozen=True)
+class SweepEstimate:
+    """``cost``: of the unfinished runs, one after the other."""
+
+    num_runs: int
+    num_finished: int
+    cost: Cost
+
+    def __str__(self) -> str:
+        if self.num_finished == self.num_runs:
+            return f"{self.num_runs} runs, all finished"
+        return f"{self.num_runs} runs, {self.num_finished} finished; the others {self.cost}"
+
+
+class Runner(Protocol):
+    """What a sweep asks of one kind of run."""
+
+    def key(self, point: Point) -> Hashable:
+        """Equal for points that are one run, as of two seeds where no seed touches the figures."""
+        ...
+
+    def finished(self, point: Point) -> Record | None:
+        """The record of a finished run. Raises RunError for a damaged one, and for one of another configuration."""
+        ...
+
+    def check(self, points: Sequence[Point]) -> None:
+        """Raise now what would stop one of these unfinished ``points`` later: ConfigError, DataError, RunError."""
+        ...
+
+    def alike(self, point: Point) -> Hashable:
+        """Equal for points that cost the same."""
+        ...
+
+    def cost(self, point: Point) -> Cost:
+        """Measured on a small piece of the run; nothing is kept."""
+        ...
+
+    def run(self, point: Point) -> Record:
+        """Begin a run, or go on with it; finished runs stay finished whatever this raises."""
+        ...
+
+
+class Sweep:
+    """Every variant of ``base`` with every seed.
+
+    Raises ConfigError for an impossible variant, for two of one name, and for none or no seed.
+    """
+
+    def __init__(self, base: Any, variants: Sequence[Variant], seeds: Sequence[int], runner: Runner) -> None:
+        names = [variant.name for variant in variants]
+        if not names or len(set(names)) < len(names):
+            raise ConfigError(f"variants: expected at least one and each name once, given {', '.join(names) or 'none'}")
+        if not len(seeds):
+            raise ConfigError("seeds: expected at least one, given none")
+        self.runner = runner
+        points: dict[Hashable, Point] = {}
+        for variant in variants:
+            settings = variant.settings(base)
+            for point in (Point(variant, changed(settings, {"seed": seed})) for seed in seeds):
+                points.setdefault(runner.key(point), point)
+        self.points = list(points.values())
+
+    def finished(self) -> list[Record | None]:
+        """Of every point, in order, its record with its ``variant``, or None. Raises RunError as the runner."""
+        found = [(point, self.runner.finished(point)) for point in self.points]
+        return [None if record is None else _with_variant(point, record) for point, record in found]
+
+    def _checked(self) -> list[Record | None]:
+        found = self.finished()
+        self.runner.check([point for point, record in zip(self.points, found) if record is None])
+        return found
+
+    def estimate(self) -> SweepEstimate:
+        """Times a piece of each kind of unfinished run; trains nothing that is kept.
+
+        Raises what the runner's ``finished`` and ``check`` raise.
         """
-        for point in self.points:
-            diversity_loss(point.phase1.diversity_algorithm)
-            resolve_device(point.run.device)
-        seen: set[tuple[str, int]] = set()
-        for point in sorted(self.points, key=lambda one: one.data.num_samples, reverse=True):
-            streams = load_token_streams(point.data, self.folders.data)
-            kind = point.data.embeddings, point.model.embed_dim
-            if kind not in seen:
-                load_embeddings(point.data, kind[1], point.run.seed, streams.train.tokens, self.folders.data)
-                seen.add(kind)
-
-    def finished_record(self, point: Settings) -> Record | None:
-        """The record of a finished point: its own, else a committed one. Raises RunError for a damaged file."""
-        for path in self._record_paths(point):
-            if path.is_file():
-                return self._read(path, point)
-        return None
-
-    def name(self, point: Settings) -> str:
-        """Of the point's folder, and of its committed record."""
-        if self.phase1_only:
-            return phase1_folder_name(point.data, point.model, point.phase1, point.run)
-        return run_folder_name(point)
-
-    def _record_paths(self, point: Settings) -> list[Path]:
-        name = self.name(point)
-        return [self.folders.experiments / name / RECORD_NAME, self.folders.reference / f"{name}.json"]
-
-    def _read(self, path: Path, point: Settings) -> Record:
-        record: Record = read_json(path)
-        refuse_other_run(record, run_identity(point, phase1_only=self.phase1_only), path)
-        return record
-
-    def estimate(self) -> SeriesEstimate:
-        """Times a piece of one point per size and width; trains nothing. Checks the points first."""
-        self.check()
-        unfinished = [point for point in self.points if self.finished_record(point) is None]
-        costs: dict[tuple[Any, ...], tuple[float, float]] = {}
-        seconds, memory = 0.0, 0.0
+        unfinished = [point for point, record in zip(self.points, self._checked()) if record is None]
+        costs: dict[Hashable, Cost] = {}
         for point in unfinished:
-            phase1 = point.phase1
-            kind = (
-                point.data,
-                point.model,
-                phase1.max_iterations,
-                phase1.batch_tokens,
-                point.phase2,
-                point.run.num_threads,
-            )
+            kind = self.runner.alike(point)
             if kind not in costs:
-                one = estimate(prepare(point.data, point.model, point.run, self.folders.data), point)
-                phases = one.phase1_minutes if self.phase1_only else one.longest_minutes
-                costs[kind] = 60 * phases, one.memory_gb
-            seconds, memory = seconds + costs[kind][0], max(memory, costs[kind][1])
-        return SeriesEstimate(len(self.points), len(self.points) - len(unfinished), seconds / 3600, memory)
+                costs[kind] = self.runner.cost(point)
+        seconds = sum(costs[self.runner.alike(point)].seconds for point in unfinished)
+        memory = max((one.memory_gb for one in costs.values() if one.memory_gb is not None), default=None)
+        return SweepEstimate(len(self.points), len(self.points) - len(unfinished), Cost(seconds, memory))
 
     def refuse_more_hours_than(self, accepted: float) -> None:
-        """Raises SeriesError, with the hours, when the unfinished points may take longer than ``accepted`` hours."""
+        """Raises SweepError, with the hours, when the unfinished runs may take longer than ``accepted`` hours."""
         expected = self.estimate()
-        if expected.longest_hours > accepted:
-            raise SeriesError(f"{expected}. Accepted are {accepted:g} hours: accept more, or vary one axis at a time")
+        if expected.cost.seconds > 3600 * accepted:
+            raise SweepError(f"{expected}. Accepted are {accepted:g} hours: accept more, or vary one axis at a time")
 
-    def run(self, stop_after: Callable[[int], bool] = lambda finished: False) -> list[Record]:
-        """Run every unfinished point, in order; returns the records of all points.
+    def run(self) -> list[Record]:
+        """The records of all points, in order, each with its ``variant``; what is unfinished is run.
 
-        Args:
-            stop_after: called with the number of points that are done; True ends the list early, with fewer records.
-
-        Raises what ``check`` and ``run_experiment`` raise; finished points stay finished.
+        Raises as ``estimate`` before the first run, and what a run raises; finished ones stay finished.
         """
-        self.check()
-        records: list[Record] = []
-        bar = progress_bar(self.points, desc="experiments", unit="point")
-        for point in bar:
-            bar.set_postfix_str(_point_name(point))
-            found = self.finished_record(point)
-            records.append(self._run(point) if found is None else found)
-            if stop_after(len(records)):
-                break
-        bar.close()
+        found, records = self._checked(), list[Record]()
+        bar = progress_bar(self.points, desc="sweep", unit="run")
+        for point, record in zip(bar, found):
+            bar.set_postfix_str(str(point))
+            records.append(_with_variant(point, self.runner.run(point)) if record is None else record)
         return records
 
-    def _run(self, point: Settings) -> Record:
-        folders = self.folders
-        phase1_dir = folders.phase1 / phase1_folder_name(point.data, point.model, point.phase1, point.run)
-        if not self.phase1_only:
-            return run_experiment(
-                point.data, point.model, point.phase1, point.phase2, folders.experiments / run_folder_name(point),
-                run=point.run, data_dir=folders.data, phase1_dir=phase1_dir,
-            )  # fmt: skip
-        prepared = prepare(point.data, point.model, point.run, folders.data)
-        _, phase1 = run_phase1(prepared, point.phase1, phase1_dir)
-        record = phase1_only_record(prepared, phase1)
-        write_json(folders.experiments / phase1_dir.name / RECORD_NAME, record)
-        return record
 
-
-def _point_name(point: Settings) -> str:
-    phase1 = point.phase1
-    trained = f"{phase1.diversity_algorithm} w={phase1.dist_reg_weight:g}" if phase1.max_iterations else "untrained"
-    return f"{point.data.num_samples} samples, C={point.model.context_dim}, {trained}, seed {point.run.seed}"
+def _with_variant(point: Point, record: Record) -> Record:
+    """A record that says itself which variant it is, was made under that name."""
+    return {"variant": point.variant.record(), **record}

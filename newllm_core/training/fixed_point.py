@@ -1,4 +1,4 @@
-"""The notes' objective of Phase 1: contexts that stay put and spread out (spec section 4).
+"""The notes' objective of Phase 1: contexts that stay put and spread out (docs/method.md, section 4).
 
 One iteration sees every token once and takes one optimizer step. Token i is computed from the context that token
 i - 1 had before: in the previous iteration (`context_source = previous_iteration`), or exactly, with the weights of

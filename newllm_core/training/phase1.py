@@ -1,4 +1,4 @@
-"""Phase 1: the ContextBlock learns its contexts without labels (spec section 4).
+"""Phase 1: the ContextBlock learns its contexts without labels (docs/method.md, section 4).
 
 The checks on validation text, and the choice of the iteration whose weights are kept. What is minimised is the
 objective's: `fixed_point.py` (the notes') or `predictive.py`.

@@ -1,4 +1,4 @@
-"""Phase 2: the TokenBlock learns to predict the next token from frozen contexts (spec section 5)."""
+"""Phase 2: the TokenBlock learns to predict the next token from frozen contexts (docs/method.md, section 5)."""
 
 import math
 from collections.abc import Iterator, Mapping

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from newllm_core.config.profiles import take_parameters
-from newllm_core.config.schema import ConfigError, changed, parameter_fields
+from newllm_core.config.schema import ConfigError, changed, parameter_fields, unknown_name_message
 from newllm_core.data.errors import DataError
+from newllm_core.runs.files import RunError
 from newllm_core.vision.config import (
     AUGMENTATION_PACKS,
     DATASET_NAMES,
@@ -25,6 +26,7 @@ from newllm_core.vision.config import (
 )
 from newllm_core.vision.experiment import VISION_DIR, Record, run_vision
 from newllm_core.vision.search.config import SEARCH_PROFILES, SEARCH_SPACES, search_profile
+from newllm_core.vision.search.journal import SearchError
 from newllm_core.vision.search.plan import SearchPlan
 from newllm_core.vision.search.run import run_search
 from newllm_core.vision.settings import VisionSettings, for_data_set, run_name
@@ -34,9 +36,12 @@ def command_settings(arguments: argparse.Namespace) -> VisionSettings:
     """The configuration that a command asks for, on its first data set. Raises ConfigError."""
     presets = [] if arguments.model == "full" else [arguments.model]
     base = VisionSettings(model=model_preset(*presets), augmentation=augmentation_pack(arguments.augmentation))
-    given = arguments.parameters
+    given, known = arguments.parameters, parameter_fields(VisionSettings)
+    for name in given:
+        if name not in known:
+            raise ConfigError(unknown_name_message("parameter", name, known))
     # The data's first: what the model must fit depends on them.
-    of_data = {name for name, (section, _) in parameter_fields(VisionSettings).items() if section == "data"}
+    of_data = {name for name, (section, _) in known.items() if section == "data"}
     start = VisionSettings(data=VisionDataConfig(dataset=arguments.data_sets[0]))
     data = changed(start, {name: value for name, value in given.items() if name in of_data}).data
     fitted = for_data_set(base, data)
@@ -104,7 +109,7 @@ def main(words: Sequence[str] | None = None) -> int:
         parameters, rest = take_parameters(sys.argv[1:] if words is None else words)
         arguments = _parser().parse_args(rest, argparse.Namespace(parameters=parameters))
         arguments.action(arguments)
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, RunError, SearchError) as error:
         print(f"error: {error}", flush=True)
         return 1
     return 0

@@ -1,13 +1,14 @@
-"""Hyperparameters of the vision line: images, model, training, augmentation (nkat.md, sections 1, 3 and 4)."""
+"""Hyperparameters of the vision line: images, model, training, augmentation (docs/method.md, section 12)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from newllm_core.config.schema import (
     ConfigError,
     choice,
     from_mapping,
+    later,
     location,
     number,
     unknown_name_message,
@@ -44,6 +45,8 @@ class VisionDataConfig:
     num_train_images: int | None = number(None, low=1)  # after the holdout; None: all
     holdout_share: float = number(0.1, above=0, high=0.5)  # of the training images, for all selection
     holdout_max: int = number(5000, low=1)  # images
+    # Whether a mirrored image keeps its class; None: what is known of the data set, and no for one's own images.
+    mirrorable: bool | None = later(field(default=None))
     split_seed: int = number(0, low=0, high=2**32 - 1)  # apart from a run's seed: seeds are compared on one split
 
     def __post_init__(self) -> None:
@@ -52,7 +55,7 @@ class VisionDataConfig:
             raise ConfigError(unknown_name_message("data set", self.dataset, DATASET_NAMES))
 
 
-# Changes to AugmentationConfig, which is the baseline. Spec section 4.
+# Changes to AugmentationConfig, which is the baseline. docs/method.md, section 12.4.
 AUGMENTATION_PACKS: Mapping[str, Mapping[str, Any]] = {
     "off": {"crop_padding": 0, "flip_probability": 0.0},
     "baseline": {},
@@ -68,10 +71,13 @@ AUGMENTATION_PACKS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """How a training batch is changed; 0 turns a part off. Probabilities are per image. Spec section 4."""
+    """How a training batch is changed; 0 turns a part off. Source: docs/method.md, section 12.4.
+
+    Probabilities are per image.
+    """
 
     crop_padding: int = number(4, low=0)  # black pixels on every side, then a random crop of the old size
-    flip_probability: float = number(0.5, low=0, high=1)  # left to right; digits and letters are never flipped
+    flip_probability: float = number(0.5, low=0, high=1)  # left to right, where data.mirrorable
     rotation_degrees: float = number(0.0, low=0, high=180)  # uniform in ±; the notes' Stage 2: 5
     randaugment_operations: int = number(0, low=0)  # rescue, from here on
     randaugment_magnitude: float = number(9.0, low=0, high=30)
@@ -102,10 +108,10 @@ def augmentation_pack(name: str, **changes: Any) -> AugmentationConfig:
     return from_mapping(AugmentationConfig, {**AUGMENTATION_PACKS[name], **changes})
 
 
-MIN_PATCHES = 16  # nkat.md section 3: fewer cannot show where in the image anything is
+MIN_PATCHES = 16  # docs/method.md, section 12.3: fewer cannot show where in the image anything is
 SPLIT_HEAD_STREAMS = 4  # R, G, B and the fused token
 STEM_WIDTHS: Mapping[str, tuple[int, ...]] = {"off": (), "tiny": (32, 64), "small": (64, 128, 128)}
-# nkat.md section 4: a CIFAR-10 run that is below this after so many epochs is not worth continuing.
+# docs/method.md, section 12.4: a CIFAR-10 run that is below this after so many epochs is not worth continuing.
 SMOKE_GATE_EPOCHS = 10
 SMOKE_GATE_ACCURACY = 0.45
 
@@ -120,7 +126,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class VisionModelConfig:
-    """The small vision transformer (nkat.md section 3)."""
+    """The small vision transformer (docs/method.md, section 12.3)."""
 
     image_size: int = number(32, low=4)  # pixels a side
     channels: int = number(3, low=1, high=3)  # 3: RGB, 1: grey
@@ -210,7 +216,7 @@ class VisionModelConfig:
 
 @dataclass(frozen=True)
 class VisionTrainConfig:
-    """Optimisation of one model on one data set (nkat.md section 4)."""
+    """Optimisation of one model on one data set (docs/method.md, section 12.4)."""
 
     epochs: int = number(40, low=1)
     warmup_epochs: int = number(5, low=0)  # stepped per optimizer step

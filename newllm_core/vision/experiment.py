@@ -16,6 +16,7 @@ import torch
 from newllm_core.intervals import wilson_interval
 from newllm_core.runs.files import RESULTS_DIR, RunError, has_valid_checksum, load_tensors, read_json
 from newllm_core.runs.folder import RECORD_NAME, RunFolder, is_complete
+from newllm_core.runs.identity import Identity
 from newllm_core.runs.reproducibility import (
     current_commit,
     device_name,
@@ -37,10 +38,8 @@ from newllm_core.vision.score import (
 )
 from newllm_core.vision.settings import (
     VisionSettings,
-    for_data_set,
     require_fit,
     run_identity,
-    run_name,
     settings_of,
 )
 from newllm_core.vision.training import EpochFigures, Evaluation, TrainingResult, evaluate, train_vision
@@ -51,6 +50,11 @@ Record = dict[str, Any]
 WEIGHTS_NAME, CHECKPOINT_DIR = "model.safetensors", "checkpoint"
 VISION_DIR = RESULTS_DIR / "vision"
 SCORES = ("tpe_scalar", "tpe_params")  # by the λ they divide by
+
+
+def vision_place(run_dir: Path, identity: Identity) -> RunFolder:
+    """A run on images as it is kept in ``run_dir``."""
+    return RunFolder(run_dir / RECORD_NAME, run_dir / CHECKPOINT_DIR, identity)
 
 
 def run_vision(
@@ -73,7 +77,7 @@ def run_vision(
     Raises ConfigError (the model does not fit the data), DataError, NotFiniteError, or RunError (another
     configuration in the folder).
     """
-    place = RunFolder(run_dir / RECORD_NAME, run_dir / CHECKPOINT_DIR, run_identity(settings, images))
+    place = vision_place(run_dir, run_identity(settings, images))
     with place.held() as held:
         if held.record is None:
             record, model = _trained(settings, place, images, report, show_progress)
@@ -195,18 +199,6 @@ def load_trained(run_dir: Path) -> tuple[NkatModel, Record]:
     model = NkatModel(settings_of(record).model, record["seed"])
     model.load_state_dict(load_tensors(run_dir / WEIGHTS_NAME))
     return model.eval(), record
-
-
-def run_data_sets(
-    base: VisionSettings, data_sets: Sequence[VisionDataConfig], folder: Path = VISION_DIR
-) -> dict[str, Record]:
-    """The same model and training on each data set (see `settings.for_data_set`); their records by data set."""
-    records: dict[str, Record] = {}
-    for data in data_sets:
-        settings = for_data_set(base, data)
-        records[data.dataset] = run_vision(settings, folder / run_name(settings))
-        logger.info("%s: test accuracy %.4f", data.dataset, records[data.dataset]["test"]["accuracy"])
-    return records
 
 
 def score_cards(records: Mapping[str, Record], names: Sequence[str], part: str = "test") -> dict[str, ScoreCard]:

@@ -1,4 +1,4 @@
-"""What a trained model attends to (nkat.md section 6): rollout, θ, entropy, keys kept.
+"""What a trained model attends to (docs/method.md, section 12.6): rollout, θ, entropy, keys kept.
 
 Everything is measured on selection images with the weights of a finished run; without one there is nothing to see, and
 it is refused.

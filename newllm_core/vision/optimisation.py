@@ -1,4 +1,7 @@
-"""What the optimizer is given, a learning rate per step, and an exponential moving average (nkat.md section 4)."""
+"""What the optimizer is given, a learning rate per step, and an exponential moving average.
+
+Source: docs/method.md, section 12.4.
+"""
 
 import math
 from typing import Any

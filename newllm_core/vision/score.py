@@ -1,4 +1,4 @@
-"""The score of the NKAT line: accuracy over the logarithm of the amount of theory (nkat.md section 2).
+"""The score of the NKAT line: accuracy over the logarithm of the amount of theory (docs/method.md, section 12.2).
 
 Called `tpe_score` throughout, for "TPE" alone is Optuna's sampler. What is undefined is None.
 """
@@ -12,7 +12,7 @@ from torch import nn
 
 from newllm_core.vision.model.nkat import nkat_scalars
 
-# nkat.md section 1, by the names of the complete data sets.
+# docs/method.md, section 12.1, by the names of the complete data sets.
 TARGET_ACCURACIES: Mapping[str, float] = {"mnist": 0.91, "fashion-mnist": 0.87, "emnist-letters": 0.75, "cifar10": 0.60}
 TARGET_SCORES: Mapping[str, float] = {"mnist": 0.69, "fashion-mnist": 0.67, "emnist-letters": 0.60, "cifar10": 0.45}
 TARGET_GLOBAL = 0.70
@@ -116,7 +116,7 @@ def _named(figures: Mapping[str, Any], names: Sequence[str], kind: str) -> dict[
 
 @dataclass(frozen=True)
 class ScoreCard:
-    """All figures of nkat.md section 2 over the named data sets; what is undefined is None.
+    """All figures of docs/method.md, section 12.2, over the named data sets; what is undefined is None.
 
     Attributes:
         data_sets: what the means are over.

@@ -46,8 +46,8 @@ class VisionSettings(NotebookSettings):
 def for_data_set(settings: VisionSettings, data: VisionDataConfig) -> VisionSettings:
     """The same model and training on another data set: sizes and classes are the data's.
 
-    Grey images get patch 4 and no stem (nkat.md section 3), and what needs three channels is left out: a colour norm
-    that compares them becomes "plane", Split-Head and channel shuffle are switched off.
+    Grey images get patch 4 and no stem (docs/method.md, section 12.3), and what needs three channels is left out: a
+    colour norm that compares them becomes "plane", Split-Head and channel shuffle are switched off.
 
     Raises ConfigError when the data's form is not known before it is read, DataError for a missing folder.
     """
@@ -69,7 +69,10 @@ def expected_form(data: VisionDataConfig) -> tuple[int, int, int]:
     if data.dataset in STORED_FORMS:
         channels, side = STORED_FORMS[data.dataset]
     elif data.image_size is None:
-        raise ConfigError(f"{data.dataset}: expected image_size, the side its images are brought to, given None")
+        raise ConfigError(
+            f"{data.dataset}: expected image_size of the data (parameter data_image_size), the side that its images "
+            "are brought to, given None"
+        )
     else:
         channels, side = 3, data.image_size
     if classes is None:

@@ -1,4 +1,4 @@
-"""Training of one model on one data set (nkat.md section 4).
+"""Training of one model on one data set (docs/method.md, section 12.4).
 
 AdamW with and without decay, a warm-up and cosine per step, clipped gradients, an average of the weights that is what
 gets evaluated. The epoch whose weights are kept is chosen on the selection images; test images never come here.

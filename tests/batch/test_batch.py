@@ -1,5 +1,6 @@
 """newllm_core.batch: strict parameters, files of a run, several runs."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -9,12 +10,13 @@ from typing import Any
 import nbformat
 import psutil
 import pytest
+from data_helpers import numbered_rows, write_jsonl
 from nbformat.v4 import new_code_cell, new_notebook
 
 from newllm_core.batch import jobs, notebooks
 from newllm_core.batch.__main__ import main
 from newllm_core.batch.jobs import BatchError, Job
-from newllm_core.runs.files import PROJECT_ROOT
+from newllm_core.runs.files import PROJECT_ROOT, write_json
 
 PARAMETERS = "num_samples = 80  # a config parameter\nlearning_note: str | None = None  # only this notebook's\n"
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -71,6 +73,37 @@ def test_batch_goes_on_after_a_failure_and_skips_what_is_finished(
     assert skipped.status == "skipped" and skipped.seconds is None
     assert not notebooks.is_finished(Job(good, jobs[1].output, {"num_samples": 6})), "other parameters"
     assert not notebooks.is_finished(Job(make_notebook(good, "print('altered')"), jobs[1].output, {"num_samples": 5}))
+
+
+def test_a_notebook_is_skipped_while_what_it_reads_is_unchanged_wherever_it_lies(tmp_path: Path) -> None:
+    text = write_jsonl(tmp_path / "my.jsonl", numbered_rows(30))
+    same = Path(shutil.copy(text, tmp_path / "same.jsonl"))
+    notebook, output = make_notebook(tmp_path / "in.ipynb", "print(corpus)"), tmp_path / "out" / "in.ipynb"
+    one, other = (
+        Job(notebook, output, {"corpus": "file", "conversations_file": str(path), "validation_range": [20, 24]})
+        for path in (text, same)
+    )
+    notebooks.run_batch([one])
+    assert notebooks.is_finished(one) and notebooks.is_finished(other)
+    text.write_bytes(text.read_bytes().replace(b"Answer 7", b"Answer 8"))
+    assert not notebooks.is_finished(one) and notebooks.is_finished(other)
+    text.unlink()
+    (outcome,) = notebooks.run_batch([one])
+    assert outcome.status == "failed" and "my.jsonl" in str(outcome.error)
+    assert notebooks.is_finished(other), "nothing old is lost"
+
+
+def test_a_notebook_on_images_reads_all_its_data_sets_and_the_committed_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "REFERENCE_DIR", tmp_path / "reference")
+    parameters = 'dataset = "colour"\nwidth = 48\ndata_sets: list = ["mnist-5k"]\n'
+    job = Job(make_notebook(tmp_path / "in.ipynb", parameters=parameters), tmp_path / "out.ipynb")
+    before = jobs.job_content(job)
+    assert before.keys() == {"committed records", "mnist-5k images"}  # colour images are drawn
+    write_json(tmp_path / "reference" / "runs" / "one.json", {"loss": 1.0})
+    changed = {name for name, content in jobs.job_content(job).items() if content != before[name]}
+    assert changed == {"committed records"}
 
 
 def test_workers_run_notebooks_side_by_side_and_outcomes_keep_the_order_of_the_jobs(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ from newllm_core.report.comparison import (
 from newllm_core.report.style import save_figure
 from newllm_core.scaling.analysis import alpha_by_algorithm
 from newllm_core.scaling.law import ScalingError
-from newllm_core.studies.sweep import Folders, Series, grid, one_axis_at_a_time
+from newllm_core.studies.runners import ExperimentRunner, Folders
+from newllm_core.studies.sweep import Sweep, Variant, grid, one_axis_at_a_time
 
 CENTRE = Settings()
 SEEDS = (42, 43, 44)
@@ -112,8 +113,12 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group_in_order_of_first_ap
     assert groups[0].settings == {"diversity_algorithm": "ODCM"} and groups[0].train_tokens == 56_000
 
 
+def points_of(variants: Sequence[Variant]) -> list[Settings]:
+    return list(dict.fromkeys(one.settings(CENTRE) for one in variants))
+
+
 def test_labels_name_the_algorithm_and_what_is_unusual() -> None:
-    records = [made(point) for point in one_axis_at_a_time(CENTRE, AXES)]
+    records = [made(point) for point in points_of(one_axis_at_a_time(AXES))]
     expected = ["MCDL", "ODCM", "MCDL, C = 64", "MCDL, C = 128", "MCDL, w = 0.5", "untrained"]
     assert [group.label for group in groups_of(records)] == expected
     source = comparison_source(records)
@@ -133,7 +138,7 @@ chosen = st.lists(st.integers(0, 17), min_size=1, max_size=18, unique=True)
 @given(chosen=chosen)
 def test_each_configuration_has_a_label_of_its_own(chosen: list[int]) -> None:
     axes = {"diversity_algorithm": ["MCDL", "PR"], "context_dim": [8, 9, 10], "dist_reg_weight": [0.1, 0.5, 0.9]}
-    points = grid(CENTRE, axes)
+    points = points_of(grid(axes))
     groups = groups_of([made(points[number]) for number in chosen])
     assert len({group.label for group in groups}) == len(groups) == len(chosen)
 
@@ -290,7 +295,7 @@ def test_correlation_is_pearsons_and_its_text_has_the_verdict() -> None:
     found = rank_perplexity_correlation(swept(5))
     assert found.r is not None and found.r.value == pytest.approx(float(np.corrcoef(SHARES, LOSSES)[0, 1]))
     assert str(found) == (
-        f"correlation of ER and log PPL {found.r.text('{:+.2f}')}, not distinguishable from 0: "
+        f"correlation of ER and log PPL {found.r.text('{:+.3f}')}, not distinguishable from 0: "
         "5 configurations of 56,000 training tokens that differ in dist_reg_weight"
     )
 
@@ -372,7 +377,7 @@ def test_spectra_have_a_panel_a_width() -> None:
 
 
 def test_progression_lists_the_highest_rank_first_and_colours_differ() -> None:
-    points = one_axis_at_a_time(CENTRE, AXES)
+    points = points_of(one_axis_at_a_time(AXES))
     figure = plot_rank_progression([made(point, share=50.0 + number) for number, point in enumerate(points)])
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend[0] == "untrained: 55.0 %" and legend[-1] == "MCDL: 50.0 %"
@@ -383,7 +388,7 @@ def test_progression_lists_the_highest_rank_first_and_colours_differ() -> None:
 def test_rank_against_perplexity_says_the_correlation() -> None:
     figure = plot_rank_against_perplexity(swept(5))
     found = rank_perplexity_correlation(swept(5))
-    assert found.r is not None and found.r.text("{:+.2f}") in texts(figure)
+    assert found.r is not None and found.r.text("{:+.3f}") in texts(figure)
     assert "5 configurations" in texts(
         figure
     ) and "chitchat, random, 56,000 training tokens, C = 500, seed 42" in texts(figure)
@@ -427,10 +432,10 @@ SMALL = Settings(
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     folder = tmp_path_factory.mktemp("diversity")
-    points = [changed(SMALL, {"seed": seed}) for seed in (1, 2)]
-    points += [changed(points[1], {"diversity_algorithm": "PR"}), changed(points[1], {"max_iterations": 0})]
     folders = Folders(folder / "experiments", folder / "phase1", folder / "reference", folder / "data")
-    return Series(points, folders).run()
+    runner, others = ExperimentRunner(folders), [{"diversity_algorithm": "PR"}, {"max_iterations": 0}]
+    changes = [Variant(f"other {number}", "changed", one) for number, one in enumerate(others)]
+    return [*Sweep(SMALL, grid({}), [1, 2], runner).run(), *Sweep(SMALL, changes, [2], runner).run()]
 
 
 def test_real_records_give_every_figure(real: list[Record]) -> None:

@@ -22,8 +22,10 @@ from newllm_core.experiment.prepare import prepare
 from newllm_core.experiment.run import load_model, run_phase1
 from newllm_core.runs.files import RunError
 from newllm_core.runs.identity import figures_of
-from newllm_core.studies import runners
-from newllm_core.studies.sweep import Folders, Series
+from newllm_core.studies import rows
+from newllm_core.studies.runners import ExperimentRunner, Folders, RowRunner
+from newllm_core.studies.sweep import Point, Sweep, grid
+from newllm_core.studies.variants import variant
 
 NUM_CONVERSATIONS = 14
 
@@ -155,29 +157,36 @@ def test_names_of_folders_are_of_the_content(finished: Finished) -> None:
     assert not set(names(finished.text)) & set(before)
 
 
-def test_a_list_of_experiments(finished: Finished, tmp_path: Path) -> None:
+def test_a_sweep_of_experiments(finished: Finished, tmp_path: Path) -> None:
     folders = Folders(tmp_path / "experiments", tmp_path / "phase1", tmp_path / "reference", finished.data_dir)
-    one, same = (Series([settings_for(path)], folders) for path in (finished.text, finished.copy))
-    place = folders.experiments / run_folder_name(one.points[0])
+    runner, (base,) = ExperimentRunner(folders), grid({})
+    one, same = (Point(base, settings_for(path)) for path in (finished.text, finished.copy))
+    place = folders.experiments / runner.key(one)
     shutil.copytree(finished.run_dir, place)
-    assert same.finished_record(same.points[0]) == finished.record
+    assert runner.finished(same) == finished.record
     change_one_byte(finished.text)
-    assert one.finished_record(one.points[0]) is None  # another run, with a folder of its own
-    shutil.copytree(place, folders.experiments / run_folder_name(one.points[0]))
+    assert runner.finished(one) is None  # another run, with a folder of its own
+    shutil.copytree(place, folders.experiments / runner.key(one))
     with pytest.raises(RunError, match="it read other text"):
-        one.finished_record(one.points[0])
+        runner.finished(one)
 
 
 def test_a_row_and_its_phase_1(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def row(path: Path) -> dict[str, Any]:
-        return runners.run_row("untrained", settings_for(path), tmp_path / "rows", {}, finished.data_dir)
+    runner = RowRunner(tmp_path / "rows", {}, finished.data_dir)
+
+    def sweep(path: Path) -> Sweep:
+        settings = settings_for(path)
+        return Sweep(settings, [variant("untrained")], [settings.run.seed], runner)
+
+    def row(path: Path) -> list[dict[str, Any]]:
+        return sweep(path).run()
 
     made = row(finished.text)
-    monkeypatch.setattr(runners, "prepare", must_not_train)
+    monkeypatch.setattr(rows, "prepare", must_not_train)
     assert row(finished.copy) == made
-    before = runners.row_path("untrained", settings_for(finished.text), tmp_path / "rows", {})
+    before = runner.key(sweep(finished.text).points[0])
     change_one_byte(finished.text)
-    after = runners.row_path("untrained", settings_for(finished.text), tmp_path / "rows", {})
+    after = runner.key(sweep(finished.text).points[0])
     assert after != before
     shutil.copy(before, after)
     with pytest.raises(RunError, match="it read other text"):

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_runners import SMALL
+from test_runners import SMALL, run_one
 
 from newllm_core.config.language import ModelConfig, Settings
 from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS, PHASE1_RECORD
 from newllm_core.model import NewLLM
 from newllm_core.runs.files import RunError, read_json, write_json
 from newllm_core.studies import phase1_rows as phase1_rows
-from newllm_core.studies.runners import PHASE1_FOLDER, Row, run_row
+from newllm_core.studies.rows import PHASE1_FOLDER, Row
 from newllm_core.studies.variants import VARIANTS, LeaderboardVariant, variant
 
 READ_IN_PHASE2: dict[str, Any] = {
@@ -68,13 +68,13 @@ def test_rows_that_differ_in_phase_2_alone_share_phase_1_and_have_the_figures_of
     made_up = LeaderboardVariant("best-adapter-fixed-point", "made up for this test", fixed_point)
     monkeypatch.setitem(VARIANTS, made_up.name, made_up)
     data_dir = tmp_path / "data"
-    alone = run_row(other, base, tmp_path / "alone", {}, data_dir)
-    run_row(first, base, tmp_path / "rows", {}, data_dir)
+    alone = run_one(other, base, tmp_path / "alone", {}, data_dir)
+    run_one(first, base, tmp_path / "rows", {}, data_dir)
     monkeypatch.setattr(phase1_rows, "train_phase1", None)  # would fail if it were trained again
     (kept,) = (tmp_path / "rows" / PHASE1_FOLDER).glob(f"*/{PHASE1_RECORD}")
     record = read_json(kept)
     write_json(kept, {**record, "cpu_seconds": 1000.0})
-    shared = run_row(other, base, tmp_path / "rows", {}, data_dir)
+    shared = run_one(other, base, tmp_path / "rows", {}, data_dir)
     assert figures(shared) == figures(alone)
     assert shared["details"]["phase1_seconds"] == record["figures"]["phase1_seconds"]
     assert 900 < shared["cpu_seconds"] < 1100  # both phases are counted
@@ -82,8 +82,8 @@ def test_rows_that_differ_in_phase_2_alone_share_phase_1_and_have_the_figures_of
 
 def test_altered_weights_are_refused(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
-    run_row("untrained", SMALL, tmp_path / "rows", {}, data_dir)
+    run_one("untrained", SMALL, tmp_path / "rows", {}, data_dir)
     (weights,) = (tmp_path / "rows" / PHASE1_FOLDER).glob(f"*/{CONTEXT_WEIGHTS}")
     shutil.copy(weights.with_name("phase1.json"), weights)
     with pytest.raises(RunError, match="checksum"):
-        run_row("last-token", SMALL, tmp_path / "rows", {}, data_dir)
+        run_one("last-token", SMALL, tmp_path / "rows", {}, data_dir)

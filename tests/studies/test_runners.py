@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,20 @@ from newllm_core.comparison.leaderboard import (
     standings_table,
 )
 from newllm_core.comparison.tables import readable_table
-from newllm_core.config.schema import ConfigError
+from newllm_core.config.language import Settings
+from newllm_core.config.schema import ConfigError, changed
+from newllm_core.data import DataError
+from newllm_core.experiment.identity import settings_of
 from newllm_core.report.leaderboard import group_pictures, plot_ratios, plot_standings
 from newllm_core.runs.files import RunError, read_json, write_json
-from newllm_core.studies import runners as runners_module
-from newllm_core.studies.estimate import estimate_rows
-from newllm_core.studies.runners import Row, changed_contexts, read_rows, row_path, run_row, run_rows
+from newllm_core.studies import rows as rows_module
+from newllm_core.studies.rows import Row, changed_contexts, read_rows
+from newllm_core.studies.runners import ExperimentRunner, RowRunner
+from newllm_core.studies.sweep import Sweep, grid
 from newllm_core.studies.variants import known_variants, variant
 from newllm_core.training.phase1 import Phase1Result
+from reproduce.controls import ROWS
+from reproduce.reference_experiments import centre
 
 # Two validation conversations, for an interval.
 SMALL = dataclasses.replace(
@@ -40,10 +47,19 @@ NETWORKS = [name for name, one in BASELINES.items() if one.kind == "network"]
 NETWORK = {"width": 8, "num_layers": 1, "num_heads": 2, "max_epochs": 1, "num_streams": 2, "segment_tokens": 8}
 
 
+def rows_of(names: Sequence[str], base: Settings, seeds: Sequence[int], runner: RowRunner) -> Sweep:
+    return Sweep(base, [variant(name) for name in names], seeds, runner)
+
+
+def run_one(name: str, base: Settings, folder: Path, network_changes: Mapping[str, Any], data_dir: Path) -> Row:
+    (row,) = rows_of([name], base, [base.run.seed], RowRunner(folder, network_changes, data_dir)).run()
+    return row
+
+
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     folder = tmp_path_factory.mktemp("leaderboard")
-    return run_rows(LEADERS, SMALL, [1, 2], folder / "rows", network_changes=NETWORK, data_dir=folder / "data")
+    return rows_of(LEADERS, SMALL, [1, 2], RowRunner(folder / "rows", NETWORK, folder / "data")).run()
 
 
 def row(name: str, nats: list[float], seed: int = 1, tokens: int = 100) -> Row:
@@ -89,22 +105,26 @@ def test_only_what_is_trained_is_counted(rows: list[Row]) -> None:
 
 def test_a_row_is_read_again_and_another_configuration_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, data_dir = tmp_path / "rows", tmp_path / "data"
-    first = run_row("unigram", SMALL, folder, {}, data_dir)
-    monkeypatch.setattr(runners_module, "prepare", None)  # would fail if anything were computed
-    assert run_row("unigram", SMALL, folder, {}, data_dir) == first
+    first = run_one("unigram", SMALL, folder, {}, data_dir)
+    monkeypatch.setattr(rows_module, "prepare", None)  # would fail if anything were computed
+    assert run_one("unigram", SMALL, folder, {}, data_dir) == first
     (path,) = folder.glob("*.json")
     stored = read_json(path)
     stored["config"]["data"]["num_samples"] += 1
     write_json(path, stored)
     with pytest.raises(RunError, match="num_samples"):
-        run_row("unigram", SMALL, folder, {}, data_dir)
+        run_one("unigram", SMALL, folder, {}, data_dir)
 
 
 def test_rows_of_other_embeddings_have_other_names() -> None:
     narrow = dataclasses.replace(SMALL, model=dataclasses.replace(SMALL.model, embed_dim=64))
-    for name in ("gru", "trained"):
-        assert row_path(name, SMALL, Path(), {}) != row_path(name, narrow, Path(), {})
-    assert row_path("unigram", SMALL, Path(), {}) == row_path("unigram", narrow, Path(), {})  # reads none
+    runner = RowRunner()
+
+    def same_file(name: str) -> bool:
+        one, other = (rows_of([name], base, [1], runner).points[0] for base in (SMALL, narrow))
+        return runner.key(one) == runner.key(other)
+
+    assert not same_file("gru") and not same_file("trained") and same_file("unigram")  # the last reads none
 
 
 def test_gpt2_is_a_row_without_a_seed_and_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,32 +132,67 @@ def test_gpt2_is_a_row_without_a_seed_and_trains_nothing(tmp_path: Path, monkeyp
     config = GPT2Config(vocab_size=50_257, n_positions=32, n_embd=8, n_layer=1, n_head=2)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     monkeypatch.setattr(gpt2_module, "gpt2_nats", lambda tokens: gpt2_nats(tokens, str(tmp_path / "gpt2")))
-    rows = run_rows(["gpt2"], SMALL, [1, 2], tmp_path / "rows", data_dir=tmp_path / "data")
+    rows = rows_of(["gpt2"], SMALL, [1, 2], RowRunner(tmp_path / "rows", {}, tmp_path / "data")).run()
     assert len(rows) == 1 and rows[0]["trainable_parameters"] == 0
     assert rows[0]["validation_perplexity"] == pytest.approx(50_257, rel=0.2)
 
 
 def test_unknown_names_and_impossible_values_stop_before_anything_runs(tmp_path: Path) -> None:
+    runner = RowRunner(tmp_path)
     with pytest.raises(ConfigError, match="Did you mean 'unigram'"):
-        run_rows(["trained", "unigramm"], SMALL, [1], tmp_path)
+        rows_of(["trained", "unigramm"], SMALL, [1], runner)
     with pytest.raises(ConfigError, match="widht"):
-        run_rows(["trained", "gru"], SMALL, [1], tmp_path, network_changes={"widht": 8})
+        RowRunner(tmp_path, {"widht": 8})
     better = dataclasses.replace(SMALL, phase2=dataclasses.replace(SMALL.phase2, dropout=0.4))
     with pytest.raises(ConfigError, match="changes to the notes' model: expected dropout=0.0, given 0.4"):
-        run_rows(["trained"], better, [1], tmp_path)
+        rows_of(["trained"], better, [1], runner)
+    with pytest.raises(DataError, match="100000 training samples asked for"):
+        rows_of(["unigram"], changed(SMALL, {"num_samples": 100_000}), [1], runner).run()
     assert not list(tmp_path.iterdir())
 
 
 def test_the_estimate_is_of_what_is_missing(tmp_path: Path) -> None:
-    folder, options = tmp_path / "rows", {"network_changes": NETWORK, "data_dir": tmp_path / "data"}
-    names = ["unigram", "untrained", "gru"]
-    run_rows(names[:1], SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
-    found = estimate_rows(names, SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
-    assert (found.num_rows, found.num_finished) == (5, 1) and 0 < found.longest_seconds < math.inf
-    assert str(found).startswith("5 rows, 1 finished; the others at most about ")
-    assert len(list(folder.glob("*.json"))) == 1
-    done = estimate_rows(names[:1], SMALL, [1, 2], folder, **options)  # type: ignore[arg-type]
-    assert str(done) == "1 rows, all finished"
+    runner, names = RowRunner(tmp_path / "rows", NETWORK, tmp_path / "data"), ["unigram", "untrained", "gru"]
+    rows_of(names[:1], SMALL, [1, 2], runner).run()
+    found = rows_of(names, SMALL, [1, 2], runner).estimate()
+    assert (found.num_runs, found.num_finished) == (5, 1) and 0 < found.cost.seconds < math.inf
+    assert str(found).startswith("5 runs, 1 finished; the others at most about ")
+    assert len(list(runner.folder.glob("*.json"))) == 1
+    assert str(rows_of(names[:1], SMALL, [1, 2], runner).estimate()) == "1 runs, all finished"
+
+
+def test_a_row_keeps_the_words_under_which_it_was_made(tmp_path: Path) -> None:
+    runner = RowRunner(tmp_path / "rows", {}, tmp_path / "data")
+    (first,) = rows_of(["unigram"], SMALL, [1], runner).run()
+    assert first["variant"] == variant("unigram").record()
+    renamed = dataclasses.replace(variant("unigram"), label="word counts", expected="worst")
+    (again,) = Sweep(SMALL, [renamed], [1], runner).run()
+    assert again == first
+
+
+# --- committed rows -------------------------------------------------------------------------------------------------
+
+
+def test_every_committed_row_is_found_and_says_what_it_is() -> None:
+    runner = RowRunner(ROWS)
+    committed = read_rows(ROWS)
+    assert len(committed) >= 97
+    for row in committed:
+        base = changed(centre(), {"num_samples": row["config"]["data"]["num_samples"]})
+        (point,) = rows_of([row["variant"]["name"]], base, [row["seed"]], runner).points
+        assert runner.finished(point) == row
+        assert row["variant"].keys() == point.variant.record().keys()
+
+
+def test_every_committed_experiment_is_found() -> None:
+    runner = ExperimentRunner()
+    paths = sorted(runner.folders.reference.glob("*.json"))
+    assert len(paths) >= 30
+    for path in paths:
+        record = read_json(path)
+        (point,) = Sweep(settings_of(record), grid({}), [record["seed"]], runner).points
+        assert runner.key(point) == path.stem
+        assert runner.finished(point) is not None
 
 
 # --- contexts of the controls ---------------------------------------------------------------------------------------

@@ -9,14 +9,14 @@ import torch
 from core_helpers import rng, save_always, stop_after
 from test_baselines import VOCABULARY, cycle, small_config, small_model
 from test_phase1_rows import figures
-from test_runners import NETWORK, SMALL
+from test_runners import NETWORK, SMALL, run_one
 from torch import Tensor
 
 from newllm_core.baselines.train import BaselineResult, train_baseline
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import RunError, read_json, write_json
 from newllm_core.runs.progress import Seconds, Stopwatch
-from newllm_core.studies.runners import CHECKPOINTS_FOLDER, run_row
+from newllm_core.studies.rows import CHECKPOINTS_FOLDER
 
 LONG = {**NETWORK, "max_epochs": 3, "patience": 3, "dropout": 0.2}
 THREE_EPOCHS = dataclasses.replace(SMALL, phase2=dataclasses.replace(SMALL.phase2, max_epochs=3, patience=3))
@@ -80,12 +80,12 @@ def test_a_checkpoint_of_another_run_or_text_is_refused(tmp_path: Path, monkeypa
 )
 def test_an_interrupted_row_has_the_figures_of_an_uninterrupted_one(name: str, training: str, tmp_path: Path) -> None:
     data_dir, rows = tmp_path / "data", tmp_path / "rows"
-    whole = run_row(name, THREE_EPOCHS, tmp_path / "whole", LONG, data_dir)
+    whole = run_one(name, THREE_EPOCHS, tmp_path / "whole", LONG, data_dir)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(training, 1, patch)
-        run_row(name, THREE_EPOCHS, rows, LONG, data_dir)
+        run_one(name, THREE_EPOCHS, rows, LONG, data_dir)
     assert not list(rows.glob("*.json")) and list(rows.glob("**/checkpoint-*.json"))
-    resumed = run_row(name, THREE_EPOCHS, rows, LONG, data_dir)
+    resumed = run_one(name, THREE_EPOCHS, rows, LONG, data_dir)
     assert without_clocks(figures(resumed)) == without_clocks(figures(whole))
     assert not list(rows.glob("**/checkpoint-*.json"))  # a finished row needs no checkpoint
 
@@ -100,15 +100,15 @@ def test_cpu_seconds_before_an_interruption_are_counted(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(training, 1, patch)
-        run_row(name, SMALL, tmp_path, NETWORK, tmp_path / "data")
+        run_one(name, SMALL, tmp_path, NETWORK, tmp_path / "data")
     monkeypatch.setattr(Stopwatch, "resume", lambda self, _: setattr(self, "earlier", Seconds(1.0, 500.0)))
-    assert 500 < run_row(name, SMALL, tmp_path, NETWORK, tmp_path / "data")["cpu_seconds"] < 560
+    assert 500 < run_one(name, SMALL, tmp_path, NETWORK, tmp_path / "data")["cpu_seconds"] < 560
 
 
 def test_a_checkpoint_left_beside_a_finished_row_goes(tmp_path: Path) -> None:
-    run_row("untrained", SMALL, tmp_path, {}, tmp_path / "data")
+    run_one("untrained", SMALL, tmp_path, {}, tmp_path / "data")
     (row,) = tmp_path.glob("*.json")
     left = tmp_path / CHECKPOINTS_FOLDER / row.stem / "checkpoint-000001-00000000.json"
     write_json(left, {})
-    assert run_row("untrained", SMALL, tmp_path, {}, tmp_path / "data") == read_json(row)
+    assert run_one("untrained", SMALL, tmp_path, {}, tmp_path / "data") == read_json(row)
     assert not left.exists()

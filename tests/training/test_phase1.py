@@ -1,4 +1,4 @@
-"""Phase 1 against a plain reading of the specification, and what training promises."""
+"""Phase 1 against a plain reading of docs/method.md, and what training promises."""
 
 import dataclasses
 import math
@@ -79,7 +79,7 @@ class PlainIteration:
 
 
 def plain_training(model: NewLLM, config: Phase1Config, iterations: int) -> list[PlainIteration]:
-    """Section 4 of the specification, token by token. Trains ``model.context_block``."""
+    """docs/method.md, section 4, token by token. Trains ``model.context_block``."""
     block, parameters = model.context_block, list(model.context_block.parameters())
     embeds = StreamEmbeddings(model, TRAIN)[:]
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)

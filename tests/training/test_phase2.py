@@ -39,7 +39,7 @@ def figures(result: Phase2Result) -> list[dict[str, Any]]:
 
 
 def plain_epochs(model: NewLLM, config: Phase2Config, epochs: int) -> list[tuple[float, float, float]]:
-    """Section 5 of the specification: (training loss, validation loss, validation accuracy) an epoch."""
+    """docs/method.md, section 5: (training loss, validation loss, validation accuracy) an epoch."""
     contexts = contexts_of(model)
     parameters = [parameter for name, parameter in model.named_parameters() if not name.startswith("context_block")]
     parameters = [parameter for parameter in parameters if parameter.requires_grad]

@@ -141,7 +141,7 @@ def test_literal_factor_is_one_within_a_thousandth_for_every_row() -> None:
     assert record.theta is not None
     factor = 1 + record.strength * record.theta
     assert bool(((factor - 1).abs() < 1e-3).all())
-    # nkat.md section 3: 1.00009 for every row, from s · (α·tanh 0 + β·sigmoid 1).
+    # docs/method.md, section 12.3: 1.00009 for every row, from s · (α·tanh 0 + β·sigmoid 1).
     assert torch.allclose(factor, torch.tensor(1.00009), atol=5e-6)
 
 

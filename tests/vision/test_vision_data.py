@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import json
 import struct
 import sys
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from newllm_core.config.schema import ConfigError
+from newllm_core.runs.files import DATA_DIR
 from newllm_core.vision.config import DATASET_NAMES, VisionDataConfig
 from newllm_core.vision.data import (
     IMAGE_SOURCES,
@@ -43,7 +45,7 @@ from newllm_core.vision.data.idx import parse_idx
 from newllm_core.vision.data.image_file import decode_image
 from newllm_core.vision.data.mnist5k import MNIST_5K, read_mnist_5k
 from newllm_core.vision.data.records import zero_based_labels
-from newllm_core.vision.data.registry import CIFAR10, LETTERS
+from newllm_core.vision.data.registry import CIFAR10, DEBIAN_FASHION_MNIST, LETTERS
 from newllm_core.vision.data.splits import split_indices, stratified_order
 
 
@@ -112,7 +114,7 @@ def test_unknown_data_set_is_refused_with_the_nearest_name() -> None:
 def test_missing_data_set_says_where_it_was_looked_for_and_how_to_get_it(
     tmp_path: Path, dataset: str, advice: str
 ) -> None:
-    with pytest.raises(DataError, match=f"{dataset}: there is nothing at .*absent. To get it: .*{advice}"):
+    with pytest.raises(DataError, match=f"{dataset}: .*absent: there is no such file or folder. To get it: .*{advice}"):
         load_image_data(VisionDataConfig(dataset=dataset, path=str(tmp_path / "absent")))
 
 
@@ -336,17 +338,20 @@ def test_file_that_is_no_zip_and_image_with_alpha_are_refused(tmp_path: Path) ->
         decode_image(encoded(random_images(1, 8, 8, 4)[0]), 3, "here")
 
 
-def test_the_project_cifar10_zip_is_read(tmp_path: Path) -> None:
-    places = [place for place in IMAGE_SOURCES["cifar10-jpeg"].places if place.exists()]
-    if not places:
-        pytest.skip("cifar10_jpeg.zip is neither in data/ nor beside the checkout; the project works without it")
-    with zipfile.ZipFile(places[0]) as whole, zipfile.ZipFile(tmp_path / "part.zip", "w") as part:
-        for name in whole.namelist():
-            if name.endswith(("00.jpg", "50.jpg")):
-                part.writestr(name, whole.read(name))
-    data = load_image_data(VisionDataConfig(dataset="cifar10-jpeg", path=str(tmp_path / "part.zip")))
-    assert data.shape == (3, 32, 32) and (len(data.train), len(data.selection)) == (900, 100)
+def test_zip_of_jpeg_images_is_read_from_its_explicit_path(tmp_path: Path) -> None:
+    path = tmp_path / "cifar10_jpeg.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for split, name in itertools.product(("train", "test"), CIFAR10):
+            for index, pixels in enumerate(random_images(10, 32, 32, 3)):
+                archive.writestr(f"{split}/{name}/{index:04d}.jpg", encoded(pixels, "JPEG"))
+    data = load_image_data(VisionDataConfig(dataset="cifar10-jpeg", path=str(path)))
+    assert data.shape == (3, 32, 32) and (len(data.train), len(data.selection)) == (90, 10)
     assert data.provenance["title"] == "CIFAR-10 (JPEG)"
+
+
+def test_no_data_set_is_looked_for_outside_the_projects_and_the_systems_folders() -> None:
+    places = [place for source in IMAGE_SOURCES.values() for place in source.places]
+    assert {place.parent for place in places} == {DATA_DIR, DEBIAN_FASHION_MNIST.parent}
 
 
 # --- the Hub's tables
@@ -598,10 +603,10 @@ def test_test_images_are_read_once_per_run() -> None:
     assert reading.readings == 1
 
 
-def test_loading_does_not_touch_the_test_images(tmp_path: Path) -> None:
+def test_loading_decodes_no_test_image_and_reads_no_test_label(tmp_path: Path) -> None:
     folder = write_image_folder(tmp_path / "images")
     for image in (folder / "test").rglob("*.png"):
-        image.write_bytes(b"damaged")
+        image.write_bytes(image.read_bytes()[:60])  # the header is there, the pixels are not
     config = VisionDataConfig(dataset="cifar10-jpeg", path=str(folder))
     data: ImageData = load_image_data(config)
     assert len(data.train) == 90

@@ -1,4 +1,4 @@
-"""The score against the figures of nkat.md, and what it leaves undefined."""
+"""The score against the figures on record, and what it leaves undefined."""
 
 import math
 
@@ -26,7 +26,7 @@ from newllm_core.vision.score import (
 )
 
 FOUR = tuple(TARGET_ACCURACIES)
-# Scores on record for Stage 2, and the accuracies they were computed from at λ = 20 (nkat.md section 1).
+# Scores on record for Stage 2, and the accuracies they were computed from at λ = 20 (docs/method.md, section 12.1).
 STAGE2_SCORES = [0.688, 0.636, 0.524, 0.262]
 STAGE2_ACCURACIES = [0.910, 0.841, 0.693, 0.346]
 ACCURACIES = st.floats(0, 1)

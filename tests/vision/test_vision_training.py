@@ -19,6 +19,7 @@ from newllm_core.errors import NotFiniteError
 from newllm_core.runs.files import RunError, read_json
 from newllm_core.runs.folder import RECORD_NAME
 from newllm_core.runs.identity import figures_of
+from newllm_core.studies.sweep import Sweep
 from newllm_core.vision.__main__ import main
 from newllm_core.vision.config import (
     DATASET_NAMES,
@@ -33,10 +34,10 @@ from newllm_core.vision.experiment import (
     CHECKPOINT_DIR,
     evaluation_record,
     load_trained,
-    run_data_sets,
     run_vision,
     score_cards,
 )
+from newllm_core.vision.runner import VisionRunner
 from newllm_core.vision.score import ScoreError, tpe_score
 from newllm_core.vision.settings import (
     VisionSettings,
@@ -47,6 +48,7 @@ from newllm_core.vision.settings import (
     settings_of,
 )
 from newllm_core.vision.training import EpochFigures, Evaluation, evaluate
+from newllm_core.vision.variants import vision_variant
 
 COLOUR = VisionDataConfig(dataset="colour", image_size=16, num_train_images=128)
 SMALL = VisionSettings(
@@ -294,8 +296,9 @@ def test_accuracy_lies_in_its_interval(correct: int, more: int) -> None:
 
 def test_several_data_sets_give_a_score_card(tmp_path: Path) -> None:
     base = changed(SHORT, {"epochs": 2, "channel_shuffle_probability": 0.0})
-    grey = dataclasses.replace(COLOUR, colour="grey")
-    records = run_data_sets(base, [grey], tmp_path)
+    grey = [vision_variant("data sets", "grey", {"dataset": "colour", "colour": "grey"})]
+    (record,) = Sweep(base, grey, [SHORT.run.seed], VisionRunner(read_test=True, folder=tmp_path)).run()
+    records = {"colour": record}
     assert records["colour"]["config"]["model"]["channels"] == 1
     card = score_cards(records, ["colour"])["tpe_scalar"]
     assert card.global_score == records["colour"]["tpe_score"]["tpe_scalar"]["test"]

@@ -1,4 +1,6 @@
-"""Training batches, changed at random on the device they are on: the baseline and the rescue pack of spec section 4.
+"""Training batches, changed at random on the device they are on: the baseline and the rescue pack.
+
+Source: docs/method.md, section 12.4.
 
 Every draw is made on the CPU from seed, step and the name of the part, so one seed and step give one batch on every
 device, and switching a part on or off leaves the draws of the others as they were: variants are compared on the same
@@ -10,7 +12,9 @@ RandAugment draws one pair of operations for a whole batch, and its CutMix and M
 image (nor does its Mixup know the Beta distribution).
 """
 
-from collections.abc import Callable, Iterator
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,6 +28,22 @@ from newllm_core.vision.config import AugmentationConfig
 from newllm_core.vision.data.rand_augment import rand_augment
 from newllm_core.vision.data.records import ImageData, unit_float
 
+logger = logging.getLogger("newllm")
+
+# Words of class names that a mirror image may make wrong.
+SIDES = {
+    "left",
+    "right",
+    "clockwise",
+    "counterclockwise",
+    "anticlockwise",
+    "links",
+    "rechts",
+    "gauche",
+    "droite",
+    "左",
+    "右",
+}
 Part = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -44,6 +64,8 @@ class Augmentation:
     def __init__(self, config: AugmentationConfig, data: ImageData, seed: int) -> None:
         channels, height, width = data.shape
         _check_fit(config, channels, min(height, width))
+        if config.flip_probability and data.mirrorable:
+            _warn_of_sides(data.classes)
         self._config, self._data, self._seed = config, data, seed
         self._parts = dict(_parts(config, data))
         self._cutout = _cutout(config.cutout_size, height, width) if config.cutout_size else None
@@ -79,6 +101,17 @@ def _check_fit(config: AugmentationConfig, channels: int, side: int) -> None:
         raise ConfigError(f"channel_shuffle_probability needs images of 3 channels, given {channels}; expected 0")
     if config.cutout_size > side:
         raise ConfigError(f"cutout_size: expected at most the image's side, {side}, given {config.cutout_size}")
+
+
+def _warn_of_sides(classes: Sequence[str]) -> None:
+    """Of classes that a mirror image may swap."""
+    # Words, and single characters for languages that write none apart.
+    sided = [name for name in classes if SIDES & {*re.findall(r"[^\W\d_]+", name.lower()), *name}]
+    if sided:
+        logger.warning(
+            "training images are mirrored, and the classes %s sound as if a mirror image belonged to another class; "
+            "mirrorable=False of the data leaves them as they are", ", ".join(sided),
+        )  # fmt: skip
 
 
 def _parts(config: AugmentationConfig, data: ImageData) -> Iterator[tuple[str, Part]]:

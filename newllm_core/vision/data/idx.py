@@ -7,9 +7,10 @@ values, the last dimension fastest. Source: Y. LeCun, C. Cortes, C. Burges, "The
 import gzip
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -42,15 +43,7 @@ def parse_idx(stream: BinaryIO, origin: str) -> np.ndarray:
 
     Raises DataError that names ``origin``.
     """
-    start = stream.read(4)
-    if len(start) < 4 or start[:2] != b"\0\0" or start[2] != UNSIGNED_BYTE:
-        raise DataError(
-            f"{origin}: expected an IDX file of unsigned bytes (it starts with 00 00 08), found {start.hex(' ')}"
-        )
-    header = stream.read(4 * start[3])
-    if len(header) < 4 * start[3]:
-        raise DataError(f"{origin}: expected {start[3]} dimensions, the file ends before them")
-    shape = tuple(int(size) for size in np.frombuffer(header, ">u4"))
+    shape = read_shape(stream, origin)
     expected = math.prod(shape)
     if expected > MAX_VALUES:
         raise DataError(f"{origin}: expected at most {MAX_VALUES:,} values, the header announces {expected:,}")
@@ -61,14 +54,33 @@ def parse_idx(stream: BinaryIO, origin: str) -> np.ndarray:
     return np.frombuffer(values, np.uint8).reshape(shape)
 
 
+def read_shape(stream: BinaryIO, origin: str) -> tuple[int, ...]:
+    """What an IDX file's header announces. Raises DataError that names ``origin``."""
+    start = stream.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0" or start[2] != UNSIGNED_BYTE:
+        raise DataError(
+            f"{origin}: expected an IDX file of unsigned bytes (it starts with 00 00 08), found {start.hex(' ')}"
+        )
+    header = stream.read(4 * start[3])
+    if len(header) < 4 * start[3]:
+        raise DataError(f"{origin}: expected {start[3]} dimensions, the file ends before them")
+    return tuple(int(size) for size in np.frombuffer(header, ">u4"))
+
+
 def read_idx(path: Path) -> tuple[np.ndarray, str]:
     """The array of an IDX file and the SHA-256 of the file as it lies on disk. Raises DataError."""
+    return _from_file(path, parse_idx), sha256_file(path)
+
+
+Parsed = TypeVar("Parsed")
+
+
+def _from_file(path: Path, parse: Callable[[BinaryIO, str], Parsed]) -> Parsed:
     try:
         with gzip.open(path) if _is_compressed(path) else path.open("rb") as stream:
-            array = parse_idx(stream, str(path))  # type: ignore[arg-type]  # a GzipFile is no BinaryIO to mypy
+            return parse(stream, str(path))  # type: ignore[arg-type]  # a GzipFile is no BinaryIO to mypy
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: the compressed file is damaged ({error}); get it again") from error
-    return array, sha256_file(path)
 
 
 def _is_compressed(path: Path) -> bool:
@@ -81,17 +93,34 @@ def read_idx_split(folder: Path, split: str, names: IdxNames, num_classes: int) 
     image_path, label_path = idx_files(folder, split, names)
     images, image_hash = read_idx(image_path)
     labels, label_hash = read_idx(label_path)
-    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or len(labels) == 0:
-        raise DataError(
-            f"{folder}: expected images [n, rows, columns] and as many labels [n], n at least 1, found "
-            f"{list(images.shape)} in {image_path.name} and {list(labels.shape)} in {label_path.name}"
-        )
+    _check_shapes(image_path, images.shape, label_path, labels.shape)
     # Copies: torch warns of memory that cannot be written to.
     pixels = torch.from_numpy(images.copy()).unsqueeze(1)
     if names.transposed:
         pixels = pixels.transpose(2, 3).contiguous()
     checked = zero_based_labels(torch.from_numpy(labels.copy()), num_classes, names.first_label, str(label_path))
     return LabelledImages(pixels, checked, {image_path.name: image_hash, label_path.name: label_hash})
+
+
+def check_idx_split(folder: Path, split: str, names: IdxNames, size: tuple[int, int]) -> None:
+    """Whether a split's files are there and announce images of ``size`` (rows, columns) and as many labels.
+
+    Nothing beyond their headers is read. Raises DataError.
+    """
+    image_path, label_path = idx_files(folder, split, names)
+    images, labels = (_from_file(path, read_shape) for path in (image_path, label_path))
+    _check_shapes(image_path, images, label_path, labels)
+    found = images[:0:-1] if names.transposed else images[1:]
+    if found != size:
+        raise DataError(f"{image_path}: expected images of {size}, rows and columns, as for training, found {found}")
+
+
+def _check_shapes(image_path: Path, images: tuple[int, ...], label_path: Path, labels: tuple[int, ...]) -> None:
+    if len(images) != 3 or len(labels) != 1 or images[0] != labels[0] or labels[0] == 0:
+        raise DataError(
+            f"{image_path.parent}: expected images [n, rows, columns] and as many labels [n], n at least 1, found "
+            f"{list(images)} in {image_path.name} and {list(labels)} in {label_path.name}"
+        )
 
 
 def idx_files(folder: Path, split: str, names: IdxNames) -> tuple[Path, Path]:

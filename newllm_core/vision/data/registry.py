@@ -13,14 +13,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from string import ascii_uppercase
 
 from newllm_core.data.errors import DataError
-from newllm_core.runs.files import DATA_DIR, PROJECT_ROOT
+from newllm_core.data.places import find_path
+from newllm_core.runs.files import DATA_DIR
 from newllm_core.vision.config import VisionDataConfig
 from newllm_core.vision.data import generator
 from newllm_core.vision.data.content import folder_content, hub_content, idx_content, mnist_5k_content
+from newllm_core.vision.data.convert import converted
 from newllm_core.vision.data.hub import (
     HUB_CIFAR10,
     HUB_EMNIST_LETTERS,
@@ -29,8 +32,8 @@ from newllm_core.vision.data.hub import (
     HubDataset,
     read_hub_split,
 )
-from newllm_core.vision.data.idx import EMNIST_LETTERS_NAMES, MNIST_NAMES, IdxNames, read_idx_split
-from newllm_core.vision.data.image_folder import class_names, read_image_split
+from newllm_core.vision.data.idx import EMNIST_LETTERS_NAMES, MNIST_NAMES, IdxNames, check_idx_split, read_idx_split
+from newllm_core.vision.data.image_folder import check_image_split, class_names, read_image_split
 from newllm_core.vision.data.mnist5k import read_mnist_5k
 from newllm_core.vision.data.records import LabelledImages
 
@@ -56,12 +59,18 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 ReadSplit = Callable[[VisionDataConfig, Path | None, str, tuple[str, ...]], LabelledImages]
 
 
+# Configuration, where to read, classes, height and width of the training images -> nothing, or DataError.
+CheckTest = Callable[[VisionDataConfig, Path | None, tuple[str, ...], tuple[int, int]], None]
+
+
 @dataclass(frozen=True)
 class Reader:
-    """How images are read, and the SHA-256 of all that is read; None where they are drawn."""
+    """How images are read, the SHA-256 of all that is read (None where they are drawn), and whether the test set can be
+    read later: its files and headers, but no pixel and no label."""
 
     split: ReadSplit
     content: Callable[[Path | None], str | None]
+    check_test: CheckTest = lambda config, path, classes, size: None
 
 
 _IDX_HELP = "give path=…, a folder with the four IDX files (plain or .gz)"
@@ -73,8 +82,9 @@ _HUB_HELP = "path=… is a folder with the repository's Parquet files; without i
 class ImageSource:
     """A data set that can be read.
 
-    ``classes`` is None where the folders name them. ``places`` are looked at in this order when the configuration gives
-    no path; where there are none, no path is needed.
+    ``classes`` is None where the folders name them. ``mirrorable``: a mirrored image is known to keep its class, which
+    nobody here knows of one's own images. ``places`` are looked at in this order when the configuration gives no path;
+    where there are none, no path is needed.
     """
 
     title: str  # in tables and pictures
@@ -95,11 +105,20 @@ def _idx(names: IdxNames) -> Reader:
     def split_of(config: VisionDataConfig, path: Path | None, split: str, classes: tuple[str, ...]) -> LabelledImages:
         return read_idx_split(_required(path), split, names, len(classes))
 
-    return Reader(split_of, lambda path: idx_content(_required(path), names))
+    return Reader(
+        split_of,
+        lambda path: idx_content(_required(path), names),
+        lambda config, path, classes, size: check_idx_split(_required(path), "test", names, size),
+    )
 
 
 def _folder(config: VisionDataConfig, path: Path | None, split: str, classes: tuple[str, ...]) -> LabelledImages:
-    return read_image_split(_required(path), split, classes)
+    form = partial(converted, colour=config.colour, side=config.image_size)
+    return read_image_split(_required(path), split, classes, form=form)
+
+
+def _check_folder(config: VisionDataConfig, path: Path | None, classes: tuple[str, ...], size: tuple[int, int]) -> None:
+    check_image_split(_required(path), "test", classes, size if config.image_size is None else None)
 
 
 def _hub(dataset: HubDataset) -> Reader:
@@ -117,7 +136,7 @@ def _colour(config: VisionDataConfig, path: Path | None, split: str, classes: tu
     return generator.generate_colour_task(split, config.image_size or generator.DEFAULT_SIDE, config.split_seed)
 
 
-_FOLDER = Reader(_folder, lambda path: folder_content(_required(path)))
+_FOLDER = Reader(_folder, lambda path: folder_content(_required(path)), _check_folder)
 _COLOUR = Reader(_colour, lambda path: None)
 _MNIST_5K = Reader(_mnist_5k, lambda path: mnist_5k_content())
 
@@ -137,7 +156,7 @@ IMAGE_SOURCES: dict[str, ImageSource] = {
         CIFAR10,
         True,
         _FOLDER,
-        (DATA_DIR / "cifar10_jpeg.zip", PROJECT_ROOT.parent / "shared" / "data" / "cifar10_jpeg.zip"),
+        (DATA_DIR / "cifar10_jpeg.zip",),
         f"{_FOLDER_HELP}; with a network: dataset='cifar10'",
     ),
     "mnist": ImageSource("MNIST", DIGITS, False, _hub(HUB_MNIST)),
@@ -148,7 +167,7 @@ IMAGE_SOURCES: dict[str, ImageSource] = {
     "emnist-letters-idx": ImageSource(
         "EMNIST letters", LETTERS, False, _idx(EMNIST_LETTERS_NAMES), (DATA_DIR / "emnist-letters",), _IDX_HELP
     ),
-    "image-folder": ImageSource("own images", None, True, _FOLDER, (DATA_DIR / "images",), _FOLDER_HELP),
+    "image-folder": ImageSource("own images", None, False, _FOLDER, (DATA_DIR / "images",), _FOLDER_HELP),
     "colour": ImageSource("colour task", generator.CLASSES, True, _COLOUR, takes_path=False),
 }
 
@@ -161,10 +180,13 @@ def locate_source(config: VisionDataConfig) -> tuple[ImageSource, Path | None]:
     source = IMAGE_SOURCES[config.dataset]
     if config.path is not None and not source.takes_path:
         raise DataError(f"{config.dataset} is not read from a path, given path={config.path!r}; leave it out")
-    places = source.places if config.path is None else (Path(config.path),)
-    found = next((place for place in places if place.exists()), None)
-    if found is None and places:
-        looked = " or ".join(map(str, places))
+    found = next((place for place in source.places if place.exists()), None)
+    try:
+        found = found if config.path is None else find_path(config.path)
+    except DataError as error:
+        raise DataError(f"{config.dataset}: {error}. To get it: {source.how_to_get}") from error
+    if found is None and source.places:
+        looked = " or ".join(map(str, source.places))
         raise DataError(f"{config.dataset}: there is nothing at {looked}. To get it: {source.how_to_get}")
     return source, found
 
@@ -177,6 +199,15 @@ def read_split(config: VisionDataConfig, split: str) -> tuple[LabelledImages, tu
         assert path is not None  # such a source has places
         classes = class_names(path)
     return source.read.split(config, path, split, classes), classes
+
+
+def check_test_set(config: VisionDataConfig, classes: tuple[str, ...], size: tuple[int, int]) -> None:
+    """Raises DataError now where a missing class folder, file or size of the test set would end a run after training.
+
+    ``size``: height and width of the training images.
+    """
+    source, path = locate_source(config)
+    source.read.check_test(config, path, classes, size)
 
 
 def images_read(config: VisionDataConfig) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Which images are trained on, which are held out for every choice, and the one way to the test images.
 
-Source: spec/nkat.md section 4: 10 % of the training images, at most 5,000, are held out for selection; the test set is
-used once.
+Source: docs/method.md, section 12.4: 10 % of the training images, at most 5,000, are held out for selection; the
+test set is used once.
 """
 
 import torch
@@ -11,7 +11,7 @@ from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.vision.config import VisionDataConfig
 from newllm_core.vision.data.convert import converted
 from newllm_core.vision.data.records import ImageData, LabelledImages, channel_statistics
-from newllm_core.vision.data.registry import IMAGE_SOURCES, images_read, read_split
+from newllm_core.vision.data.registry import IMAGE_SOURCES, check_test_set, images_read, read_split
 
 
 class OneTestReading:
@@ -34,12 +34,14 @@ class OneTestReading:
 
 
 def load_image_data(config: VisionDataConfig) -> ImageData:
-    """Training and selection images of a data set; its test images are not touched.
+    """Training and selection images of a data set; of its test images, only that they are there is looked at.
 
     Raises DataError when it is missing, damaged or too small for the split asked for.
     """
     read = images_read(config)
     everything, classes = read_split(config, "train")
+    height, width = everything.images.shape[2:]
+    check_test_set(config, classes, (height, width))
     train_indices, selection_indices = split_indices(everything.labels, config)
     train, selection = (_prepared(everything, indices, config) for indices in (train_indices, selection_indices))
     normalisation = channel_statistics(train.images)
@@ -55,7 +57,8 @@ def load_image_data(config: VisionDataConfig) -> ImageData:
         "image_shape": list(train.images.shape[1:]),
         "normalisation": {"mean": list(normalisation.mean), "std": list(normalisation.std)},
     }
-    return ImageData(train, selection, classes, provenance, normalisation, source.mirrorable, read)
+    mirrorable = source.mirrorable if config.mirrorable is None else config.mirrorable
+    return ImageData(train, selection, classes, provenance, normalisation, mirrorable, read)
 
 
 def read_test_images(config: VisionDataConfig, reading: OneTestReading) -> LabelledImages:

@@ -1,4 +1,4 @@
-"""Attention that keeps few keys per query, and the NKAT term (nkat.md section 3)."""
+"""Attention that keeps few keys per query, and the NKAT term (docs/method.md, section 12.3)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

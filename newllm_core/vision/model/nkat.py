@@ -1,4 +1,7 @@
-"""The NKAT vision transformer (nkat.md section 3): tokens, CLS, positions, blocks with learnable gains, head."""
+"""The NKAT vision transformer: tokens, CLS, positions, blocks with learnable gains, head.
+
+Source: docs/method.md, section 12.3.
+"""
 
 from collections.abc import Iterable
 from typing import ClassVar
@@ -154,7 +157,7 @@ def nkat_scalars(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def parameters_without_decay(model: NkatModel) -> set[str]:
-    """Full names of norms, biases, positions, CLS and NKAT scalars (nkat.md section 4)."""
+    """Full names of norms, biases, positions, CLS and NKAT scalars (docs/method.md, section 12.4)."""
     inside_norms = {
         f"{name}.{parameter}"
         for name, module in model.named_modules()

@@ -30,7 +30,7 @@ class ResidualPointwiseNorm(PointwiseNorm):
 
 
 def colour_norm(config: VisionModelConfig) -> nn.Module:
-    """The first layer, `[B, channels, H, W]` -> the same; six parameters on RGB unless off (nkat.md section 3).
+    """The first layer, `[B, channels, H, W]` -> the same; six parameters on RGB unless off; docs/method.md, 12.3.
 
     `plane` takes mean and variance of each channel over H × W of one image: contrast stays, an image's mean colour
     goes.
@@ -45,7 +45,7 @@ def colour_norm(config: VisionModelConfig) -> nn.Module:
 
 
 def conv_stem(config: VisionModelConfig) -> nn.Sequential:
-    """3×3 convolutions with BatchNorm and GELU; empty when off (nkat.md section 3).
+    """3×3 convolutions with BatchNorm and GELU; empty when off (docs/method.md, section 12.3).
 
     `[B, channels, H, W]` -> `[B, last width, H / Πstrides, W / Πstrides]`. The convolutions keep their biases, which
     BatchNorm makes idle: the notes' count of 19,584 parameters has them.
@@ -78,7 +78,7 @@ class PatchEmbedding(nn.Module):
 
 
 class PlaneEmbedding(nn.Module):
-    """Tokens of the R, the G and the B plane, each from its own plane alone (Split-Head, nkat.md section 3).
+    """Tokens of the R, the G and the B plane, each from its own plane alone (Split-Head, docs/method.md, section 12.3).
 
     They are read from the image before colour norm and stem, which mix the planes, on the fused tokens' grid.
 

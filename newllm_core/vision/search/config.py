@@ -1,4 +1,4 @@
-"""Hyperparameters of the search (nkat.md section 5): how it decides, and what it may choose from."""
+"""Hyperparameters of the search (docs/method.md, section 12.5): how it decides, and what it may choose from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Search over model and training with Optuna (nkat.md section 5): one study, two stages, several workers.
+"""Search over model and training with Optuna (docs/method.md, section 12.5): one study, two stages, several workers.
 
 Stage A trains the gate's data set and reports every epoch; a trial that misses the gate violates the study's constraint
 and is pruned. Stage B trains the other data sets and returns Global. Every figure is of selection images: test images
