@@ -147,13 +147,19 @@ def key_table(keys: Keys) -> str:
 
 
 def config_keys(settings_type: type, sections: Iterable[str]) -> dict[str, Key]:
-    """`config.<section>.<field>` for these sections; fields that came later stand only where they are set."""
+    """`config.<section>.<field>` for these sections; fields that came later stand where they are set."""
     kinds = typing.get_type_hints(settings_type)
     return {
-        f"config.{section}.{spec.name}": Key("any", _values_of(spec), optional=spec.metadata.get("later", False))
+        f"config.{section}.{spec.name}": Key(
+            "any", _values_of(spec), optional=not spec.metadata.keys().isdisjoint(_ABSENT)
+        )
         for section in sections
         for spec in dataclasses.fields(kinds[section])
     }
+
+
+# Fields that came later stand in a record only where they are set; where a file lay is no part of a configuration.
+_ABSENT = ("later", "location")
 
 
 def _values_of(spec: dataclasses.Field[Any]) -> str:

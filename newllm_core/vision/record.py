@@ -131,7 +131,13 @@ def _equal(path: str, given: Any, expected: Any) -> Iterator[str]:
 
 
 def migrated_vision(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record of format 1 in today's format; what was read follows from the hashes of its sources."""
+    """A record of format 1 in today's format; what was read follows from its source, where there was only one file."""
     if "format" in record:
         return dict(record)
-    return {"format": FORMAT, **record, "arithmetic": None}
+    sources = record["data"]["sources"]
+    found = {"format": FORMAT, **record, "arithmetic": None}
+    if "read" not in record and "generator" in sources:
+        found["read"] = {}
+    elif "read" not in record and len(sources) == 1:
+        found["read"] = {"images": next(iter(sources.values()))}
+    return found
