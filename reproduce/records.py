@@ -2,12 +2,13 @@
 
 python -m reproduce.records document docs/records.md      the page, made of the records' descriptions
 python -m reproduce.records migrate results/reference     every record below, brought to today's format
+python -m reproduce.records sign FILE ...                 after a deliberate edit: the checksums are made anew
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from newllm_core.config.language import Settings
 from newllm_core.experiment.migration import migrated_run
 from newllm_core.experiment.record import FORMAT, RUN_KEYS, RUN_SECTIONS, check_run_record
-from newllm_core.runs.files import read_json, write_json, write_text
+from newllm_core.runs.files import RunError, read_unchecked_json, write_json, write_text
 from newllm_core.runs.identity import figures_of
 from newllm_core.runs.record_differences import differences
 from newllm_core.runs.record_keys import config_keys, key_table
@@ -27,6 +28,10 @@ What the JSON files of a run hold. This page is made by `python -m reproduce.rec
 descriptions in the code, and a test holds it against them. A figure that is missing is null, never 0. `a[].b` stands
 for `b` of every element of the list `a`, `*` for any name. Two runs are identical when everything but `start`,
 `seconds`, `commit` and `paths` is.
+
+Every JSON file ends with `own_sha256`, a checksum of what it says; a file that does not match it is not used. Delete
+such a file to make it again. After a deliberate edit, `python -m reproduce.records sign FILE ...` makes the checksum
+anew.
 
 ## A language run: `run.json`, format {FORMAT}
 
@@ -86,7 +91,7 @@ def migrate(folder: Path) -> int:
     """
     changed = 0
     for path in sorted(folder.rglob("*.json")):
-        record = read_json(path)
+        record = read_unchecked_json(path)
         kind = kind_of(record)
         if kind is not None:
             today = kind.migrated(record)
@@ -95,6 +100,15 @@ def migrate(folder: Path) -> int:
                 write_json(path, today)
                 changed += 1
     return changed
+
+
+def sign(paths: Iterable[Path]) -> None:
+    """Make the checksums of JSON files anew, also of files that had none. Raises RunError for what is no object."""
+    for path in paths:
+        value = read_unchecked_json(path)
+        if not isinstance(value, dict):
+            raise RunError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        write_json(path, value)
 
 
 def compare(before: Path, after: Path, passed_over: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -127,7 +141,7 @@ def _figures_below(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.rglob("*.json")):
         name = path.relative_to(folder).as_posix()
         if not name.startswith("reference/"):
-            content = read_json(path)
+            content = read_unchecked_json(path)
             kind = kind_of(content)
             found[name] = _comparable(kind.migrated(content) if kind else content)
     return found
@@ -171,6 +185,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("document").add_argument("page", type=Path)
     commands.add_parser("migrate").add_argument("folder", type=Path)
+    commands.add_parser("sign").add_argument("files", type=Path, nargs="+")
     comparison = commands.add_parser("compare")
     comparison.add_argument("before", type=Path)
     comparison.add_argument("after", type=Path)
@@ -178,6 +193,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "document":
         write_text(arguments.page, page())
+    elif arguments.command == "sign":
+        sign(arguments.files)
     elif arguments.command == "compare":
         sys.exit(bool(print_comparison(arguments.before, arguments.after, arguments.passed_over)))
     else:

@@ -64,7 +64,8 @@ def centre() -> VisionSettings:
 
 
 def rescue_variants() -> list[VisionVariant]:
-    return [vision_variant("augmentation", name, AUGMENTATION_PACKS[name]) for name in ("baseline", "rescue")]
+    labels = {"baseline": "crop and flip alone", "rescue": "the notes' rescue pack"}
+    return [VisionVariant(name, label, AUGMENTATION_PACKS[name], "augmentation") for name, label in labels.items()]
 
 
 def long_settings() -> dict[str, VisionSettings]:

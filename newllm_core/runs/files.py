@@ -99,12 +99,14 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Strict JSON: a figure that is not finite is an error here, a missing one is null.
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Strict JSON that ends with a checksum of what it says; ``read_json`` looks at it.
 
-    A list of numbers stands on one line, so that a record of hundreds of singular values can be read and compared.
+    A figure that is not finite is an error here, a missing one is null. A list of numbers stands on one line, so that
+    a record of hundreds of singular values can be read and compared.
     """
-    write_text(path, json_text(value) + "\n")
+    plain = json.loads(json_text(value))  # as it will be read: keys as text, tuples as lists
+    write_text(path, json_text({**plain, _CHECKSUM: _json_sha256(plain)}) + "\n")
 
 
 def json_text(value: Any, indent: str = "") -> str:
@@ -122,12 +124,36 @@ def _on_one_line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
-def read_json(path: Path) -> Any:
-    """Raises RunError when the file is not JSON."""
+def read_json(path: Path) -> dict[str, Any]:
+    """What ``write_json`` was given. Raises RunError when the file is no JSON, or not as it was written."""
+    value = _parsed(path)
+    if not isinstance(value, dict) or value.pop(_CHECKSUM, None) != _json_sha256(value):
+        raise RunError(
+            f"{path}: what it says does not match its checksum ({_CHECKSUM}), so it was damaged, or edited by hand. "
+            f"Delete it to make it again; after an edit that you stand by: python -m reproduce.records sign {path}"
+        )
+    return value
+
+
+def read_unchecked_json(path: Path) -> Any:
+    """Of an earlier version, which had no checksums, or of others. Raises RunError when it is no JSON."""
+    value = _parsed(path)
+    return {name: one for name, one in value.items() if name != _CHECKSUM} if isinstance(value, dict) else value
+
+
+def _parsed(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RunError(f"{path}: expected JSON, found something else ({error}). Delete it to run again.") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8 and not JSON are ValueErrors
+        raise RunError(f"{path}: expected JSON, found something else ({error}). Delete it to make it again") from error
+
+
+_CHECKSUM = "own_sha256"
+
+
+def _json_sha256(value: Mapping[str, Any]) -> str:
+    """Of the content, however it is laid out."""
+    return sha256_bytes(json.dumps(value, sort_keys=True).encode())
 
 
 def sha256_bytes(content: bytes) -> str:
