@@ -123,7 +123,7 @@ class ContextBlock(nn.Module):
         initialise_normal(self, ModelConfig.weight_std, ModelConfig.bias_std, generator)
 
     def token_parts(self, token_embeds: Tensor) -> list[Tensor]:
-        """Each layer's token half. `[n, E·T]` -> L × `[n, C]`."""
+        """Each layer's token half. `[..., E·T]` -> L × `[..., C]`."""
         return [layer.token_part(token_embeds) for layer in self.context_layers()]
 
     def forward_from_token_parts(self, context: Tensor, token_parts: Sequence[Tensor]) -> list[Tensor]:

@@ -79,12 +79,12 @@ class NewLLM(nn.Module):
         return not self.head_weight.requires_grad
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """`[n]` token ids -> `[n, E]` normalised embeddings."""
+        """`[...]` token ids -> `[..., E]` normalised embeddings."""
         normed: Tensor = self.embed_norm(functional.embedding(tokens, self.embedding))
         return normed
 
     def embed_for_contexts(self, tokens: Tensor) -> Tensor:
-        """The same for the ContextBlock, whose input never changes. `[n]` -> `[n, E]`."""
+        """The same for the ContextBlock, whose input never changes. `[...]` -> `[..., E]`."""
         matrix = self.embedding if self.config.freeze_embedding else self.frozen_embedding
         normed: Tensor = self.embed_norm(functional.embedding(tokens, matrix))
         return normed
