@@ -3,6 +3,7 @@
 All read `[B, T, E]` and a state from the segment before, and give `[B, T, E]` and the next state.
 """
 
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -20,9 +21,8 @@ class SequenceNetwork(Protocol):
 class RecurrentNetwork(nn.Module):
     """Dropout, PyTorch's GRU or LSTM, dropout, and a Linear to the embeddings' width."""
 
-    def __init__(self, config: BaselineConfig) -> None:
+    def __init__(self, kind: type[nn.GRU] | type[nn.LSTM], config: BaselineConfig) -> None:
         super().__init__()
-        kind: Any = nn.GRU if config.network == "gru" else nn.LSTM
         between = config.dropout if config.num_layers > 1 else 0.0
         self.recurrence = kind(config.embed_dim, config.width, config.num_layers, batch_first=True, dropout=between)
         self.dropout = nn.Dropout(config.dropout)
@@ -32,6 +32,9 @@ class RecurrentNetwork(nn.Module):
         """`[B, T, E]` and the state after the token before (None: zeros) -> `[B, T, E]` for the head, and the state."""
         outputs, state = self.recurrence(self.dropout(embeds), state)
         return self.to_head(self.dropout(outputs)), detached(state)
+
+
+gru_network, lstm_network = partial(RecurrentNetwork, nn.GRU), partial(RecurrentNetwork, nn.LSTM)
 
 
 class MinGruNetwork(nn.Module):

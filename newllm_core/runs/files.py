@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from newllm_core.runs.lock import is_running
+
 PROJECT_ROOT = Path(__file__).resolve().parents[2]  # of a checkout; of an installed package, where packages are
 
 
@@ -71,18 +73,8 @@ def _remove_abandoned(target: Path) -> None:
     for path in target.parent.iterdir():
         if path.name.startswith(mine) and path.name.endswith(_PARTIAL):
             process = path.name.removeprefix(mine).split(".")[0]
-            if not (process.isdigit() and _is_running(int(process))):
+            if not (process.isdigit() and is_running(int(process))):
                 path.unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # signal 0 is only a question
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # somebody else's
-    return True
 
 
 @contextmanager
