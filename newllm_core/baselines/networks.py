@@ -32,6 +32,7 @@ class RecurrentNetwork(nn.Module):
         self.to_head = nn.Linear(config.width, config.embed_dim)
 
     def forward(self, embeds: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """`[B, T, E]` and the state after the token before (None: zeros) -> `[B, T, E]` for the head, and the state."""
         outputs, state = self.recurrence(self.dropout(embeds), None if state is None else swapped(state))
         return self.to_head(self.dropout(outputs)), swapped(state)
 
@@ -53,6 +54,7 @@ class MinGruNetwork(nn.Module):
         self.last_norm = nn.LayerNorm(width)
 
     def forward(self, embeds: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """`[B, T, E]` and the state after the token before (None: zeros) -> `[B, T, E]` for the head, and the state."""
         stream, states = self.from_embeds(self.dropout(embeds)), []
         earlier = state or [None] * len(self.recurrences)
         for recurrence, norm, mlp, before in zip(self.recurrences, self.norms, self.mlps, earlier, strict=True):
@@ -82,6 +84,7 @@ class GptNetwork(nn.Module):
         self.last_norm = nn.LayerNorm(width)
 
     def forward(self, embeds: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """`[B, T, E]` -> `[B, T, E]` for the head, and no state: every segment is read by itself."""
         length = embeds.shape[1]
         mask = nn.Transformer.generate_square_subsequent_mask(length, device=embeds.device)
         stream = self.dropout(self.from_embeds(embeds) + self.positions[:length])
