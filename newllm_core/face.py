@@ -1,6 +1,6 @@
 """What a notebook or a script calls: one run, a sweep of runs, and where their pictures go."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,8 @@ from newllm_core.model import NewLLM
 from newllm_core.report import phases, text
 from newllm_core.report.gallery import Gallery
 from newllm_core.runs.files import RESULTS_DIR
+from newllm_core.studies.runners import ExperimentRunner
+from newllm_core.studies.sweep import Axes, Runner, Sweep, Variant, grid
 
 Record = Mapping[str, Any]
 PICTURES: Mapping[str, Callable[[Record], Figure]] = {
@@ -98,17 +100,19 @@ def run(settings: Settings, *, phase1_only: bool = False) -> Run:
     return Run(settings, record, folder, phase1_folder)
 
 
-def sweep(
-    base: Settings, variants: Sequence[Variant] | Axes, seeds: Sequence[int], *, phase1_only: bool = False
-) -> Sweep:
+def sweep(base: Any, variants: Sequence[Variant] | Axes, seeds: Sequence[int], runner: Runner | None = None) -> Sweep:
     """Every variant of ``base`` with every seed, to be estimated and run.
 
-    ``variants``: their list, or the values of some parameters by name, of which every combination is run.
+    Args:
+        base: settings of either line.
+        variants: their list, or the values of some parameters by name, of which every combination is run.
+        runner: of which kind the runs are; None: whole experiments of the language line.
     """
     chosen = grid(variants) if isinstance(variants, Mapping) else variants
-    return Sweep(base, chosen, seeds, ExperimentRunner(phase1_only=phase1_only))
+    return Sweep(base, chosen, seeds, runner or ExperimentRunner())
 
 
-def gallery(name: str, *configs: Any) -> Gallery:
-    """Where the pictures and tables of a notebook go: `results/<name>/<hash of what they rest on>`."""
+def gallery(name: str, of: Sweep | Any) -> Gallery:
+    """Where a notebook's pictures and tables go: `results/<name>/<hash of the settings, or of a sweep's points>`."""
+    configs = [point.settings for point in of.points] if isinstance(of, Sweep) else [of]
     return Gallery(RESULTS_DIR / name / config_hash(*configs))

@@ -22,7 +22,7 @@ def test_all_notebooks_have_the_same_set_up_cell() -> None:
 
 @pytest.fixture
 def colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository to fetch, whose set-up fails while the file `network-is-down` is there; /content is a folder here."""
+    """A repository to fetch, whose set-up fails while `network-is-down` is there; /content is a folder here."""
     origin, content = tmp_path / "origin", tmp_path / "content"
     content.mkdir()
     origin.mkdir()
