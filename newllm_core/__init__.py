@@ -10,6 +10,8 @@ Names and rooms are imported when they are first used (PEP 562), so that importi
 """
 
 import importlib
+import io
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
     from newllm_core.metrics.rank import effective_rank
     from newllm_core.model.llm import NewLLM
     from newllm_core.vision.settings import VisionSettings
+
+for _stream in (sys.stdout, sys.stderr):
+    # On a terminal that is not Unicode, α and ± in a report are printed as "?" instead of ending the run.
+    if isinstance(_stream, io.TextIOWrapper) and not _stream.encoding.lower().startswith("utf"):
+        _stream.reconfigure(errors="replace")
 
 _HOMES = {
     "NewLLM": "model.llm",

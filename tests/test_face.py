@@ -1,5 +1,7 @@
 """`import newllm_core as nl`: what it offers, and that importing it, or a part, does not import the whole."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +41,33 @@ def test_a_part_is_imported_without_the_rest(code: str, absent: set[str]) -> Non
     show = f"import sys; {code}; print(*({absent!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp932", "utf-8"])
+def test_results_print_on_a_terminal_of_any_encoding(encoding: str) -> None:
+    code = "import newllm_core; print('α = -0.4 ± 0.1 … –')"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment)
+    shown = done.stdout.decode(encoding)
+    assert " = -0.4 " in shown and (encoding != "utf-8" or shown == "α = -0.4 ± 0.1 … –\n")
+
+
+def test_results_go_where_they_are_asked_to_or_to_the_checkout_or_where_one_works(tmp_path: Path) -> None:
+    show = "from newllm_core.runs import files; print(files.RESULTS_DIR, files.DATA_DIR, files.REFERENCE_DIR)"
+    package, root = Path(nl.__file__).parent, Path(nl.__file__).parents[1]
+    installed = tmp_path / "site-packages"
+    shutil.copytree(package, installed / "newllm_core", ignore=shutil.ignore_patterns("__pycache__"))
+    for path, home, expected in (
+        (root, "", root),
+        (root, str(tmp_path / "mine"), tmp_path / "mine"),
+        (installed, "", tmp_path),
+        (installed, "~/mine", Path.home() / "mine"),
+    ):
+        environment = {**os.environ, "PYTHONPATH": str(path), "NEWLLM_HOME": home}
+        command = [sys.executable, "-c", show]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path)
+        reference = path / "results" / "reference"
+        assert done.stdout.split() == [str(expected / "results"), str(expected / "data"), str(reference)]
 
 
 def test_the_package_says_that_it_is_typed() -> None:
