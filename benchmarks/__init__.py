@@ -1,1 +1,1 @@
-"""Measurements of the project that take minutes and are not tests."""
+"""The project's speed against a plain reading of the notes; README.md says how it is measured."""

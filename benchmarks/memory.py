@@ -13,6 +13,7 @@ from benchmarks.plain_notes import PlainNotes, PlainPhase1
 from benchmarks.settings import BenchmarkSettings
 from newllm_core.config.language import ModelConfig, Phase1Config, Phase2Config
 from newllm_core.contexts.store import context_batches
+from newllm_core.training.evaluation import evaluation_head
 from newllm_core.training.phase1 import all_contexts
 
 
@@ -72,7 +73,7 @@ def project_phase2(settings: BenchmarkSettings, embed_dim: int, batch: int) -> d
     def work() -> None:
         for part in context_batches(contexts, tokens, _first_batches(settings, len(tokens), batch)):
             trainer._step(part)
-        trainer._evaluate(1, trainer.head)
+        trainer._evaluate(evaluation_head(trainer.model, trainer.method))
 
     return _peak(work)
 

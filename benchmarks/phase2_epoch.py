@@ -15,6 +15,7 @@ from benchmarks.timing import compared, interleaved
 from newllm_core.config.language import ModelConfig, Phase2Config
 from newllm_core.runs.reproducibility import derived_generator, has_bf16_products
 from newllm_core.training import phase2
+from newllm_core.training.evaluation import evaluation_head
 from newllm_core.training.loop import PassState
 from newllm_core.training.phase1 import Phase1Result, all_contexts
 
@@ -118,7 +119,7 @@ def _evaluation_case(settings: BenchmarkSettings, stream: _Stream) -> dict[str, 
     found: dict[str, float] = {}
 
     def project() -> None:
-        found["project"] = trainer._evaluate(1, trainer.head).mean_nats
+        found["project"] = trainer._evaluate(evaluation_head(trainer.model, trainer.method)).mean_nats
 
     def plainly() -> None:
         found[PLAIN] = plain.evaluate(stream.contexts[rows], stream.tokens[rows]).mean_nats

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from newllm_core.config.language import Phase1Config, Phase2Config
-from newllm_core.model import ContextLayer, NewLLM, TokenLayer
+from newllm_core.model import ContextBlock, ContextLayer, NewLLM, TokenBlock, TokenLayer
 
 NoiseSource = Callable[[slice, int, int], Tensor]  # rows, width, iteration -> [rows, width], standard deviation 1
 
@@ -50,8 +50,8 @@ class PlainNotes(nn.Module):
         self.context_dim = shape.context_dim
         self.embedding = nn.Parameter(model.embedding.detach().clone(), requires_grad=False)
         self.embed_norm = copy.deepcopy(model.embed_norm)
-        self.context_layers = _copied_layers(model.context_block.layers, shape.context_dim, shape.embed_dim)
-        self.token_layers = _copied_layers(model.token_block.layers, shape.context_dim, shape.embed_dim)
+        self.context_layers = _copied_layers(model.context_block, shape.context_dim, shape.embed_dim)
+        self.token_layers = _copied_layers(model.token_block, shape.context_dim, shape.embed_dim)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """`[n]` -> `[n, E]`."""
@@ -95,10 +95,11 @@ class PlainNotes(nn.Module):
         return hidden @ self.embedding.T
 
 
-def _copied_layers(layers: nn.ModuleList, context_dim: int, embed_dim: int) -> nn.ModuleList:
+def _copied_layers(block: nn.Module, context_dim: int, embed_dim: int) -> nn.ModuleList:
+    assert isinstance(block, ContextBlock | TokenBlock)
     copies = []
-    for layer in layers:
-        assert isinstance(layer, ContextLayer | TokenLayer)
+    for layer in block.layers:
+        assert isinstance(layer, ContextLayer | TokenLayer) and layer.from_token is not None
         plain = PlainLayer(context_dim, embed_dim, len(layer.norm.weight))
         with torch.no_grad():
             plain.linear.weight.copy_(torch.cat([layer.from_context.weight, layer.from_token.weight], dim=1))

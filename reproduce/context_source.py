@@ -66,7 +66,7 @@ def main() -> None:
                 f"PPL {row['validation_perplexity']:.1f}, {row['phase1_seconds']:.0f} + {row['phase2_seconds']:.0f} s",
                 flush=True,
             )
-            write_json(arguments.out, rows)
+            write_json(arguments.out, {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -2,18 +2,19 @@
 
 python -m reproduce.records document docs/records.md      the page, made of the records' descriptions
 python -m reproduce.records migrate results/reference     every record below, brought to today's format
+python -m reproduce.records sign FILE ...                 after a deliberate edit: the checksums are made anew
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from newllm_core.experiment.migration import migrated_run
 from newllm_core.experiment.record import FORMAT, RUN_KEYS, RUN_SECTIONS, check_run_record, config_keys
-from newllm_core.runs.files import read_json, write_json, write_text
+from newllm_core.runs.files import RunError, read_unchecked_json, write_json, write_text
 from newllm_core.runs.identity import figures_of
 from newllm_core.runs.record_differences import differences
 from newllm_core.runs.record_keys import key_table
@@ -24,6 +25,10 @@ What the JSON files of a run hold. This page is made by `python -m reproduce.rec
 descriptions in the code, and a test holds it against them. A figure that is missing is null, never 0. `a[].b` stands
 for `b` of every element of the list `a`, `*` for any name. Two runs are identical when everything but `start`,
 `seconds`, `commit` and `paths` is.
+
+Every JSON file ends with `own_sha256`, a checksum of what it says; a file that does not match it is not used. Delete
+such a file to make it again. After a deliberate edit, `python -m reproduce.records sign FILE ...` makes the checksum
+anew.
 
 ## A language run: `run.json`, format {FORMAT}
 
@@ -56,10 +61,19 @@ def migrate(folder: Path) -> int:
     return changed
 
 
+def sign(paths: Iterable[Path]) -> None:
+    """Make the checksums of JSON files anew, also of files that had none. Raises RunError for what is no object."""
+    for path in paths:
+        value = read_unchecked_json(path)
+        if not isinstance(value, dict):
+            raise RunError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        write_json(path, value)
+
+
 def migrated_records(folder: Path) -> Iterator[tuple[Path, Any, Any]]:
     """Path, stored record and today's form of every record below ``folder``; other JSON files are passed over."""
     for path in sorted(folder.rglob("*.json")):
-        record = read_json(path)
+        record = read_unchecked_json(path)
         migration = migration_of(record)
         if migration is not None:
             yield path, record, migration(record)
@@ -102,7 +116,7 @@ def _figures_below(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.rglob("*.json")):
         name = path.relative_to(folder).as_posix()
         if not name.startswith("reference/"):
-            content = read_json(path)
+            content = read_unchecked_json(path)
             migration = migration_of(content)
             found[name] = _without_seconds(figures_of(migration(content) if migration else content))
     return found
@@ -137,6 +151,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("document").add_argument("page", type=Path)
     commands.add_parser("migrate").add_argument("folder", type=Path)
+    commands.add_parser("sign").add_argument("files", type=Path, nargs="+")
     comparison = commands.add_parser("compare")
     comparison.add_argument("before", type=Path)
     comparison.add_argument("after", type=Path)
@@ -144,6 +159,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "document":
         write_text(arguments.page, page())
+    elif arguments.command == "sign":
+        sign(arguments.files)
     elif arguments.command == "compare":
         sys.exit(bool(print_comparison(arguments.before, arguments.after, arguments.passed_over)))
     else:

@@ -13,6 +13,9 @@ Figures of runs depend on their number of threads: one here, so that two sweeps 
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from newllm_core.comparison import paired as diversity
 from newllm_core.comparison.tables import readable_table
@@ -24,11 +27,11 @@ from newllm_core.losses import DIVERSITY_ALGORITHMS
 from newllm_core.report import comparison as plots_diversity
 from newllm_core.report import scaling as plots_scaling
 from newllm_core.report.style import save_figure
-from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, write_json, write_text
+from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, read_json, write_json, write_text
 from newllm_core.scaling import analysis as scaling_analysis
 from newllm_core.scaling.law import sample_sizes
 from newllm_core.studies.runners import ExperimentRunner
-from newllm_core.studies.sweep import Record, Sweep, grid, one_axis_at_a_time
+from newllm_core.studies.sweep import Axes, Record, Sweep, grid, one_axis_at_a_time
 
 REFERENCE = REFERENCE_DIR
 SEEDS = [42, 43, 44]
@@ -59,7 +62,7 @@ def diversity_sweep(seeds: Sequence[int], phase1_only: bool) -> Sweep:
 
 def axes_sweep(seeds: Sequence[int], phase1_only: bool) -> Sweep:
     """Width and weight around the centre, one seed, always Phase 1 alone."""
-    axes = {"context_dim": CONTEXT_DIMS, "dist_reg_weight": WEIGHTS}
+    axes: Axes = {"context_dim": CONTEXT_DIMS, "dist_reg_weight": WEIGHTS}
     return Sweep(centre(), one_axis_at_a_time(axes), seeds[:1], ExperimentRunner(phase1_only=True))
 
 
@@ -98,19 +101,23 @@ def report_diversity(records: Sequence[Record]) -> None:
     write_text(folder / "comparison.csv", table.to_csv())
     write_text(folder / "comparison.txt", f"{lines}\n{correlation}\n")
     print(readable_table(table).T.to_string(), lines, correlation, sep="\n\n", flush=True)
-    settings = centre()
-    costs = loss_cost(
-        list(DIVERSITY_ALGORITHMS), settings.phase1.batch_tokens, settings.model.context_dim, repetitions=15
-    )
     for name, figure in (
         ("comparison", plots_diversity.plot_comparison(records)),
         ("progression", plots_diversity.plot_rank_progression(records)),
         ("spectra", plots_diversity.plot_spectra(records)),
         ("rank_and_perplexity", plots_diversity.plot_rank_against_perplexity(records)),
-        ("cost", plots_diversity.plot_loss_cost(costs, settings.phase1.batch_tokens, settings.model.context_dim)),
+        ("cost", plot_costs(folder / "cost.json")),
     ):
         save_figure(figure, folder / f"{name}.png")
-    write_json(folder / "cost.json", costs)
+
+
+def plot_costs(path: Path) -> Figure:
+    """Of the milliseconds in that file; they are measured where it is missing."""
+    settings = centre()
+    shape = settings.phase1.batch_tokens, settings.model.context_dim
+    if not path.is_file():
+        write_json(path, {"losses": loss_cost(list(DIVERSITY_ALGORITHMS), *shape, repetitions=15)})
+    return plots_diversity.plot_loss_cost(read_json(path)["losses"], *shape)
 
 
 def report_axes(records: Sequence[Record]) -> None:

@@ -16,13 +16,13 @@ from matplotlib.ticker import MaxNLocator
 from newllm_core.config.language import Settings
 from newllm_core.config.profiles import load_profile
 from newllm_core.experiment.identity import run_folder_name
-from newllm_core.report.style import save_figure
+from newllm_core.report.style import PLAIN_COLOUR, VALIDATION_COLOUR, new_axes, save_figure
 from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, RESULTS_DIR, read_json, write_json
 from newllm_core.runs.folder import RECORD_NAME
 
 PROFILES = {
-    "notes": ("#777777", "notes: stale contexts, batches in order"),
-    "cpu": ("#c44e52", "cpu profile: exact contexts, shuffled"),
+    "notes": (PLAIN_COLOUR, "notes: stale contexts, batches in order"),
+    "cpu": (VALIDATION_COLOUR, "cpu profile: exact contexts, shuffled"),
 }
 
 
@@ -35,14 +35,13 @@ def record_of(profile: str) -> dict[str, Any]:
 
 def picture(records: dict[str, dict[str, Any]]) -> Figure:
     """Spectrum of the contexts before and after Phase 1, and perplexity per epoch of Phase 2."""
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    spectrum, ppl = figure.subplots(1, 2)
+    figure, (spectrum, ppl) = new_axes(2, width=5, height=3.6)
     default = records["cpu"]
     phase1 = default["phase1"]
     width, rank = phase1["effective_rank"]["context_dim"], phase1["effective_rank"]
     for values, value, colour, name in (
-        (phase1["spectrum"]["validation_before"], rank["validation_untrained"], "#777777", "untrained"),
-        (phase1["spectrum"]["validation"], rank["validation"], "#c44e52", "after Phase 1"),
+        (phase1["spectrum"]["validation_before"], rank["validation_untrained"], PLAIN_COLOUR, "untrained"),
+        (phase1["spectrum"]["validation"], rank["validation"], VALIDATION_COLOUR, "after Phase 1"),
     ):
         shares = [100 * one / sum(values) for one in values]
         spectrum.semilogy(range(1, width + 1), shares, color=colour, label=f"{name}: effective rank {value:.0f}")
@@ -64,7 +63,6 @@ def picture(records: dict[str, dict[str, Any]]) -> Figure:
     ppl.yaxis.set_minor_formatter("{x:.0f}")
     ppl.yaxis.set_major_formatter("{x:.0f}")
     for axis in (spectrum, ppl):
-        axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     figure.suptitle(
         f"{default['corpus']}, {default['embeddings']}, {default['tokens']['train']:,} training and "

@@ -188,19 +188,19 @@ def standings_table(found: Sequence[Standing], reference: str) -> pd.DataFrame:
 def contexts_table(found: Sequence[Standing]) -> pd.DataFrame:
     """A row a variant that reads its own contexts: their figures on the validation text, means over seeds, and PPL.
 
-    Effective rank in % of C, exponential of the entropy; contraction rate in nats a token; horizon in tokens, None
-    where some seed's block does not forget its start.
+    Effective rank in % of C, exponential of the entropy; contraction rate in nats a token, None where the validation
+    text is too short for it; horizon in tokens, None where some seed's block does not forget its start.
     """
     rows: list[dict[str, Cell]] = []
     for one in (one for one in found if one.variant["kind"] == "model"):  # controls read others than their own
         details = [row["details"] for row in one.rows]
-        horizons = [each["forgetting_horizon"] for each in details]
+        rates, horizons = ([each[name] for each in details] for name in ("contraction_rate", "forgetting_horizon"))
         rows.append(
             {
                 "variant": one.name,
                 "training tokens": one.tokens,
                 "ER %": 100 * float(np.mean([each["validation_rank"]["share"] for each in details])),
-                "contraction, nats a token": float(np.mean([each["contraction_rate"] for each in details])),
+                "contraction, nats a token": None if None in rates else float(np.mean(rates)),
                 "horizon, tokens": None if None in horizons else float(np.mean(horizons)),
                 "PPL": one.perplexity,
                 "seeds": len(one.seeds),

@@ -93,8 +93,8 @@ def _messages(row: Any, where: str) -> list[Any]:
 
 
 def _parsed(messages: Any) -> Any:
-    """A list that was written as JSON text, as tables without nested columns hold it."""
-    if isinstance(messages, str) and messages.lstrip().startswith("["):
+    """A list that was written as JSON text, or its bytes, as tables without nested columns hold it."""
+    if isinstance(messages, str | bytes):
         try:
             return json.loads(messages)
         except (ValueError, RecursionError):
@@ -105,6 +105,8 @@ def _parsed(messages: Any) -> Any:
 def _text(message: Any, where: str, allow_empty: bool) -> str:
     if isinstance(message, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in message):
         message = dict(message)
+    if message is None:
+        raise _WithoutTextError(f"{where}: expected an object with {' or '.join(CONTENTS)}, found None")
     named = [name for name in CONTENTS if isinstance(message, dict) and name in message]
     if not named:
         raise DataError(f"{where}: expected an object with {' or '.join(CONTENTS)}, found {reprlib.repr(message)}")

@@ -12,9 +12,12 @@ def find_path(name: str) -> Path:
     They are the working directory, which differs between Jupyter, a batch and a terminal, and the project's folder,
     which does not. Raises DataError that names both when there is nothing in either, and when what they hold differs.
     """
-    path = Path(name).expanduser()
-    places = list(dict.fromkeys(base / path for base in (Path.cwd(), PROJECT_ROOT)))  # one where the path is absolute
-    found = [place for place in places if place.exists()]
+    try:
+        path = Path(name).expanduser()
+        places = list(dict.fromkeys(base / path for base in (Path.cwd(), PROJECT_ROOT)))  # one where it is absolute
+        found = [place for place in places if place.exists()]
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such user's home, a zero byte
+        raise DataError(f"{name!r:.200}: this cannot be the path of a file or folder ({error!s:.200})") from error
     if not found:
         looked = f", neither in the working directory, {Path.cwd()}, nor in the project's folder, {PROJECT_ROOT}"
         raise DataError(f"{path}: there is no such file or folder{'' if path.is_absolute() else looked}")

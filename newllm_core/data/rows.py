@@ -31,7 +31,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 def check_file(path: Path) -> None:
     """Raises DataError unless there is a file of a known kind with something in it."""
     if not path.is_file():
-        raise DataError(f"{path}: expected a file, found a folder")
+        raise DataError(f"{path}: expected a file, found a {'folder' if path.is_dir() else 'device or pipe'}")
     if path.suffix.lower() not in _READERS:
         expected = f"expected a file that ends in {' or '.join(_READERS)}, unpacked"
         raise DataError(f"{path}: {expected}, given {path.suffix!r}")

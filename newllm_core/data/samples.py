@@ -1,5 +1,6 @@
 """Which conversations are trained on, and which are kept for validation. docs/method.md, section 3."""
 
+import unicodedata
 from dataclasses import dataclass
 
 from newllm_core.config.language import DataConfig
@@ -74,9 +75,13 @@ def load_samples(config: DataConfig, corpus: Corpus) -> Samples:
 def refuse_shared_texts(
     conversations: list[str], train_indices: list[int], validation_indices: range, label: str
 ) -> None:
-    """Raises DataError that names the first training and validation conversation with equal text."""
-    validation = {conversations[i]: i for i in reversed(validation_indices)}
-    shared = [(i, validation[conversations[i]]) for i in train_indices if conversations[i] in validation]
+    """Raises DataError that names the first training and validation conversation with equal text.
+
+    Texts are equal that look equal: blanks and line ends do not count, nor how an accented letter is put together.
+    """
+    seen = {i: _as_seen(conversations[i]) for i in (*train_indices, *validation_indices)}
+    validation = {seen[i]: i for i in reversed(validation_indices)}
+    shared = [(i, validation[seen[i]]) for i in train_indices if seen[i] in validation]
     if shared:
         train_index, validation_index = shared[0]
         raise DataError(
@@ -84,3 +89,7 @@ def refuse_shared_texts(
             f"same text ({len(shared)} such in all): a model would be judged on text it was trained on. "
             "Choose another validation_range or train_range, or remove the duplicates"
         )
+
+
+def _as_seen(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())

@@ -12,13 +12,13 @@ from torch import Tensor
 from newllm_core.config.language import DataConfig, ModelConfig, Phase1Config, RunConfig
 from newllm_core.config.schema import ConfigError
 from newllm_core.data import DataError, EmbeddingMatrix, TokenData, load_embeddings, load_token_streams
+from newllm_core.metrics.forgetting import MIN_FORGETTING_TOKENS
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.runs.files import DATA_DIR, RunError
 from newllm_core.runs.reproducibility import resolve_device, seed_everything
 from newllm_core.training.initialisation import scale_to_exponent
 
 MIN_TOKENS = 2  # one token, and the one after it that is predicted
-MIN_EXPONENT_TOKENS = 64  # what `contraction_rate` measures on at least
 _MEGABYTE = 1e6
 
 
@@ -50,7 +50,7 @@ def prepare(data: DataConfig, model: ModelConfig, run: RunConfig, data_dir: Path
     network = NewLLM(model, embeddings.matrix, run.seed).to(device)
     train, validation = (stream.tokens.to(device) for stream in (token_data.train, token_data.validation))
     if model.initial_exponent is not None:
-        refuse_short_training(data, token_data, MIN_EXPONENT_TOKENS, "from which initial_exponent is set")
+        refuse_short_training(data, token_data, MIN_FORGETTING_TOKENS, "from which initial_exponent is set")
         scaled = scale_to_exponent(network.context_block, StreamEmbeddings(network, train), model.initial_exponent)
         if not scaled.success:
             raise ConfigError(

@@ -34,8 +34,9 @@ from newllm_core.runs.files import (
     write_json,
     write_text,
 )
-from newllm_core.runs.folder import RECORD_NAME, HeldRun, RunFolder, is_complete, owned
+from newllm_core.runs.folder import RECORD_NAME, HeldRun, RunFolder, is_complete
 from newllm_core.runs.identity import VOLATILE, Identity, figures_of, refuse_other_run
+from newllm_core.runs.lock import owned
 from newllm_core.runs.progress import SECONDS_BETWEEN_DRAWINGS, Seconds, Stopwatch, progress_bar
 from newllm_core.runs.reproducibility import (
     current_commit,

@@ -5,7 +5,6 @@ A checkpoint is three files: tensors (safetensors), the states of optimizer, sch
 so a reader finds a whole checkpoint or the one before. Two are kept: if the newest was damaged, the one before is used.
 """
 
-import json
 import logging
 import shutil
 import time
@@ -22,7 +21,6 @@ from torch import Tensor
 from newllm_core.runs.files import (
     RunError,
     read_json,
-    sha256_bytes,
     sha256_file,
     sha256_tensors,
     write_atomically,
@@ -111,7 +109,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "config": dict(checkpoint.configs), "rows": checkpoint.rows, "steps": checkpoint.steps,
         "sha256": {path.name: sha256_file(path) for path in (tensors, states)},
     }  # fmt: skip
-    write_json(progress, {**content, "own_sha256": _digest(content)})
+    write_json(progress, content)
     for old in _newest_first(folder)[_NUM_KEPT:]:
         for path in reversed(_paths(folder, old)):
             path.unlink(missing_ok=True)
@@ -152,21 +150,14 @@ def _read(place: CheckpointPlace, tensors: Path, states: Path, progress: Path, d
 def _problem(progress: Path) -> str | None:
     """What is wrong with a checkpoint's files."""
     try:
-        content = read_json(progress)
-        own = content.pop("own_sha256")
-        expected = {progress.parent / name: digest for name, digest in content["sha256"].items()}
-    except (RunError, KeyError, TypeError, AttributeError):
-        return f"{progress}: the file is no checkpoint's"
-    if own != _digest(content):
-        return f"{progress}: the file does not match its checksum"
+        files = read_json(progress)["sha256"]
+    except (RunError, KeyError):
+        return f"{progress}: the file does not match its checksum, or is no checkpoint's"
+    expected = {progress.parent / name: digest for name, digest in files.items()}
     for path, digest in expected.items():
         if not path.is_file() or sha256_file(path) != digest:
             return f"{path}: the file is missing or does not match its checksum"
     return None
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return sha256_bytes(json.dumps(content, sort_keys=True).encode())
 
 
 def _paths(folder: Path, stem: str) -> tuple[Path, Path, Path]:

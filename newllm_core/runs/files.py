@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from newllm_core.runs.lock import is_running
+
 PROJECT_ROOT = Path(__file__).resolve().parents[2]  # of a checkout; of an installed package, where packages are
 
 
@@ -71,18 +73,8 @@ def _remove_abandoned(target: Path) -> None:
     for path in target.parent.iterdir():
         if path.name.startswith(mine) and path.name.endswith(_PARTIAL):
             process = path.name.removeprefix(mine).split(".")[0]
-            if not (process.isdigit() and _is_running(int(process))):
+            if not (process.isdigit() and is_running(int(process))):
                 path.unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # signal 0 is only a question
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # somebody else's
-    return True
 
 
 @contextmanager
@@ -99,12 +91,14 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Strict JSON: a figure that is not finite is an error here, a missing one is null.
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Strict JSON that ends with a checksum of what it says; ``read_json`` looks at it.
 
-    A list of numbers stands on one line, so that a record of hundreds of singular values can be read and compared.
+    A figure that is not finite is an error here, a missing one is null. A list of numbers stands on one line, so that
+    a record of hundreds of singular values can be read and compared.
     """
-    write_text(path, json_text(value) + "\n")
+    plain = json.loads(json_text(value))  # as it will be read: keys as text, tuples as lists
+    write_text(path, json_text({**plain, _CHECKSUM: _json_sha256(plain)}) + "\n")
 
 
 def json_text(value: Any, indent: str = "") -> str:
@@ -122,12 +116,36 @@ def _on_one_line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
-def read_json(path: Path) -> Any:
-    """Raises RunError when the file is not JSON."""
+def read_json(path: Path) -> dict[str, Any]:
+    """What ``write_json`` was given. Raises RunError when the file is no JSON, or not as it was written."""
+    value = _parsed(path)
+    if not isinstance(value, dict) or value.pop(_CHECKSUM, None) != _json_sha256(value):
+        raise RunError(
+            f"{path}: what it says does not match its checksum ({_CHECKSUM}), so it was damaged, or edited by hand. "
+            f"Delete it to make it again; after an edit that you stand by: python -m reproduce.records sign {path}"
+        )
+    return value
+
+
+def read_unchecked_json(path: Path) -> Any:
+    """Of an earlier version, which had no checksums, or of others. Raises RunError when it is no JSON."""
+    value = _parsed(path)
+    return {name: one for name, one in value.items() if name != _CHECKSUM} if isinstance(value, dict) else value
+
+
+def _parsed(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RunError(f"{path}: expected JSON, found something else ({error}). Delete it to run again.") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8 and not JSON are ValueErrors
+        raise RunError(f"{path}: expected JSON, found something else ({error}). Delete it to make it again") from error
+
+
+_CHECKSUM = "own_sha256"
+
+
+def _json_sha256(value: Mapping[str, Any]) -> str:
+    """Of the content, however it is laid out."""
+    return sha256_bytes(json.dumps(value, sort_keys=True).encode())
 
 
 def sha256_bytes(content: bytes) -> str:

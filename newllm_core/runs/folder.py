@@ -7,27 +7,22 @@ Everybody who keeps a run (an experiment, Phase 1, a row, an image run) goes thr
             run.finish(figures, {"model.safetensors": weights})
 """
 
-import fcntl
-import json
-import logging
 import os
-import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from torch import Tensor
 
 from newllm_core.runs.checkpoint import CheckpointPlace, discard_checkpoint
 from newllm_core.runs.files import read_json, save_tensors, write_json
 from newllm_core.runs.identity import Identity, refuse_other_run
+from newllm_core.runs.lock import owned
 
 RECORD_NAME = "run.json"
 Record = dict[str, Any]
-logger = logging.getLogger("newllm")
 
 
 def is_complete(run_dir: Path) -> bool:
@@ -111,68 +106,3 @@ class RunFolder:
         self.check(record, self.record_path)
         refuse_other_run(record, self.identity, self.record_path.parent)
         return record
-
-
-@contextmanager
-def owned(path: Path) -> Iterator[None]:
-    """Be the one process that works on what the lock file ``path`` stands for; wait for the one before.
-
-    The lock ends with its process, however that ends. While it is held, the file says by whom and since when.
-    """
-    stream = _locked(path)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)  # before the lock ends: who waits for it then makes a new one
-        stream.close()
-
-
-def _locked(path: Path) -> IO[str]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    said = False
-    while True:
-        stream = path.open("a+", encoding="utf-8")
-        try:
-            if not _try_lock(stream):
-                if not said:
-                    logger.warning("%s: waiting for %s, which works here", path.parent, _owner(path))
-                    said = True
-                fcntl.flock(stream, fcntl.LOCK_EX)
-            if _is_at(path, stream):
-                _sign(stream)
-                return stream
-        except BaseException:
-            stream.close()
-            raise
-        stream.close()  # its owner has ended and removed the file: what counts now is another one
-
-
-def _try_lock(stream: IO[str]) -> bool:
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_at(path: Path, stream: IO[str]) -> bool:
-    try:
-        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _sign(stream: IO[str]) -> None:
-    since = datetime.now(UTC).isoformat(timespec="seconds")
-    stream.truncate(0)  # the name of an owner that was killed
-    stream.write(json.dumps({"host": platform.node(), "process": os.getpid(), "since": since}))
-    stream.flush()
-
-
-def _owner(path: Path) -> str:
-    """Who holds the lock, in words."""
-    try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return "another process"  # it ends just now, or has only just begun
-    return f"process {owner['process']} on {owner['host']} (since {owner['since']})"

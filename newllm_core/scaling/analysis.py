@@ -140,8 +140,11 @@ def _point(group: Sequence[Record]) -> ScalingPoint:
     for record in group:
         checked_values([_best(record, "validation_perplexity")], "validation_perplexity", above=1.0)
     conversations = [record["phase2"]["validation_conversations"] for record in group]
+    counts = np.array(conversations[0]["tokens"], np.float64)
     sums = np.array([one["nats"] for one in conversations])
-    return ScalingPoint(float(group[0]["tokens"]["train"]), sums, np.array(conversations[0]["tokens"], np.float64))
+    # A first conversation of one token has nothing that is predicted, and so nothing to say.
+    said = counts > 0
+    return ScalingPoint(float(group[0]["tokens"]["train"]), sums[:, said], counts[said])
 
 
 def _sizes(groups: Sequence[Sequence[Record]], points: Sequence[ScalingPoint]) -> list[Size]:

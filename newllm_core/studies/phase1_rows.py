@@ -12,7 +12,12 @@ from newllm_core.data import corpus_key
 from newllm_core.experiment.identity import identity_of
 from newllm_core.experiment.phase1_cache import phase1_in_folder
 from newllm_core.experiment.prepare import Prepared, check_phase1
-from newllm_core.metrics.forgetting import FORGETTING_TOKENS, contraction_rate, forgetting_horizon
+from newllm_core.metrics.forgetting import (
+    FORGETTING_TOKENS,
+    MIN_FORGETTING_TOKENS,
+    contraction_rate,
+    forgetting_horizon,
+)
 from newllm_core.metrics.rank import stream_rank
 from newllm_core.model import StreamEmbeddings
 from newllm_core.runs.checkpoint import CheckpointPlace
@@ -68,11 +73,12 @@ def _figures(prepared: Prepared, result: Phase1Result, config: Phase1Config) -> 
     assert history is not None  # it has just been trained
     few = StreamEmbeddings(prepared.model, prepared.validation_tokens)[0:FORGETTING_TOKENS]
     block = prepared.model.context_block
+    settles = len(few) >= MIN_FORGETTING_TOKENS
     rank = stream_rank(result.validation_contexts[:, -1], config.effective_rank_tokens)
     return {
         "validation_rank": rank.record(),
-        "contraction_rate": contraction_rate(block, few),
-        "forgetting_horizon": forgetting_horizon(block, few).horizon,
+        "contraction_rate": contraction_rate(block, few) if settles else None,
+        "forgetting_horizon": forgetting_horizon(block, few).horizon if settles else None,
         "iterations_kept": history.best_iteration,
         "phase1_seconds": history.seconds,
     }

@@ -41,7 +41,7 @@ class VisionDataConfig:
     dataset: str = "mnist-5k"  # one of DATASET_NAMES
     path: str | None = location()  # folder or zip to read it from; None: where the registry says
     colour: str = choice("stored", "grey")  # grey: the luma of ITU-R BT.601, one channel
-    image_size: int | None = number(None, low=8)  # pixels a side; None: as stored
+    image_size: int | None = number(None, low=8, high=4096)  # pixels a side; None: as stored
     num_train_images: int | None = number(None, low=1)  # after the holdout; None: all
     holdout_share: float = number(0.1, above=0, high=0.5)  # of the training images, for all selection
     holdout_max: int = number(5000, low=1)  # images

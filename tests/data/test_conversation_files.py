@@ -116,6 +116,11 @@ def test_maps_and_dictionaries_of_parquet_give_the_same_texts(tmp_path: Path) ->
         assert load_conversations(file_config(tmp_path / "mine.parquet"), 10) == TEXTS
 
 
+def test_json_in_binary_columns_is_read(tmp_path: Path) -> None:
+    rows = [{"messages": json.dumps(row["messages"]).encode()} for row in ROWS]
+    assert load_conversations(file_config(write_parquet(tmp_path / "mine.parquet", rows)), 10) == TEXTS
+
+
 def test_parts_of_one_message_are_joined_by_newlines(tmp_path: Path) -> None:
     parts = [{"type": "text", "text": "First"}, "second"]
     path = write_jsonl(tmp_path / "mine.jsonl", [{"messages": [{"content": parts}, {"content": "third"}]}])
@@ -133,16 +138,21 @@ GAPS: list[dict[str, Any]] = [
     {"messages": None},
     {"messages": []},
     {"messages": [TOOL_CALL]},
+    {"messages": [None, {"content": "Hello again."}]},
 ]
 
 
 @pytest.mark.parametrize(
     ("missing_text", "kept", "counts"),
     [
-        ("skip-message", ["What time?\nNoon.", "Hello.", "A kettle.", "Tea?"], "4 messages and 3 conversations"),
-        ("skip-conversation", ["Tea?"], "0 messages and 6 conversations"),
+        (
+            "skip-message",
+            ["What time?\nNoon.", "Hello.", "A kettle.", "Hello again.", "Tea?"],
+            "5 messages and 3 conversations",
+        ),
+        ("skip-conversation", ["Tea?"], "0 messages and 7 conversations"),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_what_has_no_text_is_left_out_with_a_count(
     missing_text: str, kept: list[str], counts: str, suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -153,7 +163,7 @@ def test_what_has_no_text_is_left_out_with_a_count(
     config = file_config(SUFFIXES[suffix](tmp_path / f"mine{suffix}", rows), missing_text=missing_text)
     with caplog.at_level(logging.WARNING, "newllm"):
         assert load_conversations(config, 10) == kept
-    assert f"mine{suffix}: left out {counts} without text, of 7 conversations read" in caplog.text
+    assert f"mine{suffix}: left out {counts} without text, of 8 conversations read" in caplog.text
 
 
 @pytest.mark.parametrize("row", GAPS)
@@ -262,6 +272,14 @@ def test_unusable_file_is_named(name: str, content: bytes | None, message: str, 
 def test_folder_is_no_conversations_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected a file, found a folder"):
         load_conversations(file_config(tmp_path), 10)
+    with pytest.raises(DataError, match="expected a file, found a device or pipe"):
+        load_conversations(file_config(Path("/dev/null")), 10)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-of-this-name/mine.jsonl"])
+def test_what_can_be_no_path_is_refused(name: str) -> None:
+    with pytest.raises(DataError, match="this cannot be the path of a file or folder"):
+        open_corpus(file_config(Path(name)))
 
 
 def test_bad_parquet_content_is_named(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from newllm_core.data.errors import DataError
 from newllm_core.data.packages import CHITCHAT, GPT2_ENCODER, WHISPER_TINY_EN, locate
 from newllm_core.data.samples import conversations_needed, load_samples, select_samples
 from newllm_core.data.validation import RECORD_NAME, TEXT_NAME, validation_folder, validation_text
+from newllm_core.runs.files import read_json, write_json
 
 # --- packaged files
 
@@ -217,6 +218,15 @@ def test_text_in_training_and_validation_is_refused_with_both_indices(tmp_path: 
     assert load_samples(unused, open_corpus(unused)).train_indices == [0, 1, 2]
 
 
+@pytest.mark.parametrize("other", ["Où est  le café ?\r\nIci. ", "Ou\u0300 est le cafe\u0301 ?\nIci."])
+def test_texts_that_only_look_equal_are_refused_too(other: str, tmp_path: Path) -> None:
+    rows = numbered_rows(8)
+    rows[1], rows[5] = conversation("Où est le café ?", "Ici."), conversation(other)
+    config = file_config(write_jsonl(tmp_path / "mine.jsonl", rows), num_samples=6, validation_range=(0, 2))
+    with pytest.raises(DataError, match="training conversation 5 and validation conversation 1 have the same text"):
+        load_samples(config, open_corpus(config))
+
+
 # --- validation text
 
 
@@ -281,7 +291,6 @@ def test_validation_text_that_is_too_long_to_become_tokens_at_once_is_refused(tm
 def test_validation_text_of_another_source_is_refused(small_config: DataConfig, tmp_path: Path) -> None:
     _validation(small_config, tmp_path)
     record_path = _folder(small_config, tmp_path) / RECORD_NAME
-    record = json.loads(record_path.read_text())
-    record_path.write_text(json.dumps({**record, "source": "0" * 64}))
+    write_json(record_path, {**read_json(record_path), "source": "0" * 64})
     with pytest.raises(DataError, match="was written for source '0000"):
         _validation(small_config, tmp_path)

@@ -11,7 +11,10 @@ from data_helpers import conversation, file_config, write_jsonl
 
 from newllm_core.config.language import ModelConfig, Phase1Config, Phase2Config, RunConfig
 from newllm_core.data.errors import DataError
+from newllm_core.experiment.record import check_run_record
 from newllm_core.experiment.run import run_experiment
+from newllm_core.metrics.forgetting import MIN_FORGETTING_TOKENS
+from newllm_core.report import plot_epochs, plot_forgetting, plot_phase1, plot_spectrum, report
 from newllm_core.runs.files import RunError
 
 MODEL = ModelConfig(context_dim=24, embed_dim=16)
@@ -53,6 +56,25 @@ def test_text_that_cannot_be_trained_or_judged_on_is_named(
     with pytest.raises(DataError, match=f"mine.jsonl: {message}"):
         run(tmp_path, train, validation, **changes)
     assert nothing_was_trained(tmp_path)
+
+
+@pytest.mark.parametrize("words", [2, 4, 40, 66])
+def test_what_few_validation_tokens_cannot_show_is_missing_and_said_so(words: int, tmp_path: Path) -> None:
+    record = run(tmp_path, LONG, " ".join(["bridge"] * words))
+    assert record["tokens"]["validation"] == words
+    enough = words > MIN_FORGETTING_TOKENS  # the last token's context predicts nothing, and is not measured
+    assert (record["phase1"]["contraction_rate"] is not None) == enough == (record["phase1"]["forgetting"] is not None)
+    check_run_record(record, tmp_path)
+    assert ("not measurable on so few tokens" in report(record)) == (not enough)
+    for figure in (plot_phase1, plot_spectrum, plot_epochs, plot_forgetting):
+        figure(record)
+
+
+@pytest.mark.parametrize("train", ["Rain", "Rain and wind"])
+def test_two_training_tokens_are_enough_to_finish(train: str, tmp_path: Path) -> None:
+    record = run(tmp_path, train + " again", LONG)
+    check_run_record(record, tmp_path)
+    assert report(record)
 
 
 def test_disk_without_room_for_the_checkpoints_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,11 @@ from newllm_core.runs.files import (
     write_json,
     write_text,
 )
-from newllm_core.runs.folder import RECORD_NAME, RunFolder, is_complete, owned
+from newllm_core.runs.folder import RECORD_NAME, RunFolder, is_complete
 from newllm_core.runs.identity import Identity
 
 IDENTITY = Identity({"data": {"size": 2, "file": None}, "run": {"seed": 1}}, {"text": "a" * 64, "embeddings": "b" * 64})
 WEIGHTS = {"model.safetensors": {"weight": torch.arange(3.0)}}
-WAIT = 60  # seconds, of which a test takes next to none
 
 
 def place(folder: Path, identity: Identity = IDENTITY) -> RunFolder:
@@ -103,50 +100,6 @@ def test_what_is_archived_read_only_is_read_without_a_lock(tmp_path: Path, monke
     monkeypatch.setattr(folder_module, "owned", None)  # would fail
     with place(tmp_path).held() as run:
         assert run.record == record
-
-
-def test_the_second_waits_is_told_who_holds_it_and_finds_what_the_first_has_made(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    found: list[Any] = []
-
-    def second() -> None:
-        with place(tmp_path).held() as run:
-            found.append(run.record)
-
-    thread = threading.Thread(target=second)
-    with place(tmp_path).held() as run:
-        thread.start()
-        deadline = time.monotonic() + WAIT
-        while not caplog.records and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not found
-        record = run.finish({"loss": 1.0}, WEIGHTS)
-    thread.join(WAIT)
-    assert found == [record]
-    (said,) = caplog.messages
-    assert said.startswith(f"{tmp_path}: waiting for process {os.getpid()} on {os.uname().nodename} (since 20")
-
-
-def test_of_many_that_want_a_lock_one_has_it_at_a_time(tmp_path: Path) -> None:
-    inside, most = 0, 0
-
-    def work() -> None:
-        nonlocal inside, most
-        for _ in range(25):
-            with owned(tmp_path / ".lock"):
-                inside += 1
-                most = max(most, inside)
-                time.sleep(0.0005)
-                inside -= 1
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(WAIT)
-    assert most == 1 and not any(thread.is_alive() for thread in threads)
-    assert names_in(tmp_path) == set()
 
 
 KILLED = """

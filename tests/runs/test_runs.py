@@ -1,10 +1,12 @@
 """Files that are whole or absent, checksums, seeds and devices."""
 
+import json
 import math
 import os
 import random
 import stat
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +76,65 @@ JSON_VALUES = st.recursive(
 )
 
 
-@given(JSON_VALUES)
+@given(st.dictionaries(TEXT, JSON_VALUES, max_size=4))
 @settings(deadline=None, max_examples=25)
-def test_json_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+def test_json_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, value: dict[str, Any]) -> None:
     target = tmp_path_factory.mktemp("json") / "value.json"
     runs.write_json(target, value)
     assert runs.read_json(target) == value
+    runs.write_text(target, json.dumps(json.loads(target.read_text("utf-8"))))  # laid out otherwise
+    assert runs.read_json(target) == value
+
+
+RECORD = {"loss": 2.5, "epochs": [{"epoch": 10, "missing": None}], "text": "a 1", "sizes": (3, 4), 5: True}
+
+
+def test_json_with_one_altered_character_is_never_used(tmp_path: Path) -> None:
+    """Every digit, letter and bracket of a record, replaced by others of its kind."""
+    path = tmp_path / "run.json"
+    runs.write_json(path, RECORD)
+    whole, plain = path.read_text("utf-8"), runs.read_json(path)
+    for place, character in enumerate(whole):
+        for other in ("7" if character != "7" else "8", "x", "}", chr(ord(character) ^ 1)):
+            path.write_text(whole[:place] + other + whole[place + 1 :], "utf-8")
+            try:
+                found = runs.read_json(path)
+            except RunError as error:
+                assert str(path) in str(error) and "Delete it to make it again" in str(error)  # noqa: PT017
+            else:
+                assert found == plain, (place, other)
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "without its checksum", "a list", "too deep"])
+def test_json_that_is_cut_or_has_no_checksum_is_not_used(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    runs.write_json(path, RECORD)
+    whole = path.read_text("utf-8")
+    damaged = {
+        "cut": whole[:-10], "emptied": "", "without its checksum": json.dumps({"loss": 2.5}), "a list": "[1]",
+        "too deep": "[" * 100_000,
+    }  # fmt: skip
+    path.write_text(damaged[damage], "utf-8")
+    with pytest.raises(RunError, match=r"run\.json.* Delete it to make it again"):
+        runs.read_json(path)
+
+
+def test_a_deliberate_edit_is_signed_with_the_command_that_the_message_names(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    runs.write_json(path, RECORD)
+    path.write_text(path.read_text("utf-8").replace("2.5", "2.6"), "utf-8")
+    with pytest.raises(RunError) as refused:
+        runs.read_json(path)
+    command = str(refused.value).split("stand by: python ")[1].split()
+    subprocess.run([sys.executable, *command], check=True, cwd=runs.PROJECT_ROOT)
+    assert runs.read_json(path)["loss"] == 2.6
+
+
+def test_every_committed_json_file_matches_its_checksum() -> None:
+    paths = list((runs.PROJECT_ROOT / "results" / "reference").rglob("*.json"))
+    assert len(paths) > 100
+    for path in paths:
+        runs.read_json(path)
 
 
 @pytest.mark.parametrize("figure", [math.nan, math.inf, -math.inf])
@@ -93,7 +148,7 @@ def test_json_refuses_figures_that_are_not_finite(tmp_path: Path, figure: float)
 def test_a_file_that_is_not_json_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
     damaged = tmp_path / "run.json"
     damaged.write_bytes(content)
-    with pytest.raises(RunError, match=r"run\.json: expected JSON, found something else .* Delete it to run again"):
+    with pytest.raises(RunError, match=r"run\.json: expected JSON, found something else .* Delete it to make it again"):
         runs.read_json(damaged)
 
 

@@ -42,6 +42,15 @@ def test_records_in_any_order_give_the_same_figures() -> None:
     assert analysis_record(straight) == analysis_record(reversed_)
 
 
+def test_a_validation_conversation_without_a_predicted_token_changes_nothing() -> None:
+    records = planted_records([50, 100, 200, 400], [42, 43])
+    with_greeting = copy.deepcopy(records)
+    for record in with_greeting:
+        conversations = record["phase2"]["validation_conversations"]
+        conversations["nats"], conversations["tokens"] = [0.0, *conversations["nats"]], [0, *conversations["tokens"]]
+    assert analysis_record(analyse(with_greeting, 4, 200)) == analysis_record(analyse(records, 4, 200))
+
+
 def test_the_two_largest_sizes_are_predicted_from_the_others() -> None:
     analysis = analyse(planted_records(SIZES, [42], alpha=-0.4), 4, 200)
     assert analysis.extrapolation is not None

@@ -188,3 +188,24 @@ def test_files_that_file_managers_leave_are_no_images(tmp_path: Path) -> None:
     contents = {f"train/cat/{name}": b"left behind" for name in ("Thumbs.db", "desktop.ini", ".DS_Store")}
     folder = write_folder(tmp_path, {**contents, "train/cat/0.png": photograph(noise(8, 8))})
     assert len(read_image_split(folder, "train", ["cat"])) == 1
+
+
+def test_linked_folders_are_followed_and_one_that_leads_back_does_no_harm(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    write_folder(there, {f"cats/{n}.png": photograph(noise(8, 8, seed=n)) for n in range(3)})
+    (here / "train").mkdir(parents=True)
+    (here / "train" / "cat").symlink_to(there / "cats")
+    (here / "back").symlink_to(here)
+    assert len(read_image_split(here, "train", ["cat"])) == 3
+    (there / "cats" / "deeper").symlink_to(there / "cats")
+    with pytest.raises(DataError, match="expected train/<class>/<image> .*; found train/cat/deeper/0.png"):
+        read_image_split(here, "train", ["cat"])
+
+
+def test_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    with open(bytes(tmp_path / "train" / "cat") + b"/caf\xe9.png", "wb") as file:
+        file.write(photograph(noise(8, 8)))
+    with pytest.raises(DataError, match=r"the name 'train/cat/caf\\udce9.png' is not UTF-8") as caught:
+        read_image_split(tmp_path, "train", ["cat"])
+    assert str(caught.value).encode("utf-8")

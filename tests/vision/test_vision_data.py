@@ -334,7 +334,7 @@ def test_file_that_is_no_zip_and_image_with_alpha_are_refused(tmp_path: Path) ->
     (tmp_path / "images.zip").write_bytes(b"no zip")
     with pytest.raises(DataError, match="images.zip: expected a folder or a zip file"):
         load_image_data(VisionDataConfig(dataset="cifar10-jpeg", path=str(tmp_path / "images.zip")))
-    with pytest.raises(DataError, match="here: expected a grey or RGB image, found one of Pillow's mode 'RGBA'"):
+    with pytest.raises(DataError, match="here: expected a grey or RGB image of 8 bits, .*mode 'RGBA'; ImageMagick's"):
         decode_image(encoded(random_images(1, 8, 8, 4)[0]), 3, "here")
 
 

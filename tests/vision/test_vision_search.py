@@ -272,7 +272,7 @@ def test_error_in_a_trial_ends_the_search_and_is_told(tmp_path: Path, monkeypatc
     lost = idx_folder(tmp_path / "idx")
     monkeypatch.setattr(search, "_refuse_missing_images", lambda plan, study: shutil.rmtree(tmp_path / "idx"))
     plan = small_plan(lost, num_trials=1, gate_threshold=0.0)
-    with pytest.raises(DataError, match="there is nothing at"):
+    with pytest.raises(DataError, match="there is no such file or folder"):
         run_search(plan, tmp_path / "study", show_progress=False)
     (trial,) = read_json(tmp_path / "study" / SUMMARY_NAME)["trials"]
     assert trial["state"] == "fail" and trial["figures"]["stopped"].startswith("DataError: mnist-idx")

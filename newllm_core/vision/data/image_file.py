@@ -12,7 +12,7 @@ from typing import IO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from newllm_core.data.errors import DataError
 
@@ -72,12 +72,17 @@ def open_image(stream: IO[bytes], origin: str) -> Image.Image:
         image: Image.Image = Image.open(stream, formats=IMAGE_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{origin}: {_too_many(MAX_PIXELS)} ({error})") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{origin}: the image is damaged or no image at all; expected JPEG or PNG") from error
     except DAMAGE as error:
         raise DataError(f"{origin}: the image is damaged or no image at all ({error})") from error
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"{origin}: {_too_many(MAX_PIXELS)}, found {image.width} x {image.height}")
     if image.mode not in IMAGE_MODES:
-        raise DataError(f"{origin}: expected a grey or RGB image, found one of Pillow's mode {image.mode!r}")
+        raise DataError(
+            f"{origin}: expected a grey or RGB image of 8 bits, found one of Pillow's mode {image.mode!r}; "
+            "ImageMagick's `mogrify -background white -alpha remove -colorspace sRGB -depth 8 FILE` makes it one"
+        )
     return image
 
 

@@ -5,6 +5,7 @@ time is held as it was stored.
 """
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from newllm_core.vision.data.records import LabelledImages
 
 SPLITS = ("train", "test")
 LAYOUT = "train/<class>/<image> and test/<class>/<image>"
+_LAYOUT_DEPTH = 3
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_ENCODED_BYTES = 64 << 20  # of an image as a file
 LEFT_BY_FILE_MANAGERS = ("Thumbs.db", "desktop.ini")  # beside what begins with a dot
@@ -45,8 +47,7 @@ Form = Callable[
 def open_tree(path: Path) -> Iterator[ImageTree]:
     """The files below ``path``, hidden ones left out. Raises DataError when it is neither a folder nor a zip."""
     if path.is_dir():
-        files = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-        yield ImageTree(str(path), _visible(files), lambda name: (path / name).open("rb"))
+        yield ImageTree(str(path), _visible(_files_below(path)), lambda name: (path / name).open("rb"))
         return
     try:
         archive = zipfile.ZipFile(path)
@@ -55,6 +56,19 @@ def open_tree(path: Path) -> Iterator[ImageTree]:
     with archive:
         files = (member.filename for member in archive.infolist() if not member.is_dir())
         yield ImageTree(str(path), _visible(files), archive.open)
+
+
+def _files_below(path: Path) -> Iterator[str]:
+    """Relative names with `/`. Links to folders are followed, no deeper than the layout asks, lest one leads back."""
+    for folder, subfolders, files in os.walk(path, followlinks=True):
+        parts = Path(folder).relative_to(path).parts
+        if len(parts) >= _LAYOUT_DEPTH:
+            subfolders.clear()
+        for name in files:
+            full = "/".join((*parts, name))
+            if any("\ud800" <= character <= "\udfff" for character in full):
+                raise DataError(f"{path}: the name {full!a} is not UTF-8; rename the file or folder")
+            yield full
 
 
 def _visible(names: Iterator[str]) -> tuple[str, ...]:
@@ -83,7 +97,10 @@ def _names_by_class(tree: ImageTree, split: str) -> dict[str, list[str]]:
         by_class.setdefault(parts[1], []).append(name)
     if not by_class:
         found = sorted({name.split("/")[0] for name in tree.names})[:5]
-        raise DataError(f"{tree.origin}: expected {LAYOUT}; nothing is in {split}/, found {found}")
+        raise DataError(
+            f"{tree.origin}: expected {LAYOUT}; nothing is in {split}/, found {found}. Give the folder, or zip, "
+            "that holds train/ and test/ themselves"
+        )
     return by_class
 
 

@@ -16,8 +16,8 @@ def plot_variants(records: Sequence[Record], part: str) -> Figure:
     rows = [reference, *sorted(others, key=lambda one: groups.index(one.variant["group"]))]
     differences = [None, *(accuracy_difference(one, reference, part) for one in rows[1:])]
     labels = [_label(one, part) for one in rows]
-    xlabel = f"difference of accuracy on {part} images, points (of %; right: better), 95 %"
-    panel = ForestPanel(f"Against: {labels[0].text}", xlabel, differences, "{:+.1f}", reference=0)
+    xlabel = f"difference on {part} images, points (%; right: better), 95 %"
+    panel = ForestPanel(f"Accuracy against that of: {labels[0].text}", xlabel, differences, "{:+.1f}", reference=0)
     return plot_forest(labels, [panel], _source(reference, records))
 
 

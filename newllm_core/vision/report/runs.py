@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from newllm_core.comparison.accuracy import percent_accuracy
 from newllm_core.report.style import MARK_COLOUR, TRAIN_COLOUR, VALIDATION_COLOUR, new_axes
 from newllm_core.vision.experiment import score_cards
 from newllm_core.vision.interpretation import Interpretation
@@ -180,7 +181,12 @@ def plot_scores(
     _draw_bars(
         accuracy, titles, [100 * card.accuracy[name] for name in names], wanted, [100.0] * len(names), "{:.1f} %"
     )
-    accuracy.set(ylabel="% of images", title=f"Accuracy, {part} images (higher is better)")
+    for place, name in enumerate(names):
+        interval = percent_accuracy(records[name], part).interval
+        assert interval is not None  # Wilson's, over images
+        accuracy.vlines(place, *interval, color="black", lw=1.5)
+    title = f"Accuracy, {part} images, 95 % over images (higher is better)"
+    accuracy.set(ylabel="% of images", title=title)
     wanted = [None if target is None else TARGET_SCORES[target] for target in targets] + [TARGET_GLOBAL]
     if score != "tpe_scalar":
         wanted = [None] * len(wanted)
@@ -188,7 +194,7 @@ def plot_scores(
     maxima = [card.maximum[name] for name in names] + [card.global_maximum]
     _draw_bars(scores, [*titles, "Global"], values, wanted, maxima, "{:.3f}")
     amounts = ", ".join(f"{value:.3g}" for value in dict.fromkeys(card.theory.values()))
-    scores.set(ylabel=score, title=f"Score, λ = {amounts} (higher is better)")
+    scores.set(ylabel="accuracy / log₁₀(1 + λ)", title=f"Score, λ = {amounts} (higher is better)")
     for axis in (accuracy, scores):
         axis.set_ylim(bottom=0)
         axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)

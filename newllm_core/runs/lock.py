@@ -1,0 +1,161 @@
+"""One process at a time: by a lock of the file system, or by a lease where it has none, as some mounted drives."""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+logger = logging.getLogger("newllm")
+
+_NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
+# Of a lease: how long one lives that nobody renews, between two looks at somebody's, and until a new one counts.
+_LEASE_SECONDS, _LOOK_SECONDS, _SETTLE_SECONDS = 120.0, 2.0, 0.5
+
+
+@contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """Be the one process that works on what the lock file ``path`` stands for; wait for the one before.
+
+    Its end, however it comes, ends the lock too. While it is held, the file says by whom and since when.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = _locked(path)
+    if stream is None:
+        with _leased(path):
+            yield
+        return
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before the lock ends: who waits for it then makes a new one
+        stream.close()
+
+
+def _locked(path: Path) -> IO[str] | None:
+    """The lock, when we have it; None where the file system has no locks."""
+    said = False
+    while True:
+        stream = path.open("a+", encoding="utf-8")
+        try:
+            if not _try_lock(stream):
+                said = said or _say_who(path)
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            if _is_at(path, stream):
+                stream.truncate(0)  # the name of an owner that was killed
+                stream.write(_signature())
+                stream.flush()
+                return stream
+        except OSError as error:
+            stream.close()
+            if error.errno not in _NO_LOCKS:
+                raise
+            with suppress(FileNotFoundError):  # its owner has ended just now
+                if not path.stat().st_size:
+                    path.unlink()  # this attempt has made it; a lease is a file that nobody else has made
+            return None
+        except BaseException:
+            stream.close()
+            raise
+        stream.close()  # its owner has ended and removed the file: what counts now is another one
+
+
+def _try_lock(stream: IO[str]) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(path: Path, stream: IO[str]) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _leased(path: Path) -> Iterator[None]:
+    """A file that only one can make, renewed while we work."""
+    mine = _signature()
+    said = False
+    while not _take_lease(path, mine):
+        if _is_abandoned(path):
+            path.unlink(missing_ok=True)
+        else:
+            said = said or _say_who(path)
+            time.sleep(_LOOK_SECONDS)
+    ended = threading.Event()
+    threading.Thread(target=_renew, args=(path, ended), daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        path.unlink(missing_ok=True)
+
+
+def _take_lease(path: Path, mine: str) -> bool:
+    try:
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(mine)
+    except FileExistsError:
+        return False
+    # Two that found the same abandoned lease can each have removed the other's new one: the last one counts.
+    time.sleep(_SETTLE_SECONDS)
+    return path.is_file() and path.read_text(encoding="utf-8") == mine
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Its process has ended, or is on another machine and has not renewed it."""
+    try:
+        age, owner = time.time() - path.stat().st_mtime, json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False  # given back just now
+    except ValueError:
+        return age > _LEASE_SECONDS
+    if owner["host"] == platform.node():
+        return not is_running(owner["process"])
+    return age > _LEASE_SECONDS
+
+
+def _renew(path: Path, ended: threading.Event) -> None:
+    while not ended.wait(_LEASE_SECONDS / 4) and path.exists():
+        os.utime(path)
+
+
+def is_running(process: int) -> bool:
+    """Whether a process with this number is there, on this machine."""
+    try:
+        os.kill(process, 0)  # signal 0 is only a question
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return True
+
+
+def _signature() -> str:
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    return json.dumps(
+        {"host": platform.node(), "process": os.getpid(), "thread": threading.get_ident(), "since": since}
+    )
+
+
+def _say_who(path: Path) -> bool:
+    """Say who holds the lock; always True."""
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+        who = f"process {owner['process']} on {owner['host']} (since {owner['since']})"
+    except (FileNotFoundError, ValueError):
+        who = "another process"  # it ends just now, or has only just begun
+    logger.warning("%s: waiting for %s, which works here", path.parent, who)
+    return True
