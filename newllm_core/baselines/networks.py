@@ -3,6 +3,7 @@
 All read `[B, T, E]` and a state from the segment before, and give `[B, T, E]` and the next state.
 """
 
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -20,17 +21,20 @@ class SequenceNetwork(Protocol):
 class RecurrentNetwork(nn.Module):
     """Dropout, PyTorch's GRU or LSTM, dropout, and a Linear to the embeddings' width."""
 
-    def __init__(self, config: BaselineConfig) -> None:
+    def __init__(self, kind: type[nn.GRU] | type[nn.LSTM], config: BaselineConfig) -> None:
         super().__init__()
-        kind: Any = nn.GRU if config.network == "gru" else nn.LSTM
         between = config.dropout if config.num_layers > 1 else 0.0
         self.recurrence = kind(config.embed_dim, config.width, config.num_layers, batch_first=True, dropout=between)
         self.dropout = nn.Dropout(config.dropout)
         self.to_head = nn.Linear(config.width, config.embed_dim)
 
     def forward(self, embeds: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """`[B, T, E]` and the state after the token before (None: zeros) -> `[B, T, E]` for the head, and the state."""
         outputs, state = self.recurrence(self.dropout(embeds), state)
         return self.to_head(self.dropout(outputs)), detached(state)
+
+
+gru_network, lstm_network = partial(RecurrentNetwork, nn.GRU), partial(RecurrentNetwork, nn.LSTM)
 
 
 class MinGruNetwork(nn.Module):
@@ -47,6 +51,7 @@ class MinGruNetwork(nn.Module):
         self.last_norm = nn.LayerNorm(width)
 
     def forward(self, embeds: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """`[B, T, E]` and the state after the token before (None: zeros) -> `[B, T, E]` for the head, and the state."""
         stream, states = self.from_embeds(self.dropout(embeds)), []
         earlier = state or [None] * len(self.recurrences)
         for recurrence, norm, mlp, before in zip(self.recurrences, self.norms, self.mlps, earlier, strict=True):
@@ -76,6 +81,7 @@ class GptNetwork(nn.Module):
         self.last_norm = nn.LayerNorm(width)
 
     def forward(self, embeds: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """`[B, T, E]` -> `[B, T, E]` for the head, and no state: every segment is read by itself."""
         length = embeds.shape[1]
         mask = nn.Transformer.generate_square_subsequent_mask(length, device=embeds.device)
         stream = self.dropout(self.from_embeds(embeds) + self.positions[:length])

@@ -9,7 +9,7 @@ from torch import nn
 
 from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.gpt2 import gpt2_baseline
-from newllm_core.baselines.networks import GptNetwork, MinGruNetwork, RecurrentNetwork
+from newllm_core.baselines.networks import GptNetwork, MinGruNetwork, gru_network, lstm_network
 from newllm_core.baselines.ngrams import kneser_ney_baseline, unigram_baseline
 from newllm_core.config.schema import ConfigError, from_mapping, unknown_name_message
 
@@ -65,21 +65,14 @@ def register_baseline(name: str, baseline: Baseline) -> None:
             f"and kind {baseline.kind!r}"
         )
     if baseline.config is not None:
-        config = {"network": name, **baseline.config}
-        from_mapping(BaselineConfig, config)  # refuses what is impossible
-        _refuse_two_builders(name, config["network"], baseline.builder)
+        config = from_mapping(BaselineConfig, {"network": name, **baseline.config})  # refuses what is impossible
+        other = BASELINES.get(config.network)
+        if config.network != name and (other is None or other.builder is not baseline.builder):
+            raise ConfigError(
+                f"baseline {name!r}: expected its own name or a baseline with this builder as network, "
+                f"given {config.network!r}"
+            )
     BASELINES[name] = baseline
-
-
-def _refuse_two_builders(name: str, network: str, builder: Callable[..., Any]) -> None:
-    for other, one in BASELINES.items():
-        if other != name and one.builder is not builder and _network(other) == network:
-            raise ConfigError(f"baseline {name!r}: network {network!r} is built otherwise by the baseline {other!r}")
-
-
-def _network(name: str) -> str | None:
-    config = BASELINES[name].config
-    return None if config is None else config.get("network", name)
 
 
 def baseline_config(name: str, **changes: Any) -> BaselineConfig:
@@ -92,10 +85,8 @@ def baseline_config(name: str, **changes: Any) -> BaselineConfig:
 
 def build_network(config: BaselineConfig) -> nn.Module:
     """The network that ``config`` names; its weights are drawn from torch's global generator. Raises ConfigError."""
-    builders = {_network(name): entry.builder for name, entry in BASELINES.items() if entry.config is not None}
-    if config.network not in builders:
-        raise ConfigError(unknown_name_message("network", config.network, map(str, builders)))
-    network: nn.Module = builders[config.network](config)
+    baseline_config(config.network)  # refuses an unknown one
+    network: nn.Module = BASELINES[config.network].builder(config)
     return network
 
 
@@ -108,25 +99,20 @@ for _name, _baseline in {
         "Kneser-Ney, five tokens", "interpolated Kneser-Ney, five tokens", "counts", kneser_ney_baseline,
         seconds_per_token=4e-4,  # six fits; at 57,000 tokens half a minute of one core
     ),
-    "gru": Baseline(
-        "GRU", "GRU, trained end to end", "network", RecurrentNetwork, {"network": "gru", "width": 384}
-    ),
+    "gru": Baseline("GRU", "GRU, trained end to end", "network", gru_network, {"width": 384}),
     "gru-cache": Baseline(
-        "GRU with cache", "GRU with the same continuous cache, trained end to end", "network", RecurrentNetwork,
+        "GRU with cache", "GRU with the same continuous cache, trained end to end", "network", gru_network,
         {"network": "gru", "width": 384, "cache_weight": 0.15, "cache_scale": 10.0},
     ),
-    "lstm": Baseline(
-        "LSTM", "LSTM, trained end to end", "network", RecurrentNetwork, {"network": "lstm", "width": 320}
-    ),
+    "lstm": Baseline("LSTM", "LSTM, trained end to end", "network", lstm_network, {"width": 320}),
     "mingru": Baseline(
-        "minGRU", "minGRU of two layers, trained end to end", "network", MinGruNetwork,
-        {"network": "mingru", "width": 208, "num_layers": 2},
+        "minGRU", "minGRU of two layers, trained end to end", "network", MinGruNetwork, {"width": 208, "num_layers": 2}
     ),
     "gpt": Baseline(
         "small GPT", "small GPT of four layers, trained end to end", "network", GptNetwork,
         {
-            "network": "gpt", "width": 136, "num_layers": 4, "dropout": 0.2, "learning_rate": 0.001,
-            "segment_tokens": 128, "max_epochs": 16,
+            "width": 136, "num_layers": 4, "dropout": 0.2, "learning_rate": 0.001, "segment_tokens": 128,
+            "max_epochs": 16,
         },
     ),
     "gpt2": Baseline(

@@ -13,7 +13,7 @@ VERDICT = "verdict"  # the column of what a comparison comes to
 _PATTERNS = {
     "contraction rate": "{:+.4f}", "contraction, nats a token": "{:+.3f}", "bits a byte": "{:.3f}", "seconds": "{:.0f}",
     "horizon, tokens": "{:.0f}", "difference": "{:+.1f}", "PPL": "{:,.1f}", "CPU minutes": "{:.1f}",
-    "iterations kept": "{:.1f}", "Phase 1 s": "{:.1f}",
+    "iterations kept": "{:.1f}", "Phase 1 s": "{:.1f}", "α": "{:.3f}", "change of α": "{:+.3f}", "R²": "{:.4f}",
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from newllm_core.report.style import LINE_COLOURS, PLAIN_COLOUR, TRAIN_COLOUR, n
 
 _MARKERS = "osD^vPXph<"
 _BAR_LOG_SPAN = 20  # beyond it the shortest bar on a linear axis is hardly one
+_NEARLY_ALL = 95  # % of C, below which few tokens bound an effective rank
 _WIDE_SPAN = 4  # of an axis' values, from which a logarithmic one spreads them better
 _SMALL: dict[str, Any] = {"marker": "o", "ls": "", "ms": 4, "alpha": 0.6}  # a run
 
@@ -85,8 +86,19 @@ def plot_rank_progression(records: Sequence[Record]) -> Figure:
     )  # fmt: skip
     # In the order in which the lines end, so that a line is found where the eye looks for it.
     drawn.sort(key=lambda pair: math.inf if pair[0] is None else -pair[0].value)
-    handles = [handle for _, handle in drawn]
+    handles = [handle for _, handle in drawn] + _draw_ceilings(axis, groups)
     return _finish(figure, records, handles, "validation ER of the kept\nweights, mean over seeds")
+
+
+def _draw_ceilings(axis: Axes, groups: Sequence[Group]) -> list[Line2D]:
+    """What white noise has on as many validation tokens, where that is clearly less than C."""
+    ranks = [group.records[0]["phase1"]["effective_rank"] for group in groups]
+    ceilings = {100 * rank["validation_ceiling"] / rank["context_dim"] for rank in ranks}
+    low = [ceiling for ceiling in ceilings if ceiling < _NEARLY_ALL]
+    look: dict[str, Any] = {"color": "black", "ls": ":", "lw": 0.9}
+    for ceiling in low:
+        axis.axhline(ceiling, **look)
+    return [Line2D([], [], label="white noise, as many tokens", **look)] if low else []
 
 
 def _draw_progression(axis: Axes, group: Group, colour: str, marker: str) -> None:
@@ -119,15 +131,16 @@ def plot_spectra(records: Sequence[Record]) -> Figure:
         axis = axes[widths.index(_width(group))]
         ranks = np.arange(1, len(values) + 1)
         handles += axis.semilogy(ranks, 100 * values / values.sum(), color=colours[group.label], lw=1.4, label=label)
+    tokens = min(record["phase1"]["effective_rank"]["validation_tokens"] for record in records)
     for axis, width in zip(axes, widths):
-        axis.axhline(100 / width, color="black", lw=0.9, ls=":")
+        axis.axhline(100 / min(width, tokens), color="black", lw=0.9, ls=":")
         # The last values can be rounding alone; decades of it would press the others flat.
         axis.set_ylim(bottom=max(axis.get_ylim()[0], 1 / width))
         axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axis.set(xlabel="singular value, by size")
         axis.set_title(f"Spectrum of validation contexts, C = {width}", fontsize=10)
     axes[0].set_ylabel("% of the sum of singular values")
-    handles.append(Line2D([], [], color="black", lw=0.9, ls=":", label="all equal: 100 %"))
+    handles.append(Line2D([], [], color="black", lw=0.9, ls=":", label="all equal: the most possible"))
     return _finish(figure, records, handles, f"seed {groups[0].seeds[0]}: ER, calibrated ER, % of C")
 
 

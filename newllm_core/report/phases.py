@@ -106,8 +106,8 @@ def plot_spectrum(record: Mapping[str, Any]) -> Figure:
     ):
         shares = 100 * np.array(values) / np.sum(values)
         axis.semilogy(np.arange(1, len(shares) + 1), shares, color=colour, label=f"{name}: effective rank {value:.0f}")
-    width = rank["context_dim"]
-    axis.axhline(100 / width, color="black", lw=0.8, ls=":", label=f"all equal: effective rank {width}")
+    most = min(rank["context_dim"], rank["validation_tokens"])
+    axis.axhline(100 / most, color="black", lw=0.8, ls=":", label=f"all equal: effective rank {most}")
     axis.set(
         xlabel="singular value, by size", ylabel="% of the sum of singular values",
         title=f"Spectrum of {rank['validation_tokens']:,} validation contexts (flatter is more diverse)",

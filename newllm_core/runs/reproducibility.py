@@ -3,6 +3,7 @@
 import hashlib
 import platform
 import random
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -61,14 +62,14 @@ def has_bf16_products() -> bool:
 
 
 def cpu_name() -> str | None:
-    """The processor's model name; None where the system does not tell."""
+    """The processor's model name, with the numbers that tell apart what is sold under it; None where it is not told."""
     facts = Path("/proc/cpuinfo")
     if not facts.is_file():
         return platform.processor() or None
-    names = [
-        line.split(":", 1)[1].strip() for line in facts.read_text("utf-8").splitlines() if line.startswith("model name")
-    ]
-    return names[0] if names else None
+    first = facts.read_text("utf-8").split("\n\n", 1)[0]
+    told = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in first.splitlines() if ":" in line)
+    numbers = [f"{name} {told[name]}" for name in ("cpu family", "model", "stepping") if name in told]
+    return ", ".join([told["model name"], *numbers]) if "model name" in told else None
 
 
 def current_commit() -> str | None:

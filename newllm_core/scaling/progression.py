@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from newllm_core.intervals import Interval, comparison_text, interval_text
+from newllm_core.comparison.tables import readable_table, table_of
+from newllm_core.intervals import Estimate, Interval, comparison_text
 from newllm_core.scaling.law import ScalingError, checked_values, fit_power_law, mean_over_seeds, sliding_windows
 
 
@@ -126,30 +127,23 @@ def _trend_text(rows: Sequence[AlphaRow], slope: float | None) -> str:
     return f"{text}; {comparison_text(names[0], first.alpha_interval, names[1], last.alpha_interval)}"
 
 
-_HEADER = ("window", "samples", "tokens", "α", "95 % interval", "A", "R²", "change of α")
-
-
 def progression_table(progression: AlphaProgression) -> str:
     """Text table, one line per window, with the comparisons and the trend below it."""
-    cells = [_HEADER, *map(_cells, progression.rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADER))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in cells]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    rows = [
+        {
+            "window": row.window,
+            "samples": f"{row.samples[0]}–{row.samples[-1]}",
+            "tokens": f"{row.tokens[0]:,.0f}–{row.tokens[-1]:,.0f}",
+            "α": Estimate(row.alpha, row.alpha_interval),
+            "A": row.A,
+            "R²": row.r_squared,
+            "change of α": row.alpha_change,
+        }
+        for row in progression.rows
+    ]
     comparisons = [row.comparison for row in progression.rows if row.comparison is not None]
-    return "\n".join([*lines, *comparisons, progression.trend])
-
-
-def _cells(row: AlphaRow) -> tuple[str, ...]:
-    return (
-        str(row.window),
-        f"{row.samples[0]}–{row.samples[-1]}",
-        f"{row.tokens[0]:,.0f}–{row.tokens[-1]:,.0f}",
-        f"{row.alpha:.3f}",
-        interval_text(row.alpha_interval),
-        f"{row.A:.4g}",
-        f"{row.r_squared:.4f}",
-        "" if row.alpha_change is None else f"{row.alpha_change:+.3f}",
-    )
+    table = readable_table(table_of(rows, "window")).to_string()
+    return "\n".join([table, *comparisons, progression.trend])
 
 
 def progression_record(progression: AlphaProgression) -> dict[str, Any]:

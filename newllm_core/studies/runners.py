@@ -9,20 +9,23 @@ from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.registry import BASELINES, baseline_config
 from newllm_core.baselines.train import train_baseline
 from newllm_core.config.language import Settings
-from newllm_core.data import load_embeddings, load_token_streams
+from newllm_core.config.schema import config_hash
+from newllm_core.data import corpus_key, load_embeddings, load_token_streams
 from newllm_core.experiment.estimate import estimate
-from newllm_core.experiment.identity import phase1_folder_name, run_folder_name, run_identity
-from newllm_core.experiment.prepare import Prepared, prepare
+from newllm_core.experiment.identity import identity_of, phase1_folder_name, run_folder_name, run_identity
+from newllm_core.experiment.prepare import Prepared, prepare, refuse_short_texts, refuse_short_training
 from newllm_core.experiment.run import phase1_only_record, run_experiment, run_phase1
 from newllm_core.losses import diversity_loss
 from newllm_core.runs.files import DATA_DIR, REFERENCE_DIR, RESULTS_DIR, read_json, write_json
-from newllm_core.runs.folder import RECORD_NAME
+from newllm_core.runs.folder import RECORD_NAME, RunFolder
 from newllm_core.runs.identity import refuse_other_run
 from newllm_core.runs.reproducibility import resolve_device
-from newllm_core.studies.rows import row_path, row_place, row_sections, run_row
+from newllm_core.studies.rows import run_row
 from newllm_core.studies.sweep import Cost, Point, Record
 
 LEADERBOARD_DIR = RESULTS_DIR / "leaderboard"
+PHASE1_FOLDER = "phase1"  # beside the rows: weights that rows have in common
+CHECKPOINTS_FOLDER = "checkpoints"  # beside them too: of rows that were interrupted
 _TIMED_SEGMENTS = 4
 _TIMED_VALIDATION = 512  # tokens
 
@@ -41,8 +44,8 @@ def _check_settings(points: Sequence[Settings], data_dir: Path) -> None:
     """Everything that can be refused before anything is trained.
 
     Also makes the token cache of the largest point, of which the smaller ones are prefixes. Raises ValueError for an
-    unknown diversity algorithm (it names the known ones), DataError when the corpus is too small or the embeddings have
-    another width, RunError for a device that is absent.
+    unknown diversity algorithm (it names the known ones), DataError when the corpus or a text is too small or the
+    embeddings have another width, RunError for a device that is absent.
     """
     for point in points:
         diversity_loss(point.phase1.diversity_algorithm)
@@ -50,6 +53,7 @@ def _check_settings(points: Sequence[Settings], data_dir: Path) -> None:
     seen: set[tuple[str, int]] = set()
     for point in sorted(points, key=lambda one: one.data.num_samples, reverse=True):
         streams = load_token_streams(point.data, data_dir)
+        refuse_short_texts(point.data, streams, point.model, point.phase1)
         kind = point.data.embeddings, point.model.embed_dim
         if kind not in seen:
             load_embeddings(point.data, kind[1], point.run.seed, streams.train.tokens, data_dir)
@@ -129,15 +133,40 @@ class RowRunner:
     def __post_init__(self) -> None:
         baseline_config("gru", **self.network_changes)
 
+    def _sections(self, point: Point) -> dict[str, Any]:
+        """The configs that a row's figures depend on: counts have no seed, networks no phases."""
+        settings, kind = point.settings, point.variant.kind
+        if kind in ("model", "control"):
+            return {part: getattr(settings, part) for part in ("data", "model", "phase1", "phase2", "run")}
+        if kind == "network":
+            changes = {"embed_dim": settings.model.embed_dim, **self.network_changes}
+            network = baseline_config(point.variant.name, **changes)
+            return {"data": settings.data, "network": network, "run": settings.run}
+        return {"data": settings.data}
+
     def key(self, point: Point) -> Path:
-        """The row's file."""
-        return row_path(point, self.folder, self.network_changes)
+        """The row's file; one for all seeds where none touches the figures."""
+        sections, data = self._sections(point), point.settings.data
+        corpus = f"-{corpus_key(data)}" if data.corpus == "file" else ""
+        seed = f"-seed{point.settings.run.seed}" if "run" in sections else ""
+        name = f"{point.variant.name}{corpus}-{data.num_samples}s{seed}-{config_hash(*sections.values())}"
+        return self.folder / f"{name}.json"
+
+    def _place(self, point: Point) -> RunFolder:
+        path = self.key(point)
+        return RunFolder(path, self.folder / CHECKPOINTS_FOLDER / path.stem, identity_of(self._sections(point)))
 
     def finished(self, point: Point) -> Record | None:
-        return row_place(point, self.folder, self.network_changes).finished()
+        return self._place(point).finished()
 
     def check(self, points: Sequence[Point]) -> None:
         _check_settings([point.settings for point in points], self.data_dir)
+        for point in points:
+            network, data = self._sections(point).get("network"), point.settings.data
+            if network is not None:
+                least = network.num_streams * network.segment_tokens + 1
+                purpose = f"more than num_streams · segment_tokens of {point.variant.name}"
+                refuse_short_training(data, load_token_streams(data, self.data_dir), least, purpose)
 
     def alike(self, point: Point) -> Hashable:
         return point.variant.name
@@ -145,7 +174,7 @@ class RowRunner:
     def cost(self, point: Point) -> Cost:
         settings = point.settings
         prepared = prepare(settings.data, settings.model, settings.run, self.data_dir)
-        network = row_sections(point, self.network_changes).get("network")
+        network = self._sections(point).get("network")
         if network is not None:
             return Cost(_network_seconds(network, prepared))
         if point.variant.name in BASELINES:
@@ -154,7 +183,12 @@ class RowRunner:
         return Cost(60 * one.longest_minutes, one.memory_gb)
 
     def run(self, point: Point) -> Record:
-        return run_row(point, self.folder, self.network_changes, self.data_dir)
+        with self._place(point).held() as held:
+            if held.record is not None:
+                return held.record
+            network = self._sections(point).get("network")
+            row = run_row(point, network, self.folder / PHASE1_FOLDER, held.checkpoints, self.data_dir)
+            return held.finish(row, {})
 
 
 def _network_seconds(config: BaselineConfig, prepared: Prepared) -> float:

@@ -7,7 +7,7 @@ share the runs that they have in common. What kind of run it is, is the runner's
 import itertools
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from newllm_core.config.schema import ConfigError, changed
 from newllm_core.experiment.estimate import duration_text
@@ -93,16 +93,11 @@ class Point:
         return f"{self.variant.label}, seed {self.settings.run.seed}"
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Of runs on this machine as it is now, if nothing stops early; ``memory_gb``: GiB at the peak, None: not known."""
+class Cost(NamedTuple):
+    """On this machine as it is now, if nothing stops early; ``memory_gb``: GiB at the peak, None: not known."""
 
     seconds: float
     memory_gb: float | None = None
-
-    def __str__(self) -> str:
-        memory = "" if self.memory_gb is None else f", {self.memory_gb:.1f} GiB"
-        return f"at most about {duration_text(self.seconds)}{memory}"
 
 
 @dataclass(frozen=True)
@@ -116,35 +111,31 @@ class SweepEstimate:
     def __str__(self) -> str:
         if self.num_finished == self.num_runs:
             return f"{self.num_runs} runs, all finished"
-        return f"{self.num_runs} runs, {self.num_finished} finished; the others {self.cost}"
+        memory = "" if self.cost.memory_gb is None else f", {self.cost.memory_gb:.1f} GiB"
+        cost = f"at most about {duration_text(self.cost.seconds)}{memory}"
+        return f"{self.num_runs} runs, {self.num_finished} finished; the others {cost}"
 
 
 class Runner(Protocol):
     """What a sweep asks of one kind of run."""
 
-    def key(self, point: Point) -> Hashable:
-        """Equal for points that are one run, as of two seeds where no seed touches the figures."""
-        ...
+    # Equal for points that are one run, as of two seeds where no seed touches the figures.
+    def key(self, point: Point) -> Hashable: ...
 
-    def finished(self, point: Point) -> Record | None:
-        """The record of a finished run. Raises RunError for a damaged one, and for one of another configuration."""
-        ...
+    # The record of a finished run, or None. Raises RunError for a damaged one, and for one of another configuration.
+    def finished(self, point: Point) -> Record | None: ...
 
-    def check(self, points: Sequence[Point]) -> None:
-        """Raise now what would stop one of these unfinished ``points`` later: ConfigError, DataError, RunError."""
-        ...
+    # Raises now what would stop one of these unfinished points later: ConfigError, DataError, RunError.
+    def check(self, points: Sequence[Point]) -> None: ...
 
-    def alike(self, point: Point) -> Hashable:
-        """Equal for points that cost the same."""
-        ...
+    # Equal for points that cost the same.
+    def alike(self, point: Point) -> Hashable: ...
 
-    def cost(self, point: Point) -> Cost:
-        """Measured on a small piece of the run; nothing is kept."""
-        ...
+    # Measured on a small piece of the run; nothing is kept.
+    def cost(self, point: Point) -> Cost: ...
 
-    def run(self, point: Point) -> Record:
-        """Begin a run, or go on with it; finished runs stay finished whatever this raises."""
-        ...
+    # Begins a run, or goes on with it.
+    def run(self, point: Point) -> Record: ...
 
 
 class Sweep:

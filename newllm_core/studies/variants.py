@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from newllm_core.baselines.registry import BASELINES
@@ -70,46 +71,50 @@ _FIXED_POINT: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-def _leader(name: str, label: str, sentence: str, contexts: str = "own", **changes: Any) -> LeaderboardVariant:
-    return LeaderboardVariant(name, label, changes, "leaderboard", _model_kind(contexts), sentence, contexts=contexts)
+def _variant(
+    group: str, common: Mapping[str, Any], usual_reference: str | None, name: str, label: str,
+    expected: str | None = None, reference: str | None = None, *, sentence: str | None = None, contexts: str = "own",
+    **changes: Any,
+) -> LeaderboardVariant:  # fmt: skip
+    """Of a group whose variants have ``common`` changes and, where it is not said, one reference."""
+    kind = "model" if contexts == "own" else "control"
+    held_against = reference or usual_reference
+    return LeaderboardVariant(
+        name, label, {**common, **changes}, group, kind, sentence or label, held_against, expected, contexts
+    )
 
 
-def _model_kind(contexts: str) -> str:
-    return "model" if contexts == "own" else "control"
-
+_leader = partial(_variant, "leaderboard", {}, None)
+_ablation = partial(_variant, "decisions", _SAMPLED, "trained")
+_objective = partial(_variant, "objectives", REGULARISED, "regularised")
+_part = partial(_variant, "parts", BEST, "best")
 
 _LEADERS = [
     _leader(
-        "notes", "the notes' configuration", "the notes' configuration: stale contexts, batches in stream order",
-        context_source="previous_iteration", shuffle=False,
+        "notes", "the notes' configuration", context_source="previous_iteration", shuffle=False,
+        sentence="the notes' configuration: stale contexts, batches in stream order",
     ),
     _leader(
-        "trained", "trained block", "the ContextBlock trained by Phase 1, exact contexts, shuffled batches", **_SAMPLED
+        "trained", "trained block", sentence="the ContextBlock trained by Phase 1, exact contexts, shuffled batches",
+        **_SAMPLED,
     ),
     _leader(
-        "untrained", "untrained block", "the same with a ContextBlock that was never trained", **_SAMPLED,
-        max_iterations=0,
+        "untrained", "untrained block", sentence="the same with a ContextBlock that was never trained",
+        max_iterations=0, **_SAMPLED,
     ),
     _leader(
-        "last-token", "last token alone", "no context: the TokenBlock reads zeros", "none", **_SAMPLED,
-        max_iterations=0,
+        "last-token", "last token alone", sentence="no context: the TokenBlock reads zeros", contexts="none",
+        max_iterations=0, **_SAMPLED,
     ),
     _leader(
-        "shuffled", "contexts of other tokens", "every token reads the context of another token", "shuffled", **_SAMPLED
+        "shuffled", "contexts of other tokens", sentence="every token reads the context of another token",
+        contexts="shuffled", **_SAMPLED,
     ),
     _leader(
-        "best", "the better model",
-        "contrastive contexts with learned gains, linear readout with adapter and unigram bias, continuous cache",
-        **BEST,
+        "best", "the better model", **BEST, sentence="contrastive contexts with learned gains, linear readout with "
+        "adapter and unigram bias, continuous cache",
     ),
 ]  # fmt: skip
-
-
-def _ablation(name: str, label: str, expected: str, reference: str = "trained", **changes: Any) -> LeaderboardVariant:
-    return LeaderboardVariant(
-        name, label, {**_SAMPLED, **changes}, "decisions", sentence=label, reference=reference, expected=expected
-    )
-
 
 # The decisions of the notes, one changed at a time.
 _DECISIONS = [
@@ -156,15 +161,6 @@ _DECISIONS = [
 ]  # fmt: skip
 
 
-def _objective(
-    name: str, label: str, expected: str, reference: str = "regularised", contexts: str = "own", **changes: Any
-) -> LeaderboardVariant:
-    return LeaderboardVariant(
-        name, label, {**REGULARISED, **changes}, "objectives", _model_kind(contexts), label, reference, expected,
-        contexts,
-    )  # fmt: skip
-
-
 # What Phase 1 minimises, all with the same regularised readout.
 _OBJECTIVES = [
     _objective("regularised", "CVFP + MCDL, regularised readout", "half the perplexity", "trained"),
@@ -195,14 +191,6 @@ _OBJECTIVES = [
         **{**CONTRASTIVE, "objective": "regression", "diversity_algorithm": "SIGReg", "dist_reg_weight": 0.1},
     ),
 ]  # fmt: skip
-
-
-def _part(
-    name: str, label: str, expected: str, reference: str = "best", sentence: str | None = None, **changes: Any
-) -> LeaderboardVariant:
-    return LeaderboardVariant(
-        name, label, {**BEST, **changes}, "parts", sentence=sentence or label, reference=reference, expected=expected
-    )
 
 
 # The better model, one part exchanged at a time: what pays its way, and what did not.
@@ -243,14 +231,12 @@ VARIANTS: dict[str, LeaderboardVariant] = {one.name: one for one in [*_LEADERS, 
 
 def known_variants() -> dict[str, LeaderboardVariant]:
     """Those of this file and every registered baseline, by name."""
-    # What was trained on other text is a ceiling.
-    baselines = {
-        name: LeaderboardVariant(
-            name, one.label, {}, "ceilings" if one.kind == "pretrained" else "leaderboard", one.kind, one.sentence
-        )
+    groups = {"network": "leaderboard", "counts": "leaderboard", "pretrained": "ceilings"}
+    baselines = [
+        LeaderboardVariant(name, one.label, {}, groups[one.kind], one.kind, one.sentence)
         for name, one in BASELINES.items()
-    }
-    return {**VARIANTS, **baselines}
+    ]
+    return {**VARIANTS, **{one.name: one for one in baselines}}
 
 
 def variant(name: str) -> LeaderboardVariant:

@@ -92,7 +92,7 @@ def all_contexts(model: NewLLM, tokens: Tensor) -> Tensor:
 def finish_phase1(
     model: NewLLM, train_tokens: Tensor, validation_tokens: Tensor, history: Phase1History | None
 ) -> Phase1Result:
-    """The result of Phase 1 for a model that already carries the kept weights."""
+    """The result of Phase 1 on `[N]` and `[M]` tokens, for a model that already carries the kept weights."""
     return Phase1Result(all_contexts(model, train_tokens), all_contexts(model, validation_tokens), history)
 
 

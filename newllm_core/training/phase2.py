@@ -89,7 +89,7 @@ class Phase2Result:
 
 
 def set_output_bias(model: NewLLM, train_tokens: Tensor, config: Phase2Config) -> None:
-    """Give the head the unigram of ``train_tokens`` as its bias, where the config asks for it.
+    """Give the head the unigram of ``train_tokens`` `[N]` as its bias `[V]`, where the config asks for it.
 
     Raises ConfigError where the head itself is trained.
     """

@@ -18,6 +18,7 @@ from newllm_core.runs.files import RESULTS_DIR, RunError, has_valid_checksum, lo
 from newllm_core.runs.folder import RECORD_NAME, RunFolder, is_complete
 from newllm_core.runs.identity import Identity
 from newllm_core.runs.reproducibility import (
+    arithmetic,
     current_commit,
     device_name,
     library_versions,
@@ -27,6 +28,7 @@ from newllm_core.runs.reproducibility import (
 from newllm_core.vision.config import SMOKE_GATE_ACCURACY, SMOKE_GATE_EPOCHS, VisionDataConfig
 from newllm_core.vision.data import ImageData, Normalisation, OneTestReading, load_image_data, read_test_images
 from newllm_core.vision.model.nkat import NkatModel
+from newllm_core.vision.record import FORMAT, check_vision_record
 from newllm_core.vision.score import (
     ScoreCard,
     ScoreError,
@@ -54,7 +56,7 @@ SCORES = ("tpe_scalar", "tpe_params")  # by the λ they divide by
 
 def vision_place(run_dir: Path, identity: Identity) -> RunFolder:
     """A run on images as it is kept in ``run_dir``."""
-    return RunFolder(run_dir / RECORD_NAME, run_dir / CHECKPOINT_DIR, identity)
+    return RunFolder(run_dir / RECORD_NAME, run_dir / CHECKPOINT_DIR, identity, check_vision_record)
 
 
 def run_vision(
@@ -116,6 +118,7 @@ def _record(
 ) -> dict[str, Any]:
     """All of a run's record but its test figures and scores."""
     return {
+        "format": FORMAT,
         "dataset": settings.data.dataset,
         "data": {**images.provenance, "classes": list(images.classes)},
         "seed": settings.run.seed,
@@ -130,6 +133,7 @@ def _record(
         "selection": evaluation_record(evaluate(result.model, images.selection, images.normalisation)),
         "seconds": sum(epoch.seconds for epoch in result.epochs),
         "device": device_name(device),
+        "arithmetic": arithmetic(),
         "versions": {**library_versions(), "kornia": metadata.version("kornia")},
         "commit": current_commit(),
     }

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.networks import RecurrentNetwork
@@ -16,7 +17,8 @@ from newllm_core.studies.variants import known_variants, variant
 
 
 class MyNetwork(RecurrentNetwork):
-    pass
+    def __init__(self, config: BaselineConfig) -> None:
+        super().__init__(nn.GRU, config)
 
 
 MINE = Baseline("mine", "a network of my own", "network", MyNetwork, {"width": 8})
@@ -55,7 +57,8 @@ def test_one_entry_makes_a_network_known_everywhere() -> None:
         ({"kind": "counts"}, "expected values of BaselineConfig for a network and for nothing else, given some"),
         ({"config": {"widht": 8}}, "Did you mean 'width'"),
         ({"config": {"width": 0}}, "BaselineConfig.width: expected at least 1"),
-        ({"config": {"network": "gru"}}, "network 'gru' is built otherwise by the baseline 'gru'"),
+        ({"config": {"network": "gru"}}, "a baseline with this builder as network, given 'gru'"),
+        ({"config": {"network": "gur"}}, "a baseline with this builder as network, given 'gur'"),
     ],
     ids=str,
 )

@@ -56,7 +56,10 @@ def made(point: Settings = CENTRE, share: float = 60.0, loss: float = 6.0, phase
     """A record with planted figures: ER and calibrated ER ``share`` % of C, ``loss`` nats a token before HARD."""
     config = run_identity(point, phase1_only=not phase2).config
     width, trained, tokens = point.model.context_dim, point.phase1.max_iterations > 0, 700 * point.data.num_samples
-    rank = {"validation": share * width / 100, "validation_untrained": 0.3 * width, "context_dim": width}
+    rank = {
+        "validation": share * width / 100, "validation_untrained": 0.3 * width, "context_dim": width,
+        "validation_tokens": 3_800, "validation_ceiling": 0.97 * width,
+    }  # fmt: skip
     rows = [{"iteration": step, "train_rank": {"share": 0.5}, "validation_rank": {"share": 0.6} if step % 2 else None}
             for step in (1, 2, 3)]  # fmt: skip
     measures = [
@@ -383,6 +386,16 @@ def test_progression_lists_the_highest_rank_first_and_colours_differ() -> None:
     assert legend[0] == "untrained: 55.0 %" and legend[-1] == "MCDL: 50.0 %"
     colours = {matplotlib.colors.to_hex(handle.get_color()) for handle in figure.legends[0].get_lines()}
     assert len(colours) == len(points)
+
+
+def test_few_tokens_bound_the_rank_in_the_pictures() -> None:
+    record = made(at(context_dim=100))
+    record["phase1"]["effective_rank"] |= {"validation_tokens": 40, "validation_ceiling": 38.0}
+    progression = plot_rank_progression([record])
+    assert "white noise, as many tokens" in texts(progression)
+    assert 38.0 in [line.get_ydata()[0] for line in progression.axes[0].lines]
+    assert 100 / 40 in [line.get_ydata()[0] for line in plot_spectra([record]).axes[0].lines]
+    assert "white noise" not in texts(plot_rank_progression([made()]))
 
 
 def test_rank_against_perplexity_says_the_correlation() -> None:

@@ -33,7 +33,7 @@ from newllm_core.studies import rows as rows_module
 from newllm_core.studies.rows import Row, changed_contexts, read_rows
 from newllm_core.studies.runners import ExperimentRunner, RowRunner
 from newllm_core.studies.sweep import Sweep, grid
-from newllm_core.studies.variants import known_variants, variant
+from newllm_core.studies.variants import LeaderboardVariant, known_variants, variant
 from newllm_core.training.phase1 import Phase1Result
 from reproduce.controls import ROWS
 from reproduce.reference_experiments import centre
@@ -47,8 +47,18 @@ NETWORKS = [name for name, one in BASELINES.items() if one.kind == "network"]
 NETWORK = {"width": 8, "num_layers": 1, "num_heads": 2, "max_epochs": 1, "num_streams": 2, "segment_tokens": 8}
 
 
+AT_MOST = {"context_dim": 8, "max_iterations": 2, "check_interval": 1, "max_epochs": 2, "adapter_rank": 2}
+
+
+def small(name: str) -> LeaderboardVariant:
+    """What a variant asks for itself is small too."""
+    one = variant(name)
+    changes = {key: min(value, AT_MOST[key]) if key in AT_MOST else value for key, value in one.changes.items()}
+    return dataclasses.replace(one, changes=changes)
+
+
 def rows_of(names: Sequence[str], base: Settings, seeds: Sequence[int], runner: RowRunner) -> Sweep:
-    return Sweep(base, [variant(name) for name in names], seeds, runner)
+    return Sweep(base, [small(name) for name in names], seeds, runner)
 
 
 def run_one(name: str, base: Settings, folder: Path, network_changes: Mapping[str, Any], data_dir: Path) -> Row:
@@ -101,6 +111,14 @@ def test_only_what_is_trained_is_counted(rows: list[Row]) -> None:
     assert block == model.context_dim * (model.context_dim + 1 + model.embed_dim + 2)
     assert counts["notes"] == counts["shuffled"] == counts["trained"] and counts["last-token"] == counts["untrained"]
     assert counts["unigram"] == counts["kneser-ney-5"] == 0 and all(counts[name] > 0 for name in NETWORKS)
+
+
+def test_a_text_too_short_for_a_row_is_refused_before_the_first(tmp_path: Path) -> None:
+    wide = {**NETWORK, "num_streams": 1000, "segment_tokens": 100}
+    runner = RowRunner(tmp_path / "rows", wide, tmp_path / "data")
+    with pytest.raises(DataError, match=r"expected at least 100001, more than num_streams · segment_tokens of gru"):
+        rows_of(["unigram", "gru"], SMALL, [1], runner).run()
+    assert not list(tmp_path.glob("rows/*.json"))
 
 
 def test_a_row_is_read_again_and_another_configuration_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +197,7 @@ def test_every_committed_row_is_found_and_says_what_it_is() -> None:
     assert len(committed) >= 97
     for row in committed:
         base = changed(centre(), {"num_samples": row["config"]["data"]["num_samples"]})
-        (point,) = rows_of([row["variant"]["name"]], base, [row["seed"]], runner).points
+        (point,) = Sweep(base, [variant(row["variant"]["name"])], [row["seed"]], runner).points
         assert runner.finished(point) == row
         assert row["variant"].keys() == point.variant.record().keys()
 

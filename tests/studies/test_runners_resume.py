@@ -16,7 +16,7 @@ from newllm_core.baselines.train import BaselineResult, train_baseline
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import RunError, read_json, write_json
 from newllm_core.runs.progress import Seconds, Stopwatch
-from newllm_core.studies.rows import CHECKPOINTS_FOLDER
+from newllm_core.studies.runners import CHECKPOINTS_FOLDER
 
 LONG = {**NETWORK, "max_epochs": 3, "patience": 3, "dropout": 0.2}
 THREE_EPOCHS = dataclasses.replace(SMALL, phase2=dataclasses.replace(SMALL.phase2, max_epochs=3, patience=3))
