@@ -44,12 +44,11 @@ def prepare(data: DataConfig, model: ModelConfig, run: RunConfig, data_dir: Path
     seed_everything(run.seed, run.num_threads)
     device = resolve_device(run.device)
     token_data = load_token_streams(data, data_dir)
-    refuse_short_texts(data, token_data)
+    refuse_short_texts(data, token_data, model)
     embeddings = load_embeddings(data, model.embed_dim, run.seed, token_data.train.tokens, data_dir)
     network = NewLLM(model, embeddings.matrix, run.seed).to(device)
     train, validation = (stream.tokens.to(device) for stream in (token_data.train, token_data.validation))
     if model.initial_exponent is not None:
-        refuse_short_training(data, token_data, MIN_FORGETTING_TOKENS, "from which initial_exponent is set")
         scaled = scale_to_exponent(network.context_block, StreamEmbeddings(network, train), model.initial_exponent)
         if not scaled.success:
             raise ConfigError(
@@ -59,8 +58,13 @@ def prepare(data: DataConfig, model: ModelConfig, run: RunConfig, data_dir: Path
     return Prepared(data, run, token_data, embeddings, network, train, validation)
 
 
-def refuse_short_texts(data: DataConfig, tokens: TokenData, phase1: Phase1Config | None = None) -> None:
-    """Raises DataError where training or validation text has no token to predict, or ``phase1`` cannot be trained."""
+def refuse_short_texts(
+    data: DataConfig, tokens: TokenData, model: ModelConfig, phase1: Phase1Config | None = None
+) -> None:
+    """Raises DataError, with file, range and numbers, where a text is too short to be trained or judged on.
+
+    A figure that cannot be measured on few tokens is no reason: it is missing in the record.
+    """
     found = tokens.validation.num_tokens
     if found < MIN_TOKENS:
         raise DataError(
@@ -68,17 +72,15 @@ def refuse_short_texts(data: DataConfig, tokens: TokenData, phase1: Phase1Config
             f"expected at least {MIN_TOKENS}, one and the one after it that is predicted. Widen validation_range"
         )
     refuse_short_training(data, tokens, MIN_TOKENS, "one and the one after it that is predicted")
+    if model.initial_exponent is not None:
+        refuse_short_training(data, tokens, MIN_FORGETTING_TOKENS, "from which initial_exponent is set")
     if phase1 is not None and phase1.objective != "cvfp" and phase1.max_iterations:
-        streams = phase1.prediction_streams
-        purpose = f"{MIN_TOKENS} for each of prediction_streams={streams}"
-        refuse_short_training(data, tokens, MIN_TOKENS * streams, purpose)
+        purpose = f"{MIN_TOKENS} for each of prediction_streams={phase1.prediction_streams}"
+        refuse_short_training(data, tokens, MIN_TOKENS * phase1.prediction_streams, purpose)
 
 
 def refuse_short_training(data: DataConfig, tokens: TokenData, needed: int, purpose: str) -> None:
-    """Raises DataError, with file, conversations and numbers, where there are fewer than ``needed`` training tokens.
-
-    A figure that cannot be measured on few tokens is no reason: it is missing in the record.
-    """
+    """Raises DataError, with file, conversations and numbers, where there are fewer than ``needed`` training tokens."""
     found, indices = tokens.train.num_tokens, tokens.train.sample_indices
     if found < needed:
         raise DataError(
@@ -89,7 +91,7 @@ def refuse_short_training(data: DataConfig, tokens: TokenData, needed: int, purp
 
 def check_phase1(prepared: Prepared, config: Phase1Config, folder: Path) -> None:
     """Whether Phase 1 can be trained and kept in ``folder``. Raises DataError or RunError."""
-    refuse_short_texts(prepared.data, prepared.token_data, config)
+    refuse_short_texts(prepared.data, prepared.token_data, prepared.model.config, config)
     refuse_full_disk(prepared, folder)
 
 
