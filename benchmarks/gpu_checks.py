@@ -24,7 +24,8 @@ from newllm_core.model.generation import generate
 from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.training import phase2
 from newllm_core.training.device_noise import noise_seed, with_noise
-from newllm_core.training.fixed_point import CvfpPass
+from newllm_core.training.fixed_point import CvfpPass, PassFigures
+from newllm_core.training.loop import PassState
 from newllm_core.training.phase1 import Phase1Result, all_contexts
 from newllm_core.training.predictive import PredictivePass
 
@@ -170,6 +171,14 @@ def _predictive(inputs: LanguageInputs) -> Iterator[Check]:
         yield from _objective(f"predictive, {objective}", PredictivePass, config, inputs)
 
 
+def one_pass(objective: CvfpPass | PredictivePass, iteration: int) -> PassFigures:
+    """All steps of an iteration of Phase 1."""
+    within = PassState()
+    for _ in objective.steps(iteration, within):
+        within.steps += 1
+    return objective.figures(within)
+
+
 def _objective(
     name: str, kind: type[CvfpPass] | type[PredictivePass], config: Phase1Config, inputs: LanguageInputs
 ) -> Iterator[Check]:
@@ -178,7 +187,7 @@ def _objective(
     for device in (CPU, GPU):
         model = NewLLM(_SMALL, inputs.embeddings).to(device)
         objective = kind(model, inputs.train[:_TOKENS].to(device), config, 42)
-        figures.append([objective.iterate(iteration).total for iteration in range(1, _ITERATIONS + 1)])
+        figures.append([one_pass(objective, iteration).total for iteration in range(1, _ITERATIONS + 1)])
         passes.append(objective)
     apart = max(abs(ours - theirs) for theirs, ours in zip(*figures, strict=True))
     blocks = [torch.cat([value.flatten().cpu() for value in one.block.parameters()]) for one in passes]
@@ -235,7 +244,7 @@ def _out_of_memory(inputs: LanguageInputs) -> Iterator[Check]:
             loss, _ = trained_epoch(trainer, 1)
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
-        outcomes.append((loss, trainer.device_batch_size))
+        outcomes.append((loss, trainer.device_batch.size))
     (loss, whole), (limited_loss, halved) = outcomes
     yield Check("out of memory: tokens at once under a limit, over those without", halved / whole, 0.5, "")
     yield Check("out of memory: loss under a limit", abs(limited_loss - loss), 1e-5, "nats")

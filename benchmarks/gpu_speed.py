@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.gpu_checks import GPU
+from benchmarks.gpu_checks import GPU, one_pass
 from benchmarks.gpu_inputs import LanguageInputs, best_settings
 from benchmarks.gpu_timing import Work, interleaved, kernels, milliseconds, peak_mb, summary
 from benchmarks.phase2_epoch import trained_epoch
@@ -90,7 +90,7 @@ def _trained_model(inputs: LanguageInputs) -> NewLLM:
     model = NewLLM(ModelConfig(), inputs.embeddings).to(GPU)
     objective = CvfpPass(model, inputs.train[:57_173].to(GPU), Phase1Config(), 42)
     for number in range(1, _TRAINED_ITERATIONS + 1):
-        objective.iterate(number)
+        one_pass(objective, number)
     return model
 
 
@@ -235,7 +235,7 @@ def _fixed_point(tokens: Tensor, source: str) -> CvfpPass:
 
 def _next_iteration(objective: CvfpPass | PredictivePass) -> Work:
     count = iter(range(1, 10_000))
-    return lambda: objective.iterate(next(count))
+    return lambda: one_pass(objective, next(count))
 
 
 def phase2_step(inputs: LanguageInputs) -> dict[str, Any]:
@@ -272,7 +272,7 @@ def predictive_step(inputs: LanguageInputs) -> dict[str, Any]:
         objective = PredictivePass(model, tokens, settings.phase1, 42)
         if not recorded:
             objective.captured = None
-        works[name], steps = _next_iteration(objective), objective.steps
+        works[name], steps = _next_iteration(objective), objective.num_steps
     times = interleaved(works, 3, warm_up=1)
     return {
         "tokens": len(tokens), "steps": steps, "pass": times,

@@ -12,6 +12,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from newllm_core.gpu_memory import is_out_of_memory
+
+
+class NotRecordedError(RuntimeError):
+    """A graph's own memory, which it keeps, does not fit; the step itself has not been taken."""
+
+
 # Before the recording: libraries choose their kernels, the optimizer makes its state, Triton compiles.
 _STEPS_BEFORE = 3
 
@@ -27,17 +34,26 @@ class CapturedStep:
         self._calls = 0
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Raises what the step raises, an error about memory included; then this object is of no further use."""
+        """Raises what the step raises, and NotRecordedError; then this object is of no further use."""
         self._take(inputs)
         self._calls += 1
         if self._calls <= _STEPS_BEFORE:
             return self._beside()
         if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._outputs = self._step(*self._inputs)
+            self._graph = self._recorded()
         self._graph.replay()
         return self._outputs
+
+    def _recorded(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._outputs = self._step(*self._inputs)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise NotRecordedError("no memory for a recorded step") from error
+        return graph
 
     def _take(self, inputs: tuple[Tensor, ...]) -> None:
         if not self._inputs:

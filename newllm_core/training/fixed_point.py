@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from newllm_core.config.language import Phase1Config
 from newllm_core.contexts.shooting import exact_contexts
 from newllm_core.errors import refuse_not_finite
+from newllm_core.gpu_memory import DeviceBatch, accumulate_in_parts
 from newllm_core.losses import cvfp_loss, diversity_loss
 from newllm_core.metrics.convergence import count_converged
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.runs.reproducibility import derived_generator
-from newllm_core.training.captured import RECORDABLE_LOSSES, CapturedStep, device_options
-from newllm_core.training.loop import Stateful
+from newllm_core.training.captured import RECORDABLE_LOSSES, CapturedStep, NotRecordedError, device_options
+from newllm_core.training.loop import PassState
 from newllm_core.triton_support import runs_kernels
 
 # Noise is drawn in blocks of this many token positions, so that it does not depend on the batches.
@@ -45,6 +46,11 @@ class PassFigures:
     total: float
     gradient_norm: float
     converged: int
+
+
+def in_place(tensor: Tensor) -> nn.Module:
+    """The same memory as a module, for a checkpoint."""
+    return nn.ParameterList([nn.Parameter(tensor, requires_grad=False)])
 
 
 def batch_slices(num_tokens: int, batch_tokens: int, min_last_batch: int) -> list[slice]:
@@ -78,10 +84,13 @@ class CvfpPass:
         self.optimizer = torch.optim.Adam(self.block.parameters(), lr=config.learning_rate, **device_options(device))
         self.zero = torch.zeros(self.block.context_dim, device=device)
         self.batches = batch_slices(len(train_tokens), config.batch_tokens, config.min_last_batch)
+        self.num_steps, self.device_batch = 1, DeviceBatch(self.zero.device, len(train_tokens))
         # Iteration 0: contexts without training. Rewritten in place, batch by batch, by every iteration.
         first = exact_contexts(self.block, self.embeds, self.zero)
         self.previous = first.contexts
         self.recorded = self._recording(first.segment_length) if runs_kernels(device) else None
+        # What the next iteration depends on, beside the block's weights.
+        self.parts = {"previous": in_place(self.previous), "optimizer": self.optimizer}
 
     def _recording(self, segment_length: int) -> "_RecordedIteration | None":
         few = len(self.batches) <= _MOST_RECORDED_BATCHES
@@ -91,13 +100,15 @@ class CvfpPass:
 
     def iterate(self, iteration: int) -> PassFigures:
         """One pass over all batches and one step. Raises NotFiniteError."""
-        if self.recorded is not None:
-            return self.recorded.iterate(iteration)
+        figures = None if self.recorded is None else self.recorded.iterate(iteration)
+        if figures is not None:
+            return figures
+        self.recorded = None
         self.optimizer.zero_grad(set_to_none=True)
         means, converged = self.accumulate(self._inputs(), partial(self._with_noise, iteration))
         cvfp, diversity, total_loss = means.tolist()
         refuse_not_finite({"cvfp": cvfp, self.config.diversity_algorithm: diversity})
-        norm = float(torch.nn.utils.clip_grad_norm_(self.block.parameters(), self.config.gradient_clip))
+        norm = float(nn.utils.clip_grad_norm_(self.block.parameters(), self.config.gradient_clip))
         refuse_not_finite({"gradient norm": norm})
         self.optimizer.step()
         refuse_not_finite({"largest weight": float(self.largest_weight())})
@@ -116,27 +127,40 @@ class CvfpPass:
         sums = self.zero.new_zeros(3, dtype=torch.float64)
         converged = torch.zeros((), dtype=torch.int64, device=self.zero.device)
         for rows, inputs, previous in batches:
-            contexts = self.block(add_noise(inputs, rows), self.embeds[rows])
-            terms = cvfp_loss(contexts, previous), self.diversity(contexts)
-            weight = self.config.dist_reg_weight
-            total = (1 - weight) * terms[0] + weight * terms[1]
-            (total / len(self.batches)).backward()
-            contexts = contexts.detach()
-            sums += torch.stack([*terms, total]).detach()
+            given = add_noise(inputs, rows), self.embeds[rows], previous
+            contexts, figures = self.device_batch.fit(len(inputs), partial(self._accumulate, *given))
+            sums += figures
             converged += count_converged(contexts, previous, self.config.convergence_threshold)
             if self.config.context_source == "previous_iteration":
                 previous.copy_(contexts)
         return sums / len(self.batches), converged
 
+    def _accumulate(self, inputs: Tensor, embeds: Tensor, previous: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Adds a batch's gradients, ``size`` rows at once; contexts `[n, C]`, and cvfp, diversity and total `[3]`."""
+        weight, figures = self.config.dist_reg_weight, list[Tensor]()
+
+        def loss(contexts: Tensor) -> Tensor:
+            terms = cvfp_loss(contexts, previous), self.diversity(contexts)
+            total = (1 - weight) * terms[0] + weight * terms[1]
+            figures.append(torch.stack([*terms, total]).detach())
+            return total / len(self.batches)
+
+        contexts = accumulate_in_parts(
+            lambda rows: self.block(inputs[rows], embeds[rows]), len(inputs), size, loss, self.block.parameters(),
+            inputs.device,
+        )  # fmt: skip
+        return contexts, figures[0]
+
+    def steps(self, iteration: int, within: PassState) -> Iterator[None]:
+        """A single one, the whole iteration, which is therefore never interrupted."""
+        self.latest = self.iterate(iteration)
+        return iter(())
+
+    def figures(self, within: PassState) -> PassFigures:
+        return self.latest
+
     def held_out_prediction(self, contexts: Tensor, tokens: Tensor) -> None:
         """Nothing is predicted: the effective rank says which iteration to keep."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What the next iteration depends on, beside the block's weights."""
-        return {"previous": self.previous}
-
-    def stateful(self) -> dict[str, Stateful]:
-        return {"optimizer": self.optimizer}
 
     def _inputs(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Per batch: its rows, the contexts entering them, and a view of the previous iteration's contexts there.
@@ -199,17 +223,23 @@ class _RecordedIteration:
         self.entering = previous.new_empty(shape) if exact else None
         self.step = CapturedStep(self._step)
 
-    def iterate(self, iteration: int) -> PassFigures:
+    def iterate(self, iteration: int) -> PassFigures | None:
+        """None where a whole batch does not fit at once, or the graph does not: then nothing has been done."""
+        from newllm_core.training.device_noise import noise_seed
+
         objective = self.objective
+        if objective.device_batch.size < max(rows.stop - rows.start for rows in objective.batches):
+            return None
         if self.entering is not None:
             carried = objective.previous[-1]
             self.entering[0, -1] = carried
             exact_contexts(
                 objective.block, objective.embeds, carried, out=self.entering[1:], segment_length=self.segment_length
             )
-        from newllm_core.training.device_noise import noise_seed
-
-        (figures,) = self.step(noise_seed(objective.seed, iteration, objective.zero.device))
+        try:
+            (figures,) = self.step(noise_seed(objective.seed, iteration, objective.zero.device))
+        except NotRecordedError:
+            return None
         cvfp, diversity, total, norm, largest, converged = figures.tolist()
         named = {
             "cvfp": cvfp, objective.config.diversity_algorithm: diversity, "gradient norm": norm,
@@ -224,7 +254,7 @@ class _RecordedIteration:
         objective.optimizer.zero_grad(set_to_none=True)
         batches = objective.stale_inputs() if self.entering is None else self._exact_inputs(self.entering)
         means, converged = objective.accumulate(batches, partial(self._with_noise, drawn))
-        norm = torch.nn.utils.clip_grad_norm_(objective.block.parameters(), objective.config.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(objective.block.parameters(), objective.config.gradient_clip)
         objective.optimizer.step()
         others = torch.stack([norm.double(), objective.largest_weight().double(), converged.double()])
         return (torch.cat([means, others]),)

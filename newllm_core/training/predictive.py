@@ -10,6 +10,9 @@ just what a readout with a unigram bias has to add.
 """
 
 import math
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +21,24 @@ from torch.nn import functional
 from newllm_core.config.language import Phase1Config
 from newllm_core.contexts.shooting import exact_contexts
 from newllm_core.data.stream import ring_segments
-from newllm_core.errors import refuse_not_finite
+from newllm_core.gpu_memory import DeviceBatch, accumulate_in_parts
 from newllm_core.losses import cvfp_loss, diversity_loss
 from newllm_core.metrics.convergence import count_converged
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.runs.reproducibility import derived_generator
-from newllm_core.training.captured import RECORDABLE_LOSSES, CapturedStep, DeviceRate, device_options
-from newllm_core.training.fixed_point import PassFigures
-from newllm_core.training.loop import Stateful
+from newllm_core.training.captured import (
+    RECORDABLE_LOSSES,
+    CapturedStep,
+    DeviceRate,
+    NotRecordedError,
+    device_options,
+)
+from newllm_core.training.fixed_point import PassFigures, in_place
+from newllm_core.training.loop import PassState
 from newllm_core.triton_support import runs_kernels
 
 _HELD_OUT_ROWS = 1024  # of the held-out loss, computed at once
-# Means over a pass, in the order they are summed.
+# Of a step, in the order in which it gives them.
 _FIGURES = ("prediction", "diversity", "total", "gradient_norm", "cvfp", "converged")
 
 
@@ -77,73 +86,104 @@ class PredictivePass:
         self.optimizer = torch.optim.AdamW(
             self.parameters, config.learning_rate, weight_decay=config.prediction_weight_decay, **device_options(device)
         )
-        self.steps = math.ceil((len(train_tokens) // config.prediction_streams - 1) / config.prediction_segment)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.steps * config.max_iterations)
+        self.rate = DeviceRate(self.optimizer, device) if device.type == "cuda" else None
+        recordable = self.rate is not None and config.diversity_algorithm in RECORDABLE_LOSSES
+        self.captured = CapturedStep(self._updated) if recordable else None
+        self.num_steps = math.ceil((len(train_tokens) // config.prediction_streams - 1) / config.prediction_segment)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, self.num_steps * config.max_iterations
+        )
         with torch.no_grad():
             every = torch.arange(len(model.embedding), device=device)
             scale = 1.0 if config.objective == "regression" else math.sqrt(model.config.embed_dim)
             self.targets = model.embed_for_contexts(every) / scale
+        self.device_batch = DeviceBatch(device, config.prediction_streams)
         zero = torch.zeros(self.block.context_dim, device=device)
         self.previous = exact_contexts(self.block, self.embeds, zero).contexts
-        self.sums = torch.zeros(len(_FIGURES), dtype=torch.float64, device=device)
-        self.rate = DeviceRate(self.optimizer, device) if device.type == "cuda" else None
-        recordable = self.rate is not None and config.diversity_algorithm in RECORDABLE_LOSSES
-        self.captured = CapturedStep(self._updated) if recordable else None
+        # What the next iteration depends on, beside the block's weights.
+        self.parts = {
+            "previous": in_place(self.previous), "predictor": self.predictor, "optimizer": self.optimizer,
+            "schedule": self.schedule,
+        }  # fmt: skip
 
-    def iterate(self, iteration: int) -> PassFigures:
-        """One pass over the text. Raises NotFiniteError."""
+    def steps(self, iteration: int, within: PassState) -> Iterator[None]:
+        """One pass over the text, but the steps that ``within`` has had."""
         context = self.previous.new_zeros(self.config.prediction_streams, self.block.context_dim)
-        self.sums.zero_()
         generator = derived_generator("prediction", self.seed, iteration)
         segments = ring_segments(
             len(self.tokens), self.config.prediction_streams, self.config.prediction_segment, generator
         )
-        for positions in segments:
-            context = self._step(positions.to(self.tokens.device), context, self._negatives(generator))
-        totals = dict(zip(_FIGURES, self.sums.tolist(), strict=True))
-        converged = int(totals.pop("converged"))
-        means = {name: total / self.steps for name, total in totals.items()}
-        refuse_not_finite(means)
-        return PassFigures(converged=converged, **means)
+        for positions in islice(segments, within.steps, None):
+            if within.carried is not None:
+                context, drawn = within.carried
+                generator.set_state(drawn.cpu())
+            context = self._step(positions.to(self.tokens.device), context, generator, within)
+            within.carried = context, generator.get_state()
+            yield
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What the next iteration depends on, beside the block's weights."""
-        return {"previous": self.previous, **{f"predictor.{n}": v for n, v in self.predictor.state_dict().items()}}
+    def figures(self, within: PassState) -> PassFigures:
+        """Of the pass whose steps have been taken."""
+        sums = {name: float(value) for name, value in within.sums.items()}
+        converged = int(sums.pop("converged"))
+        return PassFigures(converged=converged, **{name: value / self.num_steps for name, value in sums.items()})
 
-    def stateful(self) -> dict[str, Stateful]:
-        return {"optimizer": self.optimizer, "schedule": self.schedule}
-
-    def _step(self, positions: Tensor, context: Tensor, negatives: Tensor) -> Tensor:
+    def _step(self, positions: Tensor, context: Tensor, generator: torch.Generator, within: PassState) -> Tensor:
         """One segment `[B, T]` entered by ``context`` `[B, C]`; returns what enters the next."""
+        given = positions, context, self._negatives(generator)
         if self.rate is not None:
             self.rate.update()
-        whole = positions.shape[1] == self.config.prediction_segment
-        step = self._updated if self.captured is None or not whole else self.captured
-        (context,) = step(positions, context, negatives)
+        context, *figures = self._recorded(*given) or self._updated(*given)
         self.schedule.step()
+        within.add(**dict(zip(_FIGURES, figures, strict=True)))
         return context
 
-    def _updated(self, positions: Tensor, context: Tensor, negatives: Tensor) -> tuple[Tensor]:
-        """The device's share of a step, which leaves everything in place: losses, gradient, optimizer, figures."""
-        contexts = self._contexts(positions, context)
-        flat, rows = contexts.flatten(0, 1), positions.flatten()
-        weight = self.config.dist_reg_weight
-        prediction = self._prediction(flat, self.tokens[(rows + 1) % len(self.tokens)], negatives)
-        diversity = self.diversity(flat)
-        total = (1 - weight) * prediction + weight * diversity
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+    def _recorded(self, positions: Tensor, context: Tensor, negatives: Tensor) -> tuple[Tensor, ...] | None:
+        """``_updated`` as a CUDA graph, for whole segments that fit at once; None where it is not to be used."""
+        whole = positions.shape[1] == self.config.prediction_segment and self.device_batch.size >= len(positions)
+        if self.captured is None or not whole:
+            return None
+        try:
+            return self.captured(positions, context, negatives)
+        except NotRecordedError:
+            self.captured = None
+            return None
+
+    def _updated(self, positions: Tensor, context: Tensor, negatives: Tensor) -> tuple[Tensor, ...]:
+        """The device's share of a step; what enters the next segment, and the step's figures."""
+        attempt = partial(self._gradients, positions, context, negatives)
+        contexts, figures = self.device_batch.fit(len(positions), attempt)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
         if self.rate is None:
             self.optimizer.step()
         else:
             self.rate.step()
-        flat, before = flat.detach(), self.previous[rows]
-        moved = cvfp_loss(flat, before), count_converged(flat, before, self.config.convergence_threshold)
-        # Sums stay on the device: reading one per step would make a GPU wait.
-        self.sums += torch.stack([value.detach().double() for value in (prediction, diversity, total, norm, *moved)])
+        flat, rows = contexts.flatten(0, 1), positions.flatten()
+        before = self.previous[rows]
+        converged = count_converged(flat, before, self.config.convergence_threshold)
+        found = {**figures, "gradient_norm": norm, "cvfp": cvfp_loss(flat, before), "converged": converged}
         self.previous[rows] = flat
-        return (contexts[:, -1].detach(),)
+        return contexts[:, -1], *[found[name].detach() for name in _FIGURES]
+
+    def _gradients(
+        self, positions: Tensor, context: Tensor, negatives: Tensor, size: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of a segment, ``size`` streams at once; its contexts `[B, T, C]` and the terms of its loss."""
+        targets = self.tokens[(positions.flatten() + 1) % len(self.tokens)]
+        weight, figures = self.config.dist_reg_weight, dict[str, Tensor]()
+
+        def loss(contexts: Tensor) -> Tensor:
+            flat = contexts.flatten(0, 1)
+            prediction, diversity = self._prediction(flat, targets, negatives), self.diversity(flat)
+            total = (1 - weight) * prediction + weight * diversity
+            figures.update(prediction=prediction, diversity=diversity, total=total)
+            return total
+
+        self.optimizer.zero_grad(set_to_none=True)
+        contexts = accumulate_in_parts(
+            lambda rows: self._contexts(positions[rows], context[rows]), len(positions), size, loss, self.parameters,
+            positions.device,
+        )  # fmt: skip
+        return contexts, figures
 
     def _contexts(self, positions: Tensor, context: Tensor) -> Tensor:
         """The last layer's, with dropout of the token input and noise on what enters. `[B, T]` -> `[B, T, C]`."""

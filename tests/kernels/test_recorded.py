@@ -13,7 +13,7 @@ from torch import Tensor
 
 from newllm_core.contexts import shooting
 from newllm_core.training import captured, fixed_point, phase2, predictive
-from newllm_core.training.captured import CapturedStep, DeviceRate
+from newllm_core.training.captured import CapturedStep, DeviceRate, NotRecordedError
 from newllm_core.training.fixed_point import CvfpPass
 from newllm_core.training.loop import PassState
 from newllm_core.training.phase1 import Phase1Result, all_contexts
@@ -39,8 +39,15 @@ def _plain(kind: type[Any], config: Any, monkeypatch: pytest.MonkeyPatch) -> Any
         for module in (fixed_point, predictive, shooting):
             usual.setattr(module, "runs_kernels", lambda device: False)
         objective = kind(make_model(), TOKENS, config, 1)
-        figures = [objective.iterate(number) for number in (1, 2, 3)]
+        figures = [_pass(objective, number) for number in (1, 2, 3)]
     return objective, figures
+
+
+def _pass(objective: Any, number: int) -> Any:
+    within = PassState()
+    for _ in objective.steps(number, within):
+        within.steps += 1
+    return objective.figures(within)
 
 
 def _weights(objective: Any) -> Tensor:
@@ -54,7 +61,7 @@ def test_a_recorded_iteration_is_the_usual_one(source: str, monkeypatch: pytest.
     usual, expected = _plain(CvfpPass, config, monkeypatch)
     recorded = CvfpPass(make_model(), TOKENS, config, 1)
     assert recorded.recorded is not None
-    found = [recorded.iterate(number) for number in (1, 2, 3)]
+    found = [_pass(recorded, number) for number in (1, 2, 3)]
     for one, other in zip(found, expected, strict=True):
         assert one.total == pytest.approx(other.total, abs=1e-5) and one.converged == other.converged
     torch.testing.assert_close(_weights(recorded), _weights(usual), rtol=1e-3, atol=1e-5)
@@ -64,7 +71,7 @@ def test_a_recorded_iteration_is_the_usual_one(source: str, monkeypatch: pytest.
 @pytest.mark.usefixtures("called")
 def test_noise_is_another_every_iteration_and_finite_figures_come_back() -> None:
     objective = CvfpPass(make_model(), TOKENS, phase1_config(context_noise=0.3, batch_tokens=50), 1)
-    figures = [objective.iterate(number) for number in (1, 2)]
+    figures = [_pass(objective, number) for number in (1, 2)]
     assert figures[0].total != figures[1].total
 
 
@@ -72,6 +79,27 @@ def test_noise_is_another_every_iteration_and_finite_figures_come_back() -> None
 def test_losses_that_draw_or_decompose_are_not_recorded() -> None:
     config = phase1_config(diversity_algorithm="SIGReg", context_noise=0.0, batch_tokens=50)
     assert CvfpPass(make_model(), TOKENS, config, 1).recorded is None
+
+
+@pytest.mark.usefixtures("called")
+@pytest.mark.parametrize("reason", ["the graph", "a batch"])
+def test_an_iteration_that_does_not_fit_is_taken_as_usual(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = phase1_config(context_source="exact", context_noise=0.0, batch_tokens=50, min_last_batch=10)
+    usual, _ = _plain(CvfpPass, config, monkeypatch)
+    objective = CvfpPass(make_model(), TOKENS, config, 1)
+    assert objective.recorded is not None
+    if reason == "a batch":
+        objective.device_batch.size = 20
+    else:
+        objective.recorded.step = _without_memory  # type: ignore[assignment]
+    for number in (1, 2, 3):
+        _pass(objective, number)
+    assert objective.recorded is None
+    torch.testing.assert_close(_weights(objective), _weights(usual), rtol=1e-3, atol=1e-5)
+
+
+def _without_memory(*inputs: Tensor) -> tuple[Tensor, ...]:
+    raise NotRecordedError("no memory for a recorded step")
 
 
 @pytest.mark.usefixtures("called")
@@ -84,7 +112,7 @@ def test_a_recorded_predictive_step_is_the_usual_one(monkeypatch: pytest.MonkeyP
     recorded = PredictivePass(make_model(), TOKENS, config, 1)
     recorded.rate = DeviceRate(recorded.optimizer, CPU)
     recorded.captured = recorded._updated
-    found = [recorded.iterate(number) for number in (1, 2, 3)]
+    found = [_pass(recorded, number) for number in (1, 2, 3)]
     assert [one.total for one in found] == pytest.approx([one.total for one in expected], abs=1e-4)
     torch.testing.assert_close(_weights(recorded), _weights(usual), rtol=1e-2, atol=1e-4)
 
@@ -92,7 +120,7 @@ def test_a_recorded_predictive_step_is_the_usual_one(monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("called")
 def test_a_predictive_step_draws_noise_for_its_segment() -> None:
     config = phase1_config(objective="contrastive", context_noise=0.5, prediction_streams=3, prediction_segment=8)
-    figures = PredictivePass(make_model(), TOKENS, config, 1).iterate(1)
+    figures = _pass(PredictivePass(make_model(), TOKENS, config, 1), 1)
     assert figures.prediction is not None and figures.prediction > 0
 
 
@@ -118,11 +146,8 @@ def test_a_recorded_epoch_of_phase_2_is_the_usual_one(schedule: str, monkeypatch
     torch.testing.assert_close(weights, expected_weights, rtol=1e-4, atol=1e-6)
 
 
-def test_a_step_that_does_not_fit_is_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*inputs: Tensor) -> tuple[Tensor, ...]:
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(phase2, "CapturedStep", lambda step: full)
+def test_a_step_whose_graph_does_not_fit_is_taken_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phase2, "CapturedStep", lambda step: _without_memory)
     means, weights = _epoch(True, "cosine")
     expected_means, expected_weights = _epoch(False, "cosine")
     assert means == pytest.approx(expected_means, abs=1e-5)
@@ -175,6 +200,23 @@ def test_a_step_is_called_three_times_then_recorded_and_replayed(monkeypatch: py
         (found,) = captured_step(torch.tensor(float(number)))
         assert float(found) == sum(range(1, number + 1))
     assert len(calls) == captured._STEPS_BEFORE + 1 and _Graph.replays == 3
+
+
+@pytest.mark.parametrize(("message", "expected"), [("CUDA out of memory", NotRecordedError), ("broken", RuntimeError)])
+def test_only_memory_makes_a_step_unrecorded(
+    message: str, expected: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def recording(graph: _Graph) -> Iterator[None]:
+        yield
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", _Graph)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(captured, "_STEPS_BEFORE", 0)
+    with pytest.raises(expected) as raised:
+        CapturedStep(lambda value: (value,))(torch.zeros(1))
+    assert type(raised.value) is expected
 
 
 class _Stream:
