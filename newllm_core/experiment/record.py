@@ -56,16 +56,30 @@ def _stream_keys(part: str) -> dict[str, Key]:
     }
 
 
-RUN_KEYS: dict[str, Key] = {
-    "format": Key("count", f"number of this description: {FORMAT}"),
-    "corpus": Key("text", "training text, by name (`config.data.corpus`)"),
-    "embeddings": Key("text", "frozen token embeddings, by name (`config.data.embeddings`)"),
-    "seed": Key("count", "of everything drawn (`config.run.seed`)"),
+TOKEN_KEYS = {
     "tokens.train": Key("count", "training stream, N", "tokens"),
     "tokens.validation": Key("count", "validation stream, M", "tokens"),
     "tokens.distinct_train": Key("count", "different token ids in the training stream", "token ids"),
     "tokens.distinct_validation": Key("count", "different token ids in the validation stream", "token ids"),
     "tokens.unseen_validation_share": Key("share", "validation tokens whose id never occurs in training"),
+}
+
+PROVENANCE_KEYS = {
+    **_stream_keys("train"),
+    **_stream_keys("validation"),
+    "provenance.embeddings.name": Key("text", "source of the embeddings"),
+    "provenance.embeddings.source_sha256": Key("text", "of the file read", missing="drawn from the seed, no file"),
+    "provenance.embeddings.vocab_size": Key("count", "V", "token ids"),
+    "provenance.embeddings.embed_dim": Key("count", "E", "dimensions"),
+    "provenance.embeddings.matrix_sha256": Key("hash", "of the matrix `[V, E]` in float32"),
+}
+
+RUN_KEYS: dict[str, Key] = {
+    "format": Key("count", f"number of this description: {FORMAT}"),
+    "corpus": Key("text", "training text, by name (`config.data.corpus`)"),
+    "embeddings": Key("text", "frozen token embeddings, by name (`config.data.embeddings`)"),
+    "seed": Key("count", "of everything drawn (`config.run.seed`)"),
+    **TOKEN_KEYS,
     "parameters.embedding": Key("count", "embedding matrix, V · E", "parameters"),
     "parameters.embed_norm": Key("count", "LayerNorm of the embeddings, never trained", "parameters"),
     "parameters.context_block": Key("count", "ContextBlock", "parameters"),
@@ -74,13 +88,7 @@ RUN_KEYS: dict[str, Key] = {
     "parameters.total": Key("count", "all of them", "parameters"),
     "parameters.trained_in_phase1": Key("count", "that Phase 1 trains", "parameters"),
     "parameters.trained_in_phase2": Key("count", "that Phase 2 trains", "parameters"),
-    **_stream_keys("train"),
-    **_stream_keys("validation"),
-    "provenance.embeddings.name": Key("text", "source of the embeddings"),
-    "provenance.embeddings.source_sha256": Key("text", "of the file read", missing="drawn from the seed, no file"),
-    "provenance.embeddings.vocab_size": Key("count", "V", "token ids"),
-    "provenance.embeddings.embed_dim": Key("count", "E", "dimensions"),
-    "provenance.embeddings.matrix_sha256": Key("hash", "of the matrix `[V, E]` in float32"),
+    **PROVENANCE_KEYS,
     "device": Key("text", "device that computed"),
     "arithmetic": Key("object", "what rounding depends on beside versions", missing="made before format 2"),
     "arithmetic.cpu": Key("text", "the processor's model name", missing="the system does not tell"),
