@@ -224,9 +224,8 @@ def test_the_better_model_is_recorded_drawn_and_loaded_like_any_other(folder: Pa
     loaded = load_model(record, folder / "better", folder / "better" / "phase1", folder / "data")
     run_small(folder / "better", folder / "data", BETTER, save_model=True)
     alone = NewLLM.load(folder / "better" / "model")
-    assert {name: value.tolist() for name, value in alone.state_dict().items()} == {
-        name: value.tolist() for name, value in loaded.model.state_dict().items()
-    }
+    assert alone.state_dict().keys() == loaded.model.state_dict().keys() >= {"output_bias", "readout.up.weight"}
+    assert all(torch.equal(value, loaded.model.state_dict()[name]) for name, value in alone.state_dict().items())
     contexts, tokens = all_contexts(loaded.model, loaded.validation_tokens), loaded.validation_tokens
     again = evaluate(loaded.model, contexts, tokens, evaluation_head(loaded.model, "blocks"), BETTER.phase2)
     assert again.mean_nats == record["phase2"]["best"]["validation_loss"]
