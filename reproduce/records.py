@@ -50,7 +50,7 @@ A file of its own. Its configuration is a language run's, of the sections that i
 
 {{row}}
 
-## A run on images: `run.json`, format {vision.FORMAT}
+## A run on images: `run.json`, format {FORMAT}
 
 {{vision}}
 

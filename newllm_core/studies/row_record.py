@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from newllm_core.config.language import Settings
-from newllm_core.experiment.record import PROVENANCE_KEYS, RUN_SECTIONS, TOKEN_KEYS
+from newllm_core.experiment.record import (
+    ARITHMETIC_KEYS,
+    FORMAT,
+    PROVENANCE_KEYS,
+    RUN_SECTIONS,
+    TOKEN_KEYS,
+    refuse_other_format,
+)
 from newllm_core.metrics.forgetting import FORGETTING_TOKENS
 from newllm_core.metrics.prediction import bits_per_byte
 from newllm_core.runs.files import RunError
@@ -28,14 +35,17 @@ ROW_KEYS: dict[str, Key] = {
     "variant.reference": Key("text", "variant that its figures are held against", missing="none"),
     "variant.expected": Key("text", "what was thought of that before it was run", missing="nothing"),
     "start": Key("text", "of the session that finished the row, ISO 8601"),
+    "format": Key("count", f"number of this description: {FORMAT}"),
     "corpus": Key("text", "training text, by name"),
     "embeddings": Key("text", "frozen token embeddings, by name"),
     "seed": Key("count", "of everything drawn", missing="nothing is drawn"),
     **TOKEN_KEYS,
     **PROVENANCE_KEYS,
     "device": Key("text", "device that computed"),
+    **ARITHMETIC_KEYS,
     "versions.*": Key("text", "of Python and of a library"),
     "commit": Key("text", "of the checkout, `+changes` with files that differ", missing="outside a git checkout"),
+    "paths.conversations_file": Key("text", "where the user's file lay", missing="none was read"),
     "validation_perplexity": Key("positive", "exp of the mean cross-entropy of the validation targets"),
     "bits_per_byte": Key("positive", "cross-entropy of the predicted text", "bits per byte"),
     "validation_bytes": Key("count", "of that text", "bytes"),
@@ -72,6 +82,7 @@ ROW_KEYS: dict[str, Key] = {
 
 def check_row_record(record: Mapping[str, Any], path: Path) -> None:
     """Raises RunError that names every wrong key of the row at ``path``, and every figure that contradicts others."""
+    refuse_other_format(record, path)
     lines = wrong_keys(record, {**ROW_KEYS, **config_keys(Settings, RUN_SECTIONS)}) or list(_contradictions(record))
     if lines:
         raise RunError("\n  ".join([f"{path}: not a row's record:", *lines]))
@@ -92,8 +103,11 @@ def _contradictions(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def migrated_row(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of earlier versions in today's form: exponent and horizon with the tokens that they were measured on."""
+    """A row of format 1 in today's: exponent and horizon with the tokens that they were measured on."""
+    if "format" in record:
+        return dict(record)
     details = dict(record["details"])
     if "contraction_rate" in details:
-        details.setdefault("forgetting_tokens", min(FORGETTING_TOKENS, record["tokens"]["validation"]))
-    return {**record, "details": details}
+        details["forgetting_tokens"] = min(FORGETTING_TOKENS, record["tokens"]["validation"])
+    paths = {"conversations_file": record["config"]["data"]["conversations_file"]}
+    return {"format": FORMAT, **record, "arithmetic": None, "paths": paths, "details": details}

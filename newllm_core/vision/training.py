@@ -150,8 +150,9 @@ class _Trainer(TrainingLoop[EpochFigures]):
         )  # fmt: skip
         self.train_images, self.train_labels = (part.to(device) for part in (images.train.images, images.train.labels))
         self.model = NkatModel(settings.model, settings.run.seed).to(device)
-        # Weights, Adam's two moments, the average that is evaluated, and the best: float32.
-        refuse_full_disk(folder, 4 * 5 * sum(weight.numel() for weight in self.model.parameters()))
+        if checkpoints is not None:
+            # Weights, Adam's two moments, the average that is evaluated, and the best: float32.
+            refuse_full_disk(checkpoints.folder, 4 * 5 * sum(weight.numel() for weight in self.model.parameters()))
         decay = self.config.ema_decay
         self.average = None if decay is None else exponential_average(self.model, decay)
         groups = parameter_groups(self.model, self.config.weight_decay)
