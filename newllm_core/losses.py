@@ -43,7 +43,7 @@ def mcdl_loss(contexts: Tensor) -> Tensor:
 
 
 def odcm_terms(contexts: Tensor) -> dict[str, Tensor]:
-    """The two terms of `odcm_loss`: `variance` (hinge, 0 … 1) and `covariance` (weighted, >= 0).
+    """The two terms of `odcm_loss` of `[n, d]`: `variance` (hinge, 0 … 1) and `covariance` (weighted, >= 0), scalars.
 
     Raises ValueError for fewer than two tokens, where the unbiased covariance is undefined.
     """

@@ -8,16 +8,19 @@ python -m reproduce.records sign FILE ...                 after a deliberate edi
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from newllm_core.config.language import Settings
 from newllm_core.experiment.migration import migrated_run
-from newllm_core.experiment.record import FORMAT, RUN_KEYS, RUN_SECTIONS, check_run_record, config_keys
+from newllm_core.experiment.record import FORMAT, RUN_KEYS, RUN_SECTIONS, check_run_record
 from newllm_core.runs.files import RunError, read_unchecked_json, write_json, write_text
 from newllm_core.runs.identity import figures_of
 from newllm_core.runs.record_differences import differences
-from newllm_core.runs.record_keys import key_table
+from newllm_core.runs.record_keys import config_keys, key_table
+from newllm_core.vision import record as vision
 
 PAGE = f"""# Records
 
@@ -39,12 +42,46 @@ anew.
 Every field of the dataclasses in `newllm_core/config/language.py`, where each is explained.
 
 {{config}}
+
+## A run on images: `run.json`, format {vision.FORMAT}
+
+{{vision}}
+
+### Its configuration
+
+Every field of the dataclasses in `newllm_core/vision/config.py`, where each is explained.
+
+{{vision_config}}
 """
 
 
 def page() -> str:
     """`docs/records.md`."""
-    return PAGE.format(run=key_table(RUN_KEYS), config=key_table(config_keys(RUN_SECTIONS)))
+    return PAGE.format(
+        run=key_table(RUN_KEYS), config=key_table(config_keys(Settings, RUN_SECTIONS)),
+        vision=key_table(vision.VISION_KEYS), vision_config=key_table(vision.VISION_CONFIG_KEYS),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of record: the keys by which it is known, how it is brought to today's format, and its check."""
+
+    known_by: frozenset[str]
+    migrated: Callable[[Mapping[str, Any]], Any]
+    check: Callable[[Mapping[str, Any], Path], None]
+
+
+KINDS = (
+    Kind(frozenset({"phase1", "phase2", "provenance"}), migrated_run, check_run_record),
+    Kind(frozenset({"dataset", "training", "tpe_score"}), vision.migrated_vision, vision.check_vision_record),
+)
+
+
+def kind_of(content: Any) -> Kind | None:
+    """Which kind of record a file's content is; None for other files."""
+    names = content.keys() if isinstance(content, dict) else set()
+    return next((kind for kind in KINDS if kind.known_by <= names), None)
 
 
 def migrate(folder: Path) -> int:
@@ -53,11 +90,15 @@ def migrate(folder: Path) -> int:
     Raises RunError for one that is not right afterwards; it stays as it was.
     """
     changed = 0
-    for path, record, today in migrated_records(folder):
-        check_run_record(today, path)
-        if today != record:
-            write_json(path, today)
-            changed += 1
+    for path in sorted(folder.rglob("*.json")):
+        record = read_unchecked_json(path)
+        kind = kind_of(record)
+        if kind is not None:
+            today = kind.migrated(record)
+            kind.check(today, path)
+            if today != record:
+                write_json(path, today)
+                changed += 1
     return changed
 
 
@@ -68,22 +109,6 @@ def sign(paths: Iterable[Path]) -> None:
         if not isinstance(value, dict):
             raise RunError(f"{path}: expected a JSON object, found {type(value).__name__}")
         write_json(path, value)
-
-
-def migrated_records(folder: Path) -> Iterator[tuple[Path, Any, Any]]:
-    """Path, stored record and today's form of every record below ``folder``; other JSON files are passed over."""
-    for path in sorted(folder.rglob("*.json")):
-        record = read_unchecked_json(path)
-        migration = migration_of(record)
-        if migration is not None:
-            yield path, record, migration(record)
-
-
-def migration_of(record: Any) -> Callable[[Any], Any] | None:
-    """Which migration a file's content needs; None when it is no record."""
-    if isinstance(record, dict) and {"phase1", "phase2", "provenance"} <= record.keys():
-        return migrated_run
-    return None
 
 
 def compare(before: Path, after: Path, passed_over: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -117,9 +142,17 @@ def _figures_below(folder: Path) -> dict[str, Any]:
         name = path.relative_to(folder).as_posix()
         if not name.startswith("reference/"):
             content = read_unchecked_json(path)
-            migration = migration_of(content)
-            found[name] = _without_seconds(figures_of(migration(content) if migration else content))
+            kind = kind_of(content)
+            found[name] = _comparable(kind.migrated(content) if kind else content)
     return found
+
+
+def _comparable(content: Any) -> Any:
+    """Figures alone; of what a row says of its variant, which earlier rows did not, the name."""
+    figures = _without_seconds(figures_of(content))
+    if isinstance(figures, dict) and "variant" in figures:
+        figures = {"name": figures.pop("variant")["name"], **figures}
+    return figures
 
 
 def _without_seconds(figures: Any) -> Any:
@@ -132,7 +165,8 @@ def _identity(figures: Any) -> str:
     """The same for two records of one configuration; empty for other files."""
     if not isinstance(figures, dict) or "config" not in figures:
         return ""
-    return json.dumps([sorted(figures), figures.get("name"), figures["config"]], sort_keys=True)
+    kind = kind_of(figures)
+    return json.dumps([KINDS.index(kind) if kind else None, figures.get("name"), figures["config"]], sort_keys=True)
 
 
 def print_comparison(before: Path, after: Path, passed_over: Sequence[str]) -> int:

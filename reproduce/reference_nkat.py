@@ -25,10 +25,7 @@ from newllm_core.report.style import save_figure
 from newllm_core.runs.files import PROJECT_ROOT, read_json, write_json, write_text
 from newllm_core.studies.sweep import Record, Sweep
 from newllm_core.vision.config import AUGMENTATION_PACKS
-from newllm_core.vision.report import comparison as plots_comparison
-from newllm_core.vision.report import runs as plots_vision
-from newllm_core.vision.report import score_table
-from newllm_core.vision.report import search as plots_search
+from newllm_core.vision.report import plot_scores, plot_training, plot_variants, score_table, search_pictures
 from newllm_core.vision.runner import VisionRunner
 from newllm_core.vision.search.config import SEARCH_SPACES, search_profile
 from newllm_core.vision.search.plan import SearchPlan
@@ -112,25 +109,25 @@ def report(sweeps: Mapping[str, Sweep]) -> None:
     _report_data_sets({name: whole[f"long {name}"][0] for name in LONG_RUNS if f"long {name}" in whole})
     if (SEARCH / "search.json").is_file():
         write_json(NKAT / "search.json", read_json(SEARCH / "search.json"))
-        for name, figure in plots_search.search_pictures(SEARCH).items():
+        for name, figure in search_pictures(SEARCH).items():
             save_figure(figure, NKAT / f"search_{name}.png")
 
 
 def _report_variants(name: str, records: Sequence[Record]) -> None:
     table = readable_table(accuracy_table(records, "test")).to_string()
     write_text(NKAT / f"{name}.txt", table + "\n")
-    save_figure(plots_comparison.plot_variants(records, "test"), NKAT / f"{name}.png")
+    save_figure(plot_variants(records, "test"), NKAT / f"{name}.png")
     print(table)
 
 
 def _report_data_sets(records: dict[str, Record]) -> None:
     if not records:
         return
-    table = readable_table(score_table.score_table(records, list(records))).T.to_string()
+    table = readable_table(score_table(records, list(records))).T.to_string()
     write_text(NKAT / "data_sets.txt", table + "\n")
-    save_figure(plots_vision.plot_scores(records, list(records)), NKAT / "scores.png")
+    save_figure(plot_scores(records, list(records)), NKAT / "scores.png")
     for name, record in records.items():
-        save_figure(plots_vision.plot_training(record), NKAT / f"training_{name}.png")
+        save_figure(plot_training(record), NKAT / f"training_{name}.png")
     print(table)
 
 

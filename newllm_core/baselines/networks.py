@@ -1,9 +1,12 @@
 """The networks between frozen embeddings and the tied head: PyTorch's GRU, LSTM and transformer layers, and minGRU.
 
-All read `[B, T, E]` and a state from the segment before, and give `[B, T, E]` and the next state.
+All read `[B, T, E]` and a state from the segment before, and give `[B, T, E]` and the next state: None, or tensors
+whose first dimension is B, in lists and tuples.
 """
 
+from collections.abc import Iterator
 from functools import partial
+from itertools import repeat
 from typing import Any, Protocol
 
 import torch
@@ -29,8 +32,9 @@ class RecurrentNetwork(nn.Module):
         self.to_head = nn.Linear(config.width, config.embed_dim)
 
     def forward(self, embeds: Tensor, state: Any) -> tuple[Tensor, Any]:
-        outputs, state = self.recurrence(self.dropout(embeds), state)
-        return self.to_head(self.dropout(outputs)), detached(state)
+        """`[B, T, E]` and the state after the token before (None: zeros) -> `[B, T, E]` for the head, and the state."""
+        outputs, state = self.recurrence(self.dropout(embeds), None if state is None else swapped(state))
+        return self.to_head(self.dropout(outputs)), swapped(state)
 
 
 gru_network, lstm_network = partial(RecurrentNetwork, nn.GRU), partial(RecurrentNetwork, nn.LSTM)
@@ -50,6 +54,7 @@ class MinGruNetwork(nn.Module):
         self.last_norm = nn.LayerNorm(width)
 
     def forward(self, embeds: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """`[B, T, E]` and the state after the token before (None: zeros) -> `[B, T, E]` for the head, and the state."""
         stream, states = self.from_embeds(self.dropout(embeds)), []
         earlier = state or [None] * len(self.recurrences)
         for recurrence, norm, mlp, before in zip(self.recurrences, self.norms, self.mlps, earlier, strict=True):
@@ -79,6 +84,7 @@ class GptNetwork(nn.Module):
         self.last_norm = nn.LayerNorm(width)
 
     def forward(self, embeds: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """`[B, T, E]` -> `[B, T, E]` for the head, and no state: every segment is read by itself."""
         length = embeds.shape[1]
         mask = nn.Transformer.generate_square_subsequent_mask(length, device=embeds.device)
         stream = self.dropout(self.from_embeds(embeds) + self.positions[:length])
@@ -87,9 +93,28 @@ class GptNetwork(nn.Module):
         return self.to_head(self.dropout(self.last_norm(stream))), None
 
 
-def detached(state: Any) -> Any:
-    """A recurrent state that gradients do not pass: a tensor, or the pair of an LSTM."""
-    return tuple(part.detach() for part in state) if isinstance(state, tuple) else state.detach()
+def swapped(state: Any) -> Any:
+    """A recurrent state `[B, layers, W]`, or the pair of an LSTM, as `[layers, B, W]`, and back; no gradient passes."""
+    if isinstance(state, tuple):
+        return tuple(swapped(part) for part in state)
+    return state.detach().transpose(0, 1).contiguous()
+
+
+def split_state(state: Any, size: int) -> Iterator[Any]:
+    """A recurrent state for ``size`` streams after ``size`` streams; None again and again for none."""
+    if state is None:
+        return repeat(None)
+    if isinstance(state, Tensor):
+        return iter(state.split(size))
+    return map(type(state), zip(*(split_state(part, size) for part in state), strict=True))
+
+
+def joined_states(states: list[Any]) -> Any:
+    """What ``split_state`` was given."""
+    first = states[0]
+    if first is None or isinstance(first, Tensor):
+        return first if first is None else torch.cat(states)
+    return type(first)(joined_states(list(parts)) for parts in zip(*states, strict=True))
 
 
 def _mlp(width: int, ratio: int, dropout: float) -> nn.Module:

@@ -96,6 +96,6 @@ def unigram_baseline(train: Tensor, validation: Tensor, vocab_size: int) -> tupl
 
 
 def kneser_ney_baseline(train: Tensor, validation: Tensor, vocab_size: int) -> tuple[Tensor, dict[str, Any]]:
-    """The same by an interpolated Kneser-Ney model of `NGRAM_ORDER`."""
+    """The same by an interpolated Kneser-Ney model of `NGRAM_ORDER`: `[N]`, `[M]` -> `[M - 1]`."""
     counts = fit_kneser_ney(train.cpu(), vocab_size)
     return -counts.log_probabilities(validation.cpu()), {"discount": counts.discount}

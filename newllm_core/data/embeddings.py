@@ -84,7 +84,7 @@ def whisper_embeddings(embed_dim: int) -> EmbeddingMatrix:
 
 
 def scaled_to_gpt2(rows: NDArray[Any]) -> Tensor:
-    """float32, with the standard deviation of all entries equal to GPT-2's."""
+    """float32 `[V, E]`, with the standard deviation of all entries equal to GPT-2's."""
     # Measured in numpy: torch's sum depends on the number of threads, and would change every entry with it.
     factor = GPT2_STD / rows.std(dtype=np.float64)
     return torch.from_numpy(rows.astype(np.float32) * np.float32(factor))
@@ -129,7 +129,9 @@ def read_gpt2_wte(path: Path) -> Tensor:
 
 
 def ppmi_embeddings(embed_dim: int, seed: int, train_tokens: Tensor | None, data_dir: Path) -> EmbeddingMatrix:
-    """PPMI-SVD vectors of the training tokens; the rows of the types that occur have GPT-2's standard deviation.
+    """PPMI-SVD vectors `[V, embed_dim]` of the training tokens `[N]`.
+
+    The rows of the types that occur have GPT-2's standard deviation.
 
     Raises DataError without training tokens, or with too few distinct types for the width.
     """

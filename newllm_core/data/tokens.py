@@ -122,7 +122,8 @@ class TokenStream:
 
 
 def check_stream(tokens: Tensor, boundaries: Tensor) -> None:
-    """Raises DataError unless both are int64 vectors, ids in the vocabulary, boundaries ascending from 0 to the end."""
+    """Tokens `[N]`, boundaries `[num_samples + 1]`. Raises DataError unless both are int64, ids in the vocabulary,
+    boundaries ascending from 0 to N."""
     shapes_fit = all(t.dtype == torch.int64 and t.dim() == 1 for t in (tokens, boundaries))
     if not shapes_fit or len(boundaries) < 2 or len(tokens) == 0:
         raise DataError(

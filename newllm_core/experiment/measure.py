@@ -189,7 +189,8 @@ def phase2_record(prepared: Prepared, result: Phase2Result) -> dict[str, Any]:
 def per_conversation_sums(nats: Tensor, boundaries: Tensor) -> dict[str, list[float]]:
     """Summed nats and predicted tokens of each validation conversation: what a bootstrap over conversations needs.
 
-    Target i of ``nats`` is token i + 1 of the stream, so the stream's first token is nobody's target.
+    ``nats`` `[N - 1]`, ``boundaries`` `[conversations + 1]`. Target i is token i + 1 of the stream, so the stream's
+    first token is nobody's target.
     """
     owner = torch.bucketize(torch.arange(1, len(nats) + 1), boundaries[1:-1], right=True)
     num_conversations = len(boundaries) - 1

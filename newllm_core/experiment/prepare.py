@@ -3,7 +3,6 @@
 What is needed later is looked at here, before anything is trained: the lengths of the texts, and the space on disk.
 """
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +13,11 @@ from newllm_core.config.schema import ConfigError
 from newllm_core.data import DataError, EmbeddingMatrix, TokenData, load_embeddings, load_token_streams
 from newllm_core.metrics.forgetting import MIN_FORGETTING_TOKENS
 from newllm_core.model import NewLLM, StreamEmbeddings
-from newllm_core.runs.files import DATA_DIR, RunError
+from newllm_core.runs.files import DATA_DIR, refuse_full_disk
 from newllm_core.runs.reproducibility import resolve_device, seed_everything
 from newllm_core.training.initialisation import scale_to_exponent
 
 MIN_TOKENS = 2  # one token, and the one after it that is predicted
-_MEGABYTE = 1e6
 
 
 @dataclass(frozen=True)
@@ -44,13 +42,11 @@ def prepare(data: DataConfig, model: ModelConfig, run: RunConfig, data_dir: Path
     seed_everything(run.seed, run.num_threads)
     device = resolve_device(run.device)
     token_data = load_token_streams(data, data_dir)
-    _refuse_short_validation(data, token_data)
-    refuse_short_training(data, token_data, MIN_TOKENS, "one and the one after it that is predicted")
+    refuse_short_texts(data, token_data, model)
     embeddings = load_embeddings(data, model.embed_dim, run.seed, token_data.train.tokens, data_dir)
     network = NewLLM(model, embeddings.matrix, run.seed).to(device)
     train, validation = (stream.tokens.to(device) for stream in (token_data.train, token_data.validation))
     if model.initial_exponent is not None:
-        refuse_short_training(data, token_data, MIN_FORGETTING_TOKENS, "from which initial_exponent is set")
         scaled = scale_to_exponent(network.context_block, StreamEmbeddings(network, train), model.initial_exponent)
         if not scaled.success:
             raise ConfigError(
@@ -60,20 +56,29 @@ def prepare(data: DataConfig, model: ModelConfig, run: RunConfig, data_dir: Path
     return Prepared(data, run, token_data, embeddings, network, train, validation)
 
 
-def _refuse_short_validation(data: DataConfig, tokens: TokenData) -> None:
+def refuse_short_texts(
+    data: DataConfig, tokens: TokenData, model: ModelConfig, phase1: Phase1Config | None = None
+) -> None:
+    """Raises DataError, with file, range and numbers, where a text is too short to be trained or judged on.
+
+    A figure that cannot be measured on few tokens is no reason: it is missing in the record.
+    """
     found = tokens.validation.num_tokens
     if found < MIN_TOKENS:
         raise DataError(
             f"{data.conversations_file or data.corpus}: validation_range {data.validation_range} holds {found} token; "
             f"expected at least {MIN_TOKENS}, one and the one after it that is predicted. Widen validation_range"
         )
+    refuse_short_training(data, tokens, MIN_TOKENS, "one and the one after it that is predicted")
+    if model.initial_exponent is not None:
+        refuse_short_training(data, tokens, MIN_FORGETTING_TOKENS, "from which initial_exponent is set")
+    if phase1 is not None and phase1.objective != "cvfp" and phase1.max_iterations:
+        purpose = f"{MIN_TOKENS} for each of prediction_streams={phase1.prediction_streams}"
+        refuse_short_training(data, tokens, MIN_TOKENS * phase1.prediction_streams, purpose)
 
 
 def refuse_short_training(data: DataConfig, tokens: TokenData, needed: int, purpose: str) -> None:
-    """Raises DataError, with file, conversations and numbers, where there are fewer than ``needed`` training tokens.
-
-    A figure that cannot be measured on few tokens is no reason: it is missing in the record.
-    """
+    """Raises DataError, with file, conversations and numbers, where there are fewer than ``needed`` training tokens."""
     found, indices = tokens.train.num_tokens, tokens.train.sample_indices
     if found < needed:
         raise DataError(
@@ -83,28 +88,11 @@ def refuse_short_training(data: DataConfig, tokens: TokenData, needed: int, purp
 
 
 def check_phase1(prepared: Prepared, config: Phase1Config, folder: Path) -> None:
-    """Whether Phase 1 can be trained and kept in ``folder``. Raises DataError or RunError."""
-    if config.objective != "cvfp" and config.max_iterations:
-        streams = config.prediction_streams
-        purpose = f"{MIN_TOKENS} for each of prediction_streams={streams}"
-        refuse_short_training(prepared.data, prepared.token_data, MIN_TOKENS * streams, purpose)
-    refuse_full_disk(prepared, folder)
+    """Whether Phase 1 can be trained and kept in ``folder``. Raises DataError or RunError.
 
-
-def refuse_full_disk(prepared: Prepared, folder: Path) -> None:
-    """Raises RunError, with the bytes, where Phase 1's checkpoints and weights would not fit on the disk of ``folder``.
-
-    A checkpoint holds the contexts of all training tokens, the weights, Adam's two moments of them and the best ones;
-    the one before stays until it is whole.
+    A checkpoint holds the contexts of all training tokens, the weights, Adam's two moments of them and the best ones.
     """
-    model = prepared.model
-    weights = sum(weight.numel() for weight in model.context_block.parameters())
-    contexts = len(prepared.train_tokens) * model.config.context_dim
-    needed = 2 * 4 * (contexts + 4 * weights)  # float32
-    place = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise RunError(
-            f"{folder}: this run needs about {needed / _MEGABYTE:,.1f} MB of disk for its checkpoints, "
-            f"{free / _MEGABYTE:,.1f} MB are free. Make room, or choose another folder; nothing has been trained"
-        )
+    refuse_short_texts(prepared.data, prepared.token_data, prepared.model.config, config)
+    weights = sum(weight.numel() for weight in prepared.model.context_block.parameters())
+    contexts = len(prepared.train_tokens) * prepared.model.config.context_dim
+    refuse_full_disk(folder, 4 * (contexts + 4 * weights))  # float32

@@ -3,8 +3,6 @@
 A record is checked when it is written and when it is read: keys, kinds, and figures that must agree with each other.
 """
 
-import dataclasses
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 from newllm_core.config.language import Settings
 from newllm_core.experiment.agreement import contradictions
 from newllm_core.runs.files import RunError
-from newllm_core.runs.record_keys import Key, wrong_keys
+from newllm_core.runs.record_keys import Key, config_keys, wrong_keys
 
 # 1: records without this key, up to November 2026.
 FORMAT = 2
@@ -181,26 +179,6 @@ RUN_KEYS: dict[str, Key] = {
 }  # fmt: skip
 
 
-def config_keys(sections: typing.Iterable[str]) -> dict[str, Key]:
-    """`config.<section>.<field>` for these sections of ``Settings``; fields of later stand where they are set."""
-    kinds = typing.get_type_hints(Settings)
-    return {
-        f"config.{section}.{spec.name}": Key("any", _values_of(spec), optional=spec.metadata.get("later", False))
-        for section in sections
-        for spec in dataclasses.fields(kinds[section])
-    }
-
-
-def _values_of(spec: dataclasses.Field[Any]) -> str:
-    """Which values a config field takes, and its default."""
-    limits = spec.metadata
-    if "choices" in limits:
-        return f"one of {', '.join(limits['choices'])}"
-    ranges = [f"{words} {limits[name]:g}" for name, words in _RANGE_WORDS.items() if limits.get(name) is not None]
-    return "; ".join([str(getattr(spec.type, "__name__", spec.type)), *ranges, f"default {spec.default!r}"])
-
-
-_RANGE_WORDS = {"low": "at least", "high": "at most", "above": "above"}
 # Without the study's: one run belongs to no scaling list.
 PHASE1_SECTIONS = ("data", "model", "phase1", "run")
 RUN_SECTIONS = (*PHASE1_SECTIONS, "phase2")
@@ -213,6 +191,6 @@ def check_run_record(record: Mapping[str, Any], path: Path) -> None:
             f"{path}: expected a record of format {FORMAT}, given {record.get('format', 'none')}; "
             "`python -m reproduce.records migrate` brings records of earlier versions up to date"
         )
-    lines = wrong_keys(record, {**RUN_KEYS, **config_keys(RUN_SECTIONS)}) or contradictions(record)
+    lines = wrong_keys(record, {**RUN_KEYS, **config_keys(Settings, RUN_SECTIONS)}) or contradictions(record)
     if lines:
         raise RunError("\n  ".join([f"{path}: not a run's record:", *lines]))

@@ -96,7 +96,7 @@ class Head:
 
     @torch.no_grad()
     def token_figures(self, hidden: Tensor, targets: Tensor) -> TokenFigures:
-        """The same token by token, without gradients: for evaluation."""
+        """`hidden [n, E], targets [n]` -> the same token by token, `[n]`, without gradients: for evaluation."""
         self._check(hidden, targets)
         if self.method == "direct":
             logits = hidden @ self.weight.T
@@ -167,7 +167,7 @@ def _sweep_rows(
 
 
 class _BlockedCrossEntropy(torch.autograd.Function):
-    """Mean loss and number correct; the gradient for ``hidden`` is ready when forward ends."""
+    """Mean loss and number correct, scalars; the gradient `[n, E]` for ``hidden`` is ready when forward ends."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, operand: Tensor) -> tuple[Tensor, Tensor]:

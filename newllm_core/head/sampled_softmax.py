@@ -42,14 +42,17 @@ class SampledHead:
         self._head = Head(sample.weight(head_weight, bias), method)
 
     def loss(self, hidden: Tensor, targets: Tensor) -> HeadLoss:
-        """As `Head.loss`; every target has to be a kept token."""
+        """`hidden [n, E] or [n, E + 2], targets [n]`, as `Head.loss`; every target has to be a kept token."""
         return self._head.loss(self._sample.hidden(hidden, self._embed_dim), self._sample.places[targets])
 
 
 def epochs_head(
     head_weight: Tensor, bias: Tensor | None, method: str, train_tokens: Tensor, num_unseen: int, seed: int, epoch: int
 ) -> SampledHead:
-    """An epoch's softmax: over all seen tokens, and other unseen ones than the last epoch's."""
+    """An epoch's softmax: over all tokens seen in ``train_tokens`` `[N]`, and other unseen ones than the last epoch's.
+
+    ``head_weight`` `[V, E]`, ``bias`` `[V]`.
+    """
     generator = derived_generator("unseen", seed, epoch)
     sample = sample_vocabulary(train_tokens, len(head_weight), num_unseen, generator)
     return SampledHead(sample, head_weight, bias, method)

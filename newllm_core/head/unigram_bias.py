@@ -20,7 +20,7 @@ class Unigram:
 def fit_unigram(tokens: Tensor, vocab_size: int) -> Unigram:
     """Additive smoothing, whose count is the best of `UNIGRAM_ADDED` when each training token is left out in turn.
 
-    Float64, on the CPU, natural logarithms.
+    Tokens `[N]` -> log probabilities `[V]`, float64, on the CPU, natural logarithms.
     """
     counts = torch.bincount(tokens.cpu(), minlength=vocab_size).double()
     seen = counts[counts > 0]

@@ -56,6 +56,7 @@ class Moments:
 
     @classmethod
     def unpacked(cls, row: Tensor, context_dim: int) -> "Moments":
+        """What ``packed`` gave, `[d² + 2d + 2]`."""
         numbers, total, weighted, gram = row.split([2, context_dim, context_dim, context_dim**2])
         return cls(round(float(numbers[0])), total, gram.view(context_dim, context_dim), weighted, float(numbers[1]))
 

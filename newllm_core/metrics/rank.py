@@ -25,7 +25,7 @@ def singular_values(matrix: Tensor) -> Tensor:
 
 
 def above_rounding(squares: Tensor, rounding: float) -> Tensor:
-    """Eigenvalues with those that rounding alone can make set to zero."""
+    """Eigenvalues `[k]` with those that rounding alone can make set to zero, `[k]`."""
     return torch.where(squares > rounding, squares, 0.0)
 
 

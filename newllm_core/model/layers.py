@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from newllm_core.config.language import INITIAL_GAINS
+from newllm_core.config.language import INITIAL_GAINS, ModelConfig
 
 
 class _TwoInputLayer(nn.Module):
@@ -99,11 +99,12 @@ class ContextBlock(nn.Module):
         num_input_tokens: T; the token input is `[E · T]` wide, oldest token first.
         token_input: "every-layer" or "first-layer".
         time_scales: whether the layers have learned gains.
+        generator: that the initial weights are drawn from; None: torch's global one.
     """
 
     def __init__(
         self, context_dim: int, embed_dim: int, num_layers: int = 1, num_input_tokens: int = 1,
-        token_input: str = "every-layer", time_scales: bool = False,
+        token_input: str = "every-layer", time_scales: bool = False, generator: torch.Generator | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.context_dim = context_dim
@@ -119,9 +120,10 @@ class ContextBlock(nn.Module):
             )
             for number in range(num_layers)
         )
+        initialise_normal(self, ModelConfig.weight_std, ModelConfig.bias_std, generator)
 
     def token_parts(self, token_embeds: Tensor) -> list[Tensor]:
-        """Each layer's token half. `[n, E·T]` -> L × `[n, C]`."""
+        """Each layer's token half. `[..., E·T]` -> L × `[..., C]`."""
         return [layer.token_part(token_embeds) for layer in self.context_layers()]
 
     def forward_from_token_parts(self, context: Tensor, token_parts: Sequence[Tensor]) -> list[Tensor]:
@@ -153,11 +155,16 @@ class TokenBlock(nn.Module):
         embed_dim: E, the width of every token vector.
         num_layers: L.
         gated: whether the layers have gates.
+        generator: that the initial weights are drawn from; None: torch's global one.
     """
 
-    def __init__(self, context_dim: int, embed_dim: int, num_layers: int = 1, gated: bool = False) -> None:
+    def __init__(
+        self, context_dim: int, embed_dim: int, num_layers: int = 1, gated: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.layers = nn.ModuleList(TokenLayer(context_dim, embed_dim, embed_dim, gated) for _ in range(num_layers))
+        initialise_normal(self, ModelConfig.weight_std, ModelConfig.bias_std, generator)
 
     def forward_with_contexts(self, context_list: Sequence[Tensor], token_embeds: Tensor) -> Tensor:
         """`L × [n, C], [n, E]` -> `t_L` `[n, E]`. Raises ValueError unless there is one context per layer."""
@@ -171,7 +178,7 @@ class TokenBlock(nn.Module):
         return token
 
 
-def initialise_normal(module: nn.Module, weight_std: float, bias_std: float, generator: torch.Generator) -> None:
+def initialise_normal(module: nn.Module, weight_std: float, bias_std: float, generator: torch.Generator | None) -> None:
     """Every Linear of ``module``: weights ~ N(0, weight_std²), biases ~ N(0, bias_std²) (docs/method.md, section 2)."""
     for part in module.modules():
         if isinstance(part, nn.Linear):

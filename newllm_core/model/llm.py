@@ -40,11 +40,13 @@ class NewLLM(nn.Module):
             )
         self.config = model_config
         shape = model_config
+        # Drawn again below, with the configured spread; torch's global generator must not notice.
+        unused = derived_generator("weights of blocks alone")
         self.context_block = ContextBlock(
             shape.context_dim, shape.embed_dim, shape.num_layers, shape.num_input_tokens,
-            shape.token_input, shape.time_scales,
+            shape.token_input, shape.time_scales, unused,
         )  # fmt: skip
-        tokens = TokenBlock(shape.context_dim, shape.embed_dim, shape.num_layers, shape.token_gate)
+        tokens = TokenBlock(shape.context_dim, shape.embed_dim, shape.num_layers, shape.token_gate, unused)
         self.token_block: TokenBlock | LinearBlock = tokens
         if shape.readout != "token-block":
             added = tokens if shape.readout == "sum" else None
@@ -77,12 +79,12 @@ class NewLLM(nn.Module):
         return not self.head_weight.requires_grad
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """`[n]` token ids -> `[n, E]` normalised embeddings."""
+        """`[...]` token ids -> `[..., E]` normalised embeddings."""
         normed: Tensor = self.embed_norm(functional.embedding(tokens, self.embedding))
         return normed
 
     def embed_for_contexts(self, tokens: Tensor) -> Tensor:
-        """The same for the ContextBlock, whose input never changes. `[n]` -> `[n, E]`."""
+        """The same for the ContextBlock, whose input never changes. `[...]` -> `[..., E]`."""
         matrix = self.embedding if self.config.freeze_embedding else self.frozen_embedding
         normed: Tensor = self.embed_norm(functional.embedding(tokens, matrix))
         return normed

@@ -1,19 +1,9 @@
-"""What notebooks show: saved pictures, and sliders that redraw one by a plain function."""
+"""Sliders that redraw a picture by a plain function."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ipywidgets
-from IPython.display import Image
-from matplotlib.figure import Figure
-
-from newllm_core.report.style import save_figure
-
-
-def saved_image(figure: Figure, path: Path) -> Image:
-    """The figure, written to ``path`` as PNG, to be displayed."""
-    return Image(str(save_figure(figure, path)))
 
 
 def picture_with_sliders(draw: Callable[..., bytes], **sliders: ipywidgets.IntSlider) -> ipywidgets.VBox:

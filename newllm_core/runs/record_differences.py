@@ -2,13 +2,22 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 
-def differences(first: Any, second: Any, relative: float = 0.0, path: str = "") -> Iterator[str]:
+@dataclass(frozen=True)
+class Tolerance:
+    """By how much two figures may differ: ``relative`` of the larger one, or ``absolute`` in their own unit."""
+
+    relative: float
+    absolute: float
+
+
+def differences(first: Any, second: Any, tolerance: Tolerance | None = None, path: str = "") -> Iterator[str]:
     """A line for every key, with its dotted path, that only one of them has or whose values differ.
 
-    ``relative``: by how much figures may differ, as a share of the larger one; 0: not at all, nor in kind.
+    Without a ``tolerance`` figures must be the same to the last bit, and of the same kind.
     """
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         for name in [*first, *(name for name in second if name not in first)]:
@@ -16,17 +25,17 @@ def differences(first: Any, second: Any, relative: float = 0.0, path: str = "") 
             if name not in first or name not in second:
                 yield f"{at}: only in the {'first' if name in first else 'second'}"
             else:
-                yield from differences(first[name], second[name], relative, at)
+                yield from differences(first[name], second[name], tolerance, at)
     elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
         for number, (one, other) in enumerate(zip(first, second, strict=True)):
-            yield from differences(one, other, relative, f"{path}[{number}]")
-    elif not _alike(first, second, relative):
+            yield from differences(one, other, tolerance, f"{path}[{number}]")
+    elif not _alike(first, second, tolerance):
         yield f"{path}: {_short(first)} and {_short(second)}"
 
 
-def _alike(first: Any, second: Any, relative: float) -> bool:
-    if relative and all(isinstance(one, int | float) and not isinstance(one, bool) for one in (first, second)):
-        return math.isclose(first, second, rel_tol=relative, abs_tol=relative)
+def _alike(first: Any, second: Any, tolerance: Tolerance | None) -> bool:
+    if tolerance and all(isinstance(one, int | float) and not isinstance(one, bool) for one in (first, second)):
+        return math.isclose(first, second, rel_tol=tolerance.relative, abs_tol=tolerance.absolute)
     return type(first) is type(second) and first == second
 
 

@@ -4,9 +4,11 @@ A record is described by a mapping from dotted paths to ``Key``. `epochs[]` stan
 any name, and an object or a list of objects has an entry of its own only where all of it may be missing.
 """
 
+import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Mapping
+import typing
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,3 +144,29 @@ def key_table(keys: Keys) -> str:
         meaning = key.meaning + (f"; null: {key.missing}" if key.missing else "")
         lines.append(f"| `{path}` | {kind} | {key.unit} | {meaning} |")
     return "\n".join(lines)
+
+
+def config_keys(settings_type: type, sections: Iterable[str]) -> dict[str, Key]:
+    """`config.<section>.<field>` for these sections; fields that came later stand where they are set."""
+    kinds = typing.get_type_hints(settings_type)
+    return {
+        f"config.{section}.{spec.name}": Key(
+            "any", _values_of(spec), optional=not spec.metadata.keys().isdisjoint(_ABSENT)
+        )
+        for section in sections
+        for spec in dataclasses.fields(kinds[section])
+    }
+
+
+# Fields that came later stand in a record only where they are set; where a file lay is no part of a configuration.
+_ABSENT = ("later", "location")
+
+
+def _values_of(spec: dataclasses.Field[Any]) -> str:
+    """Which values a config field takes, and its default."""
+    limits = spec.metadata
+    if "choices" in limits:
+        return f"one of {', '.join(map(str, limits['choices']))}"
+    words = {"low": "at least", "high": "at most", "above": "above"}
+    ranges = [f"{words[name]} {limits[name]:g}" for name in words if limits.get(name) is not None]
+    return "; ".join([str(getattr(spec.type, "__name__", spec.type)), *ranges, f"default {spec.default!r}"])

@@ -3,7 +3,9 @@
 import hashlib
 import platform
 import random
+import re
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,19 @@ def derived_generator(*parts: int | str) -> torch.Generator:
     generator = torch.Generator()
     generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return generator
+
+
+def generator_states(device: torch.device) -> dict[str, Any]:
+    """Of the random generators that dropout draws from on ``device``; for a checkpoint's ``states``."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"generator": torch.get_rng_state(), "cuda_generator": cuda}
+
+
+def restore_generators(states: Mapping[str, Any], device: torch.device) -> None:
+    """Put the generators where ``generator_states`` found them."""
+    torch.set_rng_state(states["generator"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda_generator"], device)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -61,14 +76,14 @@ def has_bf16_products() -> bool:
 
 
 def cpu_name() -> str | None:
-    """The processor's model name; None where the system does not tell."""
+    """The processor's model name, with the numbers that tell apart what is sold under it; None where it is not told."""
     facts = Path("/proc/cpuinfo")
     if not facts.is_file():
         return platform.processor() or None
-    names = [
-        line.split(":", 1)[1].strip() for line in facts.read_text("utf-8").splitlines() if line.startswith("model name")
-    ]
-    return names[0] if names else None
+    first = facts.read_text("utf-8").split("\n\n", 1)[0]
+    told = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in first.splitlines() if ":" in line)
+    numbers = [f"{name} {told[name]}" for name in ("cpu family", "model", "stepping") if name in told]
+    return ", ".join([told["model name"], *numbers]) if "model name" in told else None
 
 
 def current_commit() -> str | None:

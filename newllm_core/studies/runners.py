@@ -13,7 +13,7 @@ from newllm_core.config.schema import config_hash
 from newllm_core.data import corpus_key, load_embeddings, load_token_streams
 from newllm_core.experiment.estimate import estimate
 from newllm_core.experiment.identity import identity_of, phase1_folder_name, run_folder_name, run_identity
-from newllm_core.experiment.prepare import Prepared, prepare
+from newllm_core.experiment.prepare import Prepared, prepare, refuse_short_texts, refuse_short_training
 from newllm_core.experiment.run import phase1_only_record, run_experiment, run_phase1
 from newllm_core.losses import diversity_loss
 from newllm_core.runs.files import DATA_DIR, REFERENCE_DIR, RESULTS_DIR, read_json, write_json
@@ -44,8 +44,8 @@ def _check_settings(points: Sequence[Settings], data_dir: Path) -> None:
     """Everything that can be refused before anything is trained.
 
     Also makes the token cache of the largest point, of which the smaller ones are prefixes. Raises ValueError for an
-    unknown diversity algorithm (it names the known ones), DataError when the corpus is too small or the embeddings have
-    another width, RunError for a device that is absent.
+    unknown diversity algorithm (it names the known ones), DataError when the corpus or a text is too small or the
+    embeddings have another width, RunError for a device that is absent.
     """
     for point in points:
         diversity_loss(point.phase1.diversity_algorithm)
@@ -53,6 +53,7 @@ def _check_settings(points: Sequence[Settings], data_dir: Path) -> None:
     seen: set[tuple[str, int]] = set()
     for point in sorted(points, key=lambda one: one.data.num_samples, reverse=True):
         streams = load_token_streams(point.data, data_dir)
+        refuse_short_texts(point.data, streams, point.model, point.phase1)
         kind = point.data.embeddings, point.model.embed_dim
         if kind not in seen:
             load_embeddings(point.data, kind[1], point.run.seed, streams.train.tokens, data_dir)
@@ -160,6 +161,12 @@ class RowRunner:
 
     def check(self, points: Sequence[Point]) -> None:
         _check_settings([point.settings for point in points], self.data_dir)
+        for point in points:
+            network, data = self._sections(point).get("network"), point.settings.data
+            if network is not None:
+                least = network.num_streams * network.segment_tokens + 1
+                purpose = f"more than num_streams · segment_tokens of {point.variant.name}"
+                refuse_short_training(data, load_token_streams(data, self.data_dir), least, purpose)
 
     def alike(self, point: Point) -> Hashable:
         return point.variant.name

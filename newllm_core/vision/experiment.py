@@ -14,10 +14,12 @@ from typing import Any
 import torch
 
 from newllm_core.intervals import wilson_interval
+from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import RESULTS_DIR, RunError, has_valid_checksum, load_tensors, read_json
 from newllm_core.runs.folder import RECORD_NAME, RunFolder, is_complete
 from newllm_core.runs.identity import Identity
 from newllm_core.runs.reproducibility import (
+    arithmetic,
     current_commit,
     device_name,
     library_versions,
@@ -27,6 +29,7 @@ from newllm_core.runs.reproducibility import (
 from newllm_core.vision.config import SMOKE_GATE_ACCURACY, SMOKE_GATE_EPOCHS, VisionDataConfig
 from newllm_core.vision.data import ImageData, Normalisation, OneTestReading, load_image_data, read_test_images
 from newllm_core.vision.model.nkat import NkatModel
+from newllm_core.vision.record import FORMAT, check_vision_record
 from newllm_core.vision.score import (
     ScoreCard,
     ScoreError,
@@ -54,7 +57,7 @@ SCORES = ("tpe_scalar", "tpe_params")  # by the λ they divide by
 
 def vision_place(run_dir: Path, identity: Identity) -> RunFolder:
     """A run on images as it is kept in ``run_dir``."""
-    return RunFolder(run_dir / RECORD_NAME, run_dir / CHECKPOINT_DIR, identity)
+    return RunFolder(run_dir / RECORD_NAME, run_dir / CHECKPOINT_DIR, identity, check_vision_record)
 
 
 def run_vision(
@@ -80,7 +83,7 @@ def run_vision(
     place = vision_place(run_dir, run_identity(settings, images))
     with place.held() as held:
         if held.record is None:
-            record, model = _trained(settings, place, images, report, show_progress)
+            record, model = _trained(settings, held.checkpoints, images, report, show_progress)
             if read_test:
                 record |= _test(record, model, settings.data)
             return held.finish(record, {WEIGHTS_NAME: model.state_dict()})
@@ -95,7 +98,7 @@ def run_vision(
 
 def _trained(
     settings: VisionSettings,
-    place: RunFolder,
+    checkpoints: CheckpointPlace,
     images: ImageData | None,
     report: Callable[[EpochFigures], None],
     show_progress: bool,
@@ -106,7 +109,7 @@ def _trained(
     device = resolve_device(settings.run.device)
     images = load_image_data(settings.data) if images is None else images
     require_fit(settings.model, images)
-    result = train_vision(images, settings, device, place.checkpoint, report=report, show_progress=show_progress)
+    result = train_vision(images, settings, device, checkpoints, report=report, show_progress=show_progress)
     record = {**_record(settings, images, result, device), "start": start, "test": None}
     return {**record, "tpe_score": _scores(record)}, result.model
 
@@ -116,6 +119,7 @@ def _record(
 ) -> dict[str, Any]:
     """All of a run's record but its test figures and scores."""
     return {
+        "format": FORMAT,
         "dataset": settings.data.dataset,
         "data": {**images.provenance, "classes": list(images.classes)},
         "seed": settings.run.seed,
@@ -130,6 +134,7 @@ def _record(
         "selection": evaluation_record(evaluate(result.model, images.selection, images.normalisation)),
         "seconds": sum(epoch.seconds for epoch in result.epochs),
         "device": device_name(device),
+        "arithmetic": arithmetic(),
         "versions": {**library_versions(), "kornia": metadata.version("kornia")},
         "commit": current_commit(),
     }

@@ -161,6 +161,7 @@ class _Sums:
         self.sums: dict[str, Tensor] = {}
 
     def add(self, labels: Tensor, records: Sequence[AttentionRecord]) -> None:
+        """Images with these labels `[n]`, and each layer's record of them."""
         members = torch.nn.functional.one_hot(labels, self.num_classes).double()
         self.counts += members.sum(dim=0)
         self.strength = [record.strength for record in records]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from newllm_core.experiment.record import RUN_KEYS, check_run_record
 from newllm_core.runs.files import PROJECT_ROOT, RunError, json_text, read_json
 from newllm_core.runs.record_keys import Key, key_table, wrong_keys
-from reproduce.records import migrate, migrated_records, page
+from reproduce.records import KINDS, kind_of, migrate, page
 
 REFERENCE = PROJECT_ROOT / "results/reference"
 COMMITTED = REFERENCE / "runs/cpu.json"
@@ -49,10 +49,11 @@ def times(factor: float) -> Change:
 
 
 def test_every_committed_record_is_right_and_in_todays_format() -> None:
-    found = list(migrated_records(REFERENCE))
-    assert len(found) >= 32
-    for path, record, today in found:
-        assert today == record, f"{path} is of an earlier format: python -m reproduce.records migrate results/reference"
+    found = {path: kind_of(read_json(path)) for path in REFERENCE.rglob("*.json")}
+    records = {path: kind for path, kind in found.items() if kind is not None}
+    assert len(records) >= 44 and set(records.values()) == set(KINDS)
+    for path, kind in records.items():
+        kind.check(read_json(path), path)
 
 
 def test_the_page_is_made_of_the_descriptions() -> None:

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from core_helpers import VOCAB_SIZE, make_model, make_tokens, state_of
+from core_helpers import VOCAB_SIZE, make_model, make_tokens, rng, state_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
 from newllm_core.config.language import ModelConfig
+from newllm_core.metrics.forgetting import contraction_rate
 from newllm_core.model import ContextBlock, ContextLayer, NewLLM, StreamEmbeddings, TokenBlock, TokenLayer
 
 
@@ -91,6 +92,28 @@ def test_the_residual_is_the_identity_only_where_widths_agree() -> None:
     assert isinstance(ContextLayer(5, 4, 4).residual, nn.Linear)
     assert isinstance(TokenLayer(5, 4, 4).residual, nn.Identity)
     assert isinstance(TokenLayer(4, 5, 4).residual, nn.Linear)
+
+
+def test_blocks_made_alone_start_as_specified_and_forget() -> None:
+    """Their library's default would not forget: an exponent of about 0 where it is about -0.1."""
+    context, token = ContextBlock(300, 200, num_layers=2), TokenBlock(300, 200, num_layers=2)
+    for block in (context, token):
+        for name, value in block.named_parameters():
+            if "norm" not in name:
+                assert value.std().item() == pytest.approx(0.01 if "bias" in name else 0.1, rel=0.15), name
+    embeds = torch.nn.functional.layer_norm(torch.randn(256, 200, generator=rng(2)), (200,))
+    assert contraction_rate(ContextBlock(64, 200, generator=rng(1)), embeds) < -0.05
+
+
+def test_a_models_weights_leave_the_global_generator_where_torch_alone_would() -> None:
+    torch.manual_seed(5)
+    for layer in (ContextLayer(6, 8, 6), TokenLayer(6, 8, 8), torch.nn.Linear(1, 1)):
+        layer.train()
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    make_model()
+    torch.nn.Linear(1, 1)
+    assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize("num_layers", [1, 3])

@@ -65,9 +65,9 @@ def test_notebook_defines_no_functions_or_classes(path: Path) -> None:
 
 
 @every_notebook
-def test_notebook_is_20_to_120_lines_of_code(path: Path) -> None:
+def test_notebook_is_20_to_90_lines_of_code(path: Path) -> None:
     lines = [line for cell in cells_of(path, "code") for line in cell.source.splitlines() if line.strip()]
-    assert 20 <= len(lines) <= 120
+    assert 20 <= len(lines) <= 90
 
 
 @every_notebook
@@ -169,7 +169,7 @@ def test_structure_rules_catch_a_notebook_that_breaks_them(tmp_path: Path) -> No
     rules = [
         test_notebook_parameters_are_accepted_by_the_configs,
         test_notebook_defines_no_functions_or_classes,
-        test_notebook_is_20_to_120_lines_of_code,
+        test_notebook_is_20_to_90_lines_of_code,
         test_prose_comes_before_nearly_every_code_cell,
         test_first_cell_opens_this_notebook_in_colab,
         test_committed_notebook_is_executed_from_top_to_bottom,

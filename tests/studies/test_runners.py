@@ -113,6 +113,14 @@ def test_only_what_is_trained_is_counted(rows: list[Row]) -> None:
     assert counts["unigram"] == counts["kneser-ney-5"] == 0 and all(counts[name] > 0 for name in NETWORKS)
 
 
+def test_a_text_too_short_for_a_row_is_refused_before_the_first(tmp_path: Path) -> None:
+    wide = {**NETWORK, "num_streams": 1000, "segment_tokens": 100}
+    runner = RowRunner(tmp_path / "rows", wide, tmp_path / "data")
+    with pytest.raises(DataError, match=r"expected at least 100001, more than num_streams · segment_tokens of gru"):
+        rows_of(["unigram", "gru"], SMALL, [1], runner).run()
+    assert not list(tmp_path.glob("rows/*.json"))
+
+
 def test_a_row_is_read_again_and_another_configuration_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, data_dir = tmp_path / "rows", tmp_path / "data"
     first = run_one("unigram", SMALL, folder, {}, data_dir)

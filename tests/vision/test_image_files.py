@@ -209,3 +209,29 @@ def test_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the name 'train/cat/caf\\udce9.png' is not UTF-8") as caught:
         read_image_split(tmp_path, "train", ["cat"])
     assert str(caught.value).encode("utf-8")
+
+
+@given(
+    st.booleans(),
+    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=4),
+    st.sampled_from([1, -1]),
+)
+@settings(deadline=None, max_examples=150)
+def test_damaged_zip_gives_images_or_an_error_with_its_name(
+    tmp_path_factory: pytest.TempPathFactory, stored: bool, changes: list[tuple[int, int]], side: int
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "any.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED) as archive:
+        for number in range(2):
+            archive.writestr(f"train/cat/{number}.png", photograph(noise(4, 4, seed=number)))
+    content = bytearray(path.read_bytes())
+    for place, value in changes:  # from the start, where members are, or from the end, where the directory is
+        content[side * place % len(content)] = value
+    path.write_bytes(content)
+    try:
+        images = read_image_split(path, "train", ["cat"]).images
+        check_image_split(path, "train", ["cat"], None)
+    except DataError as error:
+        assert "any.zip" in str(error)
+    else:
+        assert images.shape[1:] == (3, 4, 4)

@@ -155,6 +155,7 @@ def smoothed_targets(labels: torch.Tensor, num_classes: int, smoothing: float) -
 def mixed(images: torch.Tensor, targets: torch.Tensor, config: AugmentationConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Mix each image with another of the batch by CutMix, or by Mixup, or leave it; targets by the share that stays.
 
+    Images `[n, channels, h, w]`, targets `[n, classes]`; both come back in their shape.
     CutMix: Yun et al. 2019, arXiv:1905.04899; Mixup: Zhang et al. 2018, arXiv:1710.09412.
     """
     count, _, height, width = images.shape

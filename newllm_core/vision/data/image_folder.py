@@ -51,10 +51,11 @@ def open_tree(path: Path) -> Iterator[ImageTree]:
         return
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise DataError(f"{path}: expected a folder or a zip file, found something else ({error})") from error
     with archive:
-        files = (member.filename for member in archive.infolist() if not member.is_dir())
+        # Not is_dir, which cannot be asked of a name without a character.
+        files = (member.filename for member in archive.infolist() if not member.filename.endswith("/"))
         yield ImageTree(str(path), _visible(files), archive.open)
 
 

@@ -82,7 +82,7 @@ def affine_matrices(chosen: torch.Tensor, strengths: torch.Tensor, height: int, 
 
 
 def auto_contrast(images: torch.Tensor) -> torch.Tensor:
-    """Stretch each channel of each image to 0 … 1; a channel of one value stays as it is."""
+    """Stretch each channel of each image `[n, channels, h, w]` to 0 … 1; a channel of one value stays as it is."""
     low, high = images.amin(dim=(2, 3), keepdim=True), images.amax(dim=(2, 3), keepdim=True)
     return torch.where(high > low, (images - low) / (high - low).clamp_min(1e-6), images)
 

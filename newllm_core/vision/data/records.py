@@ -70,7 +70,7 @@ class ImageData:
 
 
 def unit_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images to float32 in 0 … 1."""
+    """uint8 images `[n, channels, h, w]` to float32 in 0 … 1."""
     return images.to(torch.float32) / 255
 
 

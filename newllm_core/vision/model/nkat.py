@@ -87,7 +87,7 @@ class NkatModel(nn.Module):
         return self._logits(images, None)
 
     def forward_with_attention(self, images: Tensor) -> tuple[Tensor, list[AttentionRecord]]:
-        """The same, and one record per block."""
+        """`[B, channels, H, W]` -> logits `[B, classes]`, and one record per block."""
         records: list[AttentionRecord] = []
         return self._logits(images, records), records
 

@@ -1,0 +1,32 @@
+"""Pictures and tables of one piece of work: a call saves them in its folder and displays them."""
+
+from pathlib import Path
+
+import pandas as pd
+from IPython.display import Image, display
+from matplotlib.figure import Figure
+
+from newllm_core.comparison.tables import readable_table
+from newllm_core.report.style import save_figure
+from newllm_core.runs.files import HOME, write_text
+
+
+class Gallery:
+    """``folder`` is made when the first picture is saved."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def show(self, name: str, figure: Figure) -> None:
+        """Write ``<name>.png`` and ``<name>.svg``; display the picture."""
+        display(Image(str(save_figure(figure, self.folder / f"{name}.png"))))
+
+    def table(self, name: str, table: pd.DataFrame) -> None:
+        """Write ``<name>.csv``, whole; display the readable form, values with their intervals in brackets."""
+        write_text(self.folder / f"{name}.csv", table.to_csv())
+        display(readable_table(table))
+
+    def __str__(self) -> str:
+        """What there is, a path a line, from the folder that data and results lie in."""
+        files = sorted(path for path in self.folder.glob("*.*") if path.is_file() and not path.name.startswith("."))
+        return "\n".join(str(path.relative_to(HOME) if path.is_relative_to(HOME) else path) for path in files)
