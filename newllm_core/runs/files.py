@@ -4,15 +4,13 @@ Every file of the project is written through here: to a temporary name beside th
 a reader finds either the old file or the new one, whole.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +73,6 @@ def _remove_abandoned(target: Path) -> None:
             process = path.name.removeprefix(mine).split(".")[0]
             if not (process.isdigit() and is_running(int(process))):
                 path.unlink(missing_ok=True)
-
-
-@contextmanager
-def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Wait for an advisory lock on the file ``path``; it ends with the process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        yield
 
 
 def write_text(path: Path, text: str) -> None:
