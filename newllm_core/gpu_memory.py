@@ -7,13 +7,18 @@ computed at once, with gradients accumulated up to the effective batch.
 import gc
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from newllm_core.config.language import ModelConfig
+from newllm_core.runs.reproducibility import generator_states, restore_generators
 
 logger = logging.getLogger("newllm")
+
+Outcome = TypeVar("Outcome")
 
 GIB = 2**30
 FLOAT_BYTES = 4
@@ -95,6 +100,73 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     signs = ("out of memory", "can't allocate memory", "alloc_failed")  # the last: cuBLAS and cuDNN
     return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+
+
+class DeviceBatch:
+    """How many rows of a step are computed at once: ``size``, which shrinks when memory runs out.
+
+    Args:
+        buffers: what a forward pass writes into beside its result, such as BatchNorm's means.
+    """
+
+    def __init__(self, device: torch.device, size: int, buffers: Iterable[Tensor] = ()) -> None:
+        self.device, self.size, self.buffers = device, size, list(buffers)
+
+    def fit(self, num_rows: int, attempt: Callable[[int], Outcome]) -> Outcome:
+        """What ``attempt(size)`` gives for the largest ``size`` that fits in memory, ``num_rows`` or fewer.
+
+        ``attempt`` computes a step's gradients from the beginning, ``size`` rows at once, and takes no step: the
+        effective batch stays the same. Before another attempt generators and buffers are put back.
+        """
+        first_try, outcomes = min(self.size, num_rows), list[Outcome]()
+        generators, buffers = generator_states(self.device), [buffer.clone() for buffer in self.buffers]
+
+        def once(size: int) -> None:
+            if size < first_try:
+                restore_generators(generators, self.device)
+                for buffer, value in zip(self.buffers, buffers, strict=True):
+                    buffer.copy_(value)
+            outcomes.append(attempt(size))
+
+        fits = find_executable(once, first_try)
+        if fits < first_try:
+            self.size = fits
+        return outcomes[0]
+
+
+def accumulate_in_parts(
+    compute: Callable[[slice], Tensor], num_rows: int, size: int, loss: Callable[[Tensor], Tensor],
+    parameters: Iterable[Tensor], device: torch.device,
+) -> Tensor:  # fmt: skip
+    """Add the gradient of ``loss(compute(all rows))`` to that of ``parameters``; returns what was computed `[n, …]`.
+
+    Where ``size`` is less than ``num_rows``, parts are computed without their graphs, the loss of all of them is taken,
+    and each part is computed again and led the loss's gradient (GradCache, Gao et al. 2021, arXiv:2101.06983): losses
+    that compare rows see all rows still. Nothing is added when it fails.
+    """
+    trained = list(parameters)
+    parts = [slice(first, min(first + size, num_rows)) for first in range(0, num_rows, size)]
+    if len(parts) == 1:
+        computed = compute(parts[0])
+        found: list[Sequence[Tensor | None]] = [torch.autograd.grad(loss(computed), trained)]
+    else:
+        starts, outputs = [], []
+        with torch.no_grad():
+            for rows in parts:
+                starts.append(generator_states(device))
+                outputs.append(compute(rows))
+        computed = torch.cat(outputs).requires_grad_()
+        led, *own = torch.autograd.grad(loss(computed), [computed, *trained], allow_unused=True)
+        found, drawn = [own], generator_states(device)
+        for rows, start in zip(parts, starts, strict=True):
+            restore_generators(start, device)
+            found.append(torch.autograd.grad(compute(rows), trained, led[rows], allow_unused=True))
+        restore_generators(drawn, device)
+    for gradients in found:
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    return computed.detach()
 
 
 def find_executable(attempt: Callable[[int], None], batch_size: int) -> int:

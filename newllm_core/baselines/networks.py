@@ -1,9 +1,12 @@
 """The networks between frozen embeddings and the tied head: PyTorch's GRU, LSTM and transformer layers, and minGRU.
 
-All read `[B, T, E]` and a state from the segment before, and give `[B, T, E]` and the next state.
+All read `[B, T, E]` and a state from the segment before, and give `[B, T, E]` and the next state: None, or tensors
+whose first dimension is B, in lists and tuples.
 """
 
+from collections.abc import Iterator
 from functools import partial
+from itertools import repeat
 from typing import Any, Protocol
 
 import torch
@@ -30,8 +33,8 @@ class RecurrentNetwork(nn.Module):
 
     def forward(self, embeds: Tensor, state: Any) -> tuple[Tensor, Any]:
         """`[B, T, E]` and the state after the token before (None: zeros) -> `[B, T, E]` for the head, and the state."""
-        outputs, state = self.recurrence(self.dropout(embeds), state)
-        return self.to_head(self.dropout(outputs)), detached(state)
+        outputs, state = self.recurrence(self.dropout(embeds), None if state is None else swapped(state))
+        return self.to_head(self.dropout(outputs)), swapped(state)
 
 
 gru_network, lstm_network = partial(RecurrentNetwork, nn.GRU), partial(RecurrentNetwork, nn.LSTM)
@@ -90,9 +93,28 @@ class GptNetwork(nn.Module):
         return self.to_head(self.dropout(self.last_norm(stream))), None
 
 
-def detached(state: Any) -> Any:
-    """A recurrent state that gradients do not pass: a tensor, or the pair of an LSTM."""
-    return tuple(part.detach() for part in state) if isinstance(state, tuple) else state.detach()
+def swapped(state: Any) -> Any:
+    """A recurrent state `[B, layers, W]`, or the pair of an LSTM, as `[layers, B, W]`, and back; no gradient passes."""
+    if isinstance(state, tuple):
+        return tuple(swapped(part) for part in state)
+    return state.detach().transpose(0, 1).contiguous()
+
+
+def split_state(state: Any, size: int) -> Iterator[Any]:
+    """A recurrent state for ``size`` streams after ``size`` streams; None again and again for none."""
+    if state is None:
+        return repeat(None)
+    if isinstance(state, Tensor):
+        return iter(state.split(size))
+    return map(type(state), zip(*(split_state(part, size) for part in state), strict=True))
+
+
+def joined_states(states: list[Any]) -> Any:
+    """What ``split_state`` was given."""
+    first = states[0]
+    if first is None or isinstance(first, Tensor):
+        return first if first is None else torch.cat(states)
+    return type(first)(joined_states(list(parts)) for parts in zip(*states, strict=True))
 
 
 def _mlp(width: int, ratio: int, dropout: float) -> nn.Module:

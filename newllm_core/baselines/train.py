@@ -1,8 +1,9 @@
 """Training of a baseline network: truncated back-propagation over streams of the training text, early stopping."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from newllm_core.baselines.config import BaselineConfig
+from newllm_core.baselines.networks import joined_states, split_state
 from newllm_core.baselines.registry import build_network
 from newllm_core.data.stream import ring_segments
 from newllm_core.errors import refuse_not_finite
+from newllm_core.gpu_memory import DeviceBatch
 from newllm_core.head.continuous_cache import cached_nats
 from newllm_core.head.cross_entropy import Head, choose_head, with_output_bias, with_unit_columns
 from newllm_core.head.sampled_softmax import SampledHead, epochs_head
@@ -22,7 +25,7 @@ from newllm_core.model import NewLLM
 from newllm_core.runs.checkpoint import CheckpointPlace, with_read_data
 from newllm_core.runs.progress import Seconds
 from newllm_core.runs.reproducibility import derived_generator
-from newllm_core.training.loop import Stateful, TrainingLoop
+from newllm_core.training.loop import TrainingLoop
 
 _EVALUATION_TOKENS = 1024  # of the validation stream at once, for networks that carry a state
 
@@ -110,7 +113,7 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
         self.method = choose_head("auto", device)
         super().__init__(
             device, config.max_epochs, checkpoints and with_read_data(checkpoints, device, read, head=self.method),
-            patience=config.patience,
+            patience=config.patience, device_batch=DeviceBatch(device, config.num_streams),
             steps_per_pass=math.ceil((len(train_tokens) // config.num_streams - 1) / config.segment_tokens),
         )  # fmt: skip
         self.train_tokens, self.validation_tokens = train_tokens, validation_tokens
@@ -127,43 +130,43 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, self.steps_per_pass * config.max_epochs
         )
+        self.parts = {"model": self.network, "optimizer": self.optimizer, "schedule": self.schedule}
 
     def steps(self, number: int) -> Iterator[None]:
         """Over the streams side by side, each segment entered by the state that the one before left."""
         self.network.train()
         head = self._training_head(number)
         for tokens, targets in islice(self._segments(number), self.within.steps, None):
-            hidden, self.within.carried = self.network(self.model.embed(tokens), self.within.carried)
-            loss = head.loss(self._for_head(hidden), targets.reshape(-1)).mean_nats
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            nats, self.within.carried = self.device_batch.fit(
+                len(tokens), partial(self._gradients, head, tokens, targets)
+            )
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
             self.optimizer.step()
             self.schedule.step()
-            self.within.add({"training loss": loss.detach().double() * targets.numel()})
+            self.within.add(training_loss=nats)
             yield
 
-    def row(self, number: int) -> BaselineEpoch:
+    def _gradients(self, head: Head | SampledHead, tokens: Tensor, targets: Tensor, size: int) -> tuple[Tensor, Any]:
+        """Of a segment `[B, T]`, ``size`` streams at once: the sum of its nats, and the state it leaves."""
+        self.optimizer.zero_grad(set_to_none=True)
+        nats, states = [], []
+        entering = split_state(self.within.carried, size)
+        for part, part_targets, state in zip(tokens.split(size), targets.split(size), entering):
+            hidden, left = self.network(self.model.embed(part), state)
+            loss = head.loss(self._for_head(hidden), part_targets.reshape(-1)).mean_nats
+            (loss * (len(part) / len(tokens))).backward()  # type: ignore[no-untyped-call]
+            nats.append(loss.detach().double() * part.numel())
+            states.append(left)
+        return torch.stack(nats).sum(), joined_states(states)
+
+    def judged(self, number: int) -> tuple[BaselineEpoch, float]:
         streams = self.config.num_streams
-        train_loss = float(self.within.sums["training loss"]) / (streams * (len(self.train_tokens) // streams - 1))
+        train_loss = float(self.within.sums["training_loss"]) / (streams * (len(self.train_tokens) // streams - 1))
         validation_loss = float(self._validation_nats(self.head).mean())
         refuse_not_finite({"validation loss": validation_loss})
         rate = float(self.schedule.get_last_lr()[0])
-        return BaselineEpoch(
-            number, train_loss, validation_loss, perplexity(validation_loss), rate, self.pass_seconds()
-        )
-
-    def score(self, row: BaselineEpoch) -> float:
-        return -row.validation_loss
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        weights: dict[str, Tensor] = self.network.state_dict()
-        return weights
-
-    kept = tensors
-
-    def stateful(self) -> Mapping[str, Stateful]:
-        return {"optimizer": self.optimizer, "schedule": self.schedule}
+        row = BaselineEpoch(number, train_loss, validation_loss, perplexity(validation_loss), rate, self.pass_seconds())
+        return row, -validation_loss
 
     def shown(self) -> dict[str, str]:
         last, best = self.rows[-1], self.rows[self.best.number - 1]

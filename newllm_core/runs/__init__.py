@@ -5,11 +5,9 @@ from newllm_core.runs.checkpoint import (
     CheckpointBudget,
     CheckpointPlace,
     discard_checkpoint,
-    generator_states,
     joined,
     load_checkpoint,
     parted,
-    restore_generators,
     save_checkpoint,
     with_read_data,
 )
@@ -41,8 +39,10 @@ from newllm_core.runs.reproducibility import (
     current_commit,
     derived_generator,
     device_name,
+    generator_states,
     library_versions,
     resolve_device,
+    restore_generators,
     seed_everything,
 )
 

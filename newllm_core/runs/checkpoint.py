@@ -8,7 +8,8 @@ so a reader finds a whole checkpoint or the one before. Two are kept: if the new
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,10 +83,10 @@ class CheckpointBudget:
         self._spent, self._last = 0.0, 0.0
         self.saved: str | None = None
 
-    def allows(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether one of ``tensors`` would stay within the share."""
+    def allows(self, tensors: Callable[[], Mapping[str, Tensor]]) -> bool:
+        """Whether one more would stay within the share; the first, of ``tensors()``, by a guess."""
         if not self._last:
-            self._last = _ASSUMED_SECONDS + sum(value.nbytes for value in tensors.values()) / _ASSUMED_BYTES
+            self._last = _ASSUMED_SECONDS + sum(value.nbytes for value in tensors().values()) / _ASSUMED_BYTES
         return self._spent + self._last <= CHECKPOINT_SHARE * (time.perf_counter() - self._began)
 
     @contextmanager
@@ -174,26 +175,13 @@ def joined(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {f"{part}.{name}": value for part, weights in parts.items() for name, value in weights.items()}
 
 
-def parted(tensors: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-    """What ``joined`` was given; each of ``parts`` is there, if empty."""
-    found: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
+def parted(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """What ``joined`` was given, without the sets that were empty."""
+    found = defaultdict[str, dict[str, Tensor]](dict)
     for full_name, value in tensors.items():
         part, name = full_name.split(".", 1)
         found[part][name] = value
-    return found
-
-
-def generator_states(device: torch.device) -> dict[str, Any]:
-    """Of the random generators that dropout draws from on ``device``; for a checkpoint's ``states``."""
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return {"generator": torch.get_rng_state(), "cuda_generator": cuda}
-
-
-def restore_generators(states: Mapping[str, Any], device: torch.device) -> None:
-    """Put the generators where ``generator_states`` found them."""
-    torch.set_rng_state(states["generator"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda_generator"], device)
+    return dict(found)
 
 
 def discard_checkpoint(folder: Path) -> None:

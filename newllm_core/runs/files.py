@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -73,6 +74,20 @@ def _remove_abandoned(target: Path) -> None:
             process = path.name.removeprefix(mine).split(".")[0]
             if not (process.isdigit() and is_running(int(process))):
                 path.unlink(missing_ok=True)
+
+
+def refuse_full_disk(folder: Path, checkpoint_bytes: int) -> None:
+    """Raises RunError, with the numbers, where the disk of ``folder`` has no room for two checkpoints of this size.
+
+    The one before stays until the new one is whole. ``folder`` need not exist yet.
+    """
+    place = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    needed, free = (bytes_ / 1e6 for bytes_ in (2 * checkpoint_bytes, shutil.disk_usage(place).free))
+    if free < needed:
+        raise RunError(
+            f"{folder}: this run needs about {needed:,.1f} MB of disk for its checkpoints, {free:,.1f} MB are free. "
+            "Make room, or choose another folder; nothing has been trained"
+        )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ import platform
 import random
 import re
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,19 @@ def derived_generator(*parts: int | str) -> torch.Generator:
     generator = torch.Generator()
     generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return generator
+
+
+def generator_states(device: torch.device) -> dict[str, Any]:
+    """Of the random generators that dropout draws from on ``device``; for a checkpoint's ``states``."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"generator": torch.get_rng_state(), "cuda_generator": cuda}
+
+
+def restore_generators(states: Mapping[str, Any], device: torch.device) -> None:
+    """Put the generators where ``generator_states`` found them."""
+    torch.set_rng_state(states["generator"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda_generator"], device)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -7,18 +7,20 @@ now (`exact`). That makes an iteration one large batch instead of a loop.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from newllm_core.config.language import Phase1Config
 from newllm_core.contexts.shooting import exact_contexts
 from newllm_core.errors import refuse_not_finite
+from newllm_core.gpu_memory import DeviceBatch, accumulate_in_parts
 from newllm_core.losses import cvfp_loss, diversity_loss
 from newllm_core.metrics.convergence import count_converged
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.runs.reproducibility import derived_generator
-from newllm_core.training.loop import Stateful
+from newllm_core.training.loop import PassState
 
 # Noise is drawn in blocks of this many token positions, so that it does not depend on the batches.
 _NOISE_BLOCK = 1000
@@ -40,6 +42,11 @@ class PassFigures:
     total: float
     gradient_norm: float
     converged: int
+
+
+def in_place(tensor: Tensor) -> nn.Module:
+    """The same memory as a module, for a checkpoint."""
+    return nn.ParameterList([nn.Parameter(tensor, requires_grad=False)])
 
 
 def batch_slices(num_tokens: int, batch_tokens: int, min_last_batch: int) -> list[slice]:
@@ -72,8 +79,11 @@ class CvfpPass:
         self.optimizer = torch.optim.Adam(self.block.parameters(), lr=config.learning_rate)
         self.zero = torch.zeros(self.block.context_dim, device=train_tokens.device)
         self.batches = batch_slices(len(train_tokens), config.batch_tokens, config.min_last_batch)
+        self.num_steps, self.device_batch = 1, DeviceBatch(self.zero.device, len(train_tokens))
         # Iteration 0: contexts without training. Rewritten in place, batch by batch, by every iteration.
         self.previous = exact_contexts(self.block, self.embeds, self.zero).contexts
+        # What the next iteration depends on, beside the block's weights.
+        self.parts = {"previous": in_place(self.previous), "optimizer": self.optimizer}
 
     def iterate(self, iteration: int) -> PassFigures:
         """One pass over all batches and one step. Raises NotFiniteError."""
@@ -82,34 +92,47 @@ class CvfpPass:
         sums = self.zero.new_zeros(3, dtype=torch.float64)
         converged = torch.zeros((), dtype=torch.int64, device=self.zero.device)
         for rows, inputs, previous in self._inputs():
-            contexts = self.block(self._with_noise(inputs, rows, iteration), self.embeds[rows])
-            terms = cvfp_loss(contexts, previous), self.diversity(contexts)
-            weight = self.config.dist_reg_weight
-            total = (1 - weight) * terms[0] + weight * terms[1]
-            (total / len(self.batches)).backward()
-            contexts = contexts.detach()
-            sums += torch.stack([*terms, total]).detach()
+            given = self._with_noise(inputs, rows, iteration), self.embeds[rows], previous
+            contexts, figures = self.device_batch.fit(len(inputs), partial(self._accumulate, *given))
+            sums += figures
             converged += count_converged(contexts, previous, self.config.convergence_threshold)
             if self.config.context_source == "previous_iteration":
                 previous.copy_(contexts)
         cvfp, diversity, total_loss = (sums / len(self.batches)).tolist()
         refuse_not_finite({"cvfp": cvfp, self.config.diversity_algorithm: diversity})
-        norm = float(torch.nn.utils.clip_grad_norm_(self.block.parameters(), self.config.gradient_clip))
+        norm = float(nn.utils.clip_grad_norm_(self.block.parameters(), self.config.gradient_clip))
         refuse_not_finite({"gradient norm": norm})
         self.optimizer.step()
         largest = max(float(parameter.detach().abs().max()) for parameter in self.block.parameters())
         refuse_not_finite({"largest weight": largest})
         return PassFigures(cvfp, diversity, None, total_loss, norm, int(converged))
 
+    def _accumulate(self, inputs: Tensor, embeds: Tensor, previous: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Adds a batch's gradients, ``size`` rows at once; contexts `[n, C]`, and cvfp, diversity and total `[3]`."""
+        weight, figures = self.config.dist_reg_weight, list[Tensor]()
+
+        def loss(contexts: Tensor) -> Tensor:
+            terms = cvfp_loss(contexts, previous), self.diversity(contexts)
+            total = (1 - weight) * terms[0] + weight * terms[1]
+            figures.append(torch.stack([*terms, total]).detach())
+            return total / len(self.batches)
+
+        contexts = accumulate_in_parts(
+            lambda rows: self.block(inputs[rows], embeds[rows]), len(inputs), size, loss, self.block.parameters(),
+            inputs.device,
+        )  # fmt: skip
+        return contexts, figures[0]
+
+    def steps(self, iteration: int, within: PassState) -> Iterator[None]:
+        """A single one, the whole iteration, which is therefore never interrupted."""
+        self.latest = self.iterate(iteration)
+        return iter(())
+
+    def figures(self, within: PassState) -> PassFigures:
+        return self.latest
+
     def held_out_prediction(self, contexts: Tensor, tokens: Tensor) -> None:
         """Nothing is predicted: the effective rank says which iteration to keep."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What the next iteration depends on, beside the block's weights."""
-        return {"previous": self.previous}
-
-    def stateful(self) -> dict[str, Stateful]:
-        return {"optimizer": self.optimizer}
 
     def _inputs(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Per batch: its rows, the contexts entering them, and a view of the previous iteration's contexts there.

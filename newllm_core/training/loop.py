@@ -16,33 +16,31 @@ import torch
 from torch import Tensor
 
 from newllm_core.errors import NotFiniteError, refuse_not_finite
-from newllm_core.gpu_memory import find_executable
+from newllm_core.gpu_memory import DeviceBatch
 from newllm_core.runs.checkpoint import (
     Checkpoint,
     CheckpointBudget,
     CheckpointPlace,
-    generator_states,
     joined,
     load_checkpoint,
     parted,
-    restore_generators,
     save_checkpoint,
 )
 from newllm_core.runs.interruption import held_signals
 from newllm_core.runs.progress import Stopwatch, progress_bar
+from newllm_core.runs.reproducibility import generator_states, restore_generators
 
 Row = TypeVar("Row")
-Outcome = TypeVar("Outcome")
 # Steps between two looks at the sums of a pass: each look makes a GPU wait.
 _LOOK_STEPS = 50
 
 
 class Stateful(Protocol):
-    """An optimizer, a schedule."""
+    """A module, an optimizer, a schedule."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
 @dataclass
@@ -51,7 +49,7 @@ class PassState:
 
     Attributes:
         steps: taken so far.
-        sums: float64 scalars on the device, under the words that a message names them with.
+        sums: float64 scalars on the device, under the names that a message says.
         carried: what the next step is entered by, such as a recurrent state; tensors stay where they are.
         began: seconds of the whole training when the pass began.
     """
@@ -61,12 +59,13 @@ class PassState:
     carried: Any = None
     began: float = 0.0
 
-    def add(self, figures: Mapping[str, Tensor]) -> None:
+    def add(self, **figures: Tensor) -> None:
         for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value, dtype=torch.float64)) + value.detach()
+            value = value.detach().double()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
 
     def refuse_not_finite(self) -> None:
-        refuse_not_finite({name: float(value) for name, value in self.sums.items()})
+        refuse_not_finite({name.replace("_", " "): float(value) for name, value in self.sums.items()})
 
 
 @dataclass
@@ -89,23 +88,25 @@ class TrainingLoop(ABC, Generic[Row]):
         rows: the figures of every finished pass.
         best: the pass with the highest score.
         within: of the pass that is running.
+        parts: all that the next step depends on: the trained ``model``, optimizer, schedule, …
         watch: seconds of all sessions.
-        device_batch_size: what is computed at once, see ``in_parts``.
+        device_batch: how much of a step is computed at once.
         report: called with every row, also those of earlier sessions; what it raises ends the training.
     """
 
     name: str
     unit: str = "epoch"
     row_kind: type[Row]
+    parts: dict[str, Any]
 
     def __init__(
         self, device: torch.device, num_passes: int, place: CheckpointPlace | None, *, patience: int | None = None,
-        min_passes: int = 0, steps_per_pass: int = 1, device_batch_size: int = 1, show_progress: bool = True,
-        report: Callable[[Row], None] = lambda row: None,
+        min_passes: int = 0, steps_per_pass: int = 1, device_batch: DeviceBatch | None = None,
+        report: Callable[[Row], None] = lambda row: None, show_progress: bool = True,
     ) -> None:  # fmt: skip
         self.device, self.num_passes, self.place = device, num_passes, place
         self.patience, self.min_passes, self.steps_per_pass = patience, min_passes, steps_per_pass
-        self.device_batch_size, self.show_progress = device_batch_size, show_progress
+        self.device_batch, self.show_progress = device_batch or DeviceBatch(device, 1), show_progress
         self.report, self.rows = report, list[Row]()
         self.best, self.within = Best(), PassState()
         self.watch, self.budget = Stopwatch(), CheckpointBudget()
@@ -117,24 +118,14 @@ class TrainingLoop(ABC, Generic[Row]):
         """Pass ``number``, from 1: yields after each step, and leaves out the first ``within.steps``."""
 
     @abstractmethod
-    def row(self, number: int) -> Row:
-        """The figures of the pass whose steps have been taken, judged where that is due. Raises NotFiniteError."""
+    def judged(self, number: int) -> tuple[Row, float | None]:
+        """The figures of the pass whose steps have been taken, and its score: the higher, the better the weights; None
+        where it was not judged. Raises NotFiniteError.
+        """
 
-    @abstractmethod
-    def score(self, row: Row) -> float | None:
-        """The higher, the better the weights; None where the pass was not judged."""
-
-    @abstractmethod
-    def tensors(self) -> Mapping[str, Tensor]:
-        """All that the next step depends on, themselves and no copies: a resumed training writes into them."""
-
-    @abstractmethod
-    def stateful(self) -> Mapping[str, Stateful]:
-        """Optimizer and schedule."""
-
-    @abstractmethod
     def kept(self) -> Mapping[str, Tensor]:
         """What is kept of a pass that is the best so far."""
+        return self.parts["model"].state_dict()
 
     @abstractmethod
     def shown(self) -> dict[str, str]:
@@ -177,25 +168,6 @@ class TrainingLoop(ABC, Generic[Row]):
                 bar.set_postfix(self.shown())
                 self.report(row)
 
-    def in_parts(self, num_rows: int, attempt: Callable[[int], Outcome]) -> Outcome:
-        """What ``attempt(size)`` gives for the largest ``size`` that fits in memory, ``num_rows`` or fewer.
-
-        ``attempt`` computes a step's gradients from the beginning, ``size`` rows at once, and takes no step: the
-        effective batch stays the same. When memory runs out it is called again with half the size, which stays.
-        """
-        generators, outcomes = generator_states(self.device), list[Outcome]()
-        first_try = min(self.device_batch_size, num_rows)
-
-        def once(size: int) -> None:
-            if size < first_try:
-                restore_generators(generators, self.device)
-            outcomes.append(attempt(size))
-
-        went_through = find_executable(once, first_try)
-        if went_through < first_try:
-            self.device_batch_size = went_through
-        return outcomes[0]
-
     def _is_over(self) -> bool:
         done = len(self.rows)
         patient = self.patience is None or self.best.without_gain < self.patience or done < self.min_passes
@@ -208,8 +180,8 @@ class TrainingLoop(ABC, Generic[Row]):
                 self.within.refuse_not_finite()
             self._save_if_due()
         self.within.refuse_not_finite()
-        row = self.row(number)
-        self._keep_if_best(number, self.score(row))
+        row, score = self.judged(number)
+        self._keep_if_best(number, score)
         self.rows.append(row)
         self.within = PassState(began=self.watch.total().wall)
         self._save_if_due()
@@ -253,7 +225,7 @@ class TrainingLoop(ABC, Generic[Row]):
         if self._stop.number is not None:
             self.save()
             self._stop.obey(f"{self.name} stopped {self.budget.saved}; run the same again to go on from there")
-        if self.budget.allows(self.tensors()):
+        if self.budget.allows(self._tensors):
             self.save()
 
     def _where(self) -> str:
@@ -263,21 +235,24 @@ class TrainingLoop(ABC, Generic[Row]):
         """Write a checkpoint; never one of weights that are not finite."""
         assert self.place is not None
         with self.budget.timed(self._where()):
-            live = dict(self.tensors())
-            refuse_not_finite({name: float(value.detach().sum(dtype=torch.float64)) for name, value in live.items()})
+            tensors = self._tensors()
+            refuse_not_finite({name: float(value.detach().sum(dtype=torch.float64)) for name, value in tensors.items()})
             rows = [asdict(row) for row in self.rows]  # type: ignore[call-overload]
-            tensors = joined({"live": live, "best": self.best.weights})
-            save_checkpoint(
-                self.place.folder,
-                Checkpoint(self.place.configs, rows, self.within.steps, tensors, self._states()),
-            )
+            checkpoint = Checkpoint(self.place.configs, rows, self.within.steps, tensors, self._states())
+            save_checkpoint(self.place.folder, checkpoint)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Of the parts that are nothing else, by part and name, and the best weights."""
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        return joined({**{name: state for name, state in states.items() if _is_flat(state)}, "best": self.best.weights})
 
     def _states(self) -> dict[str, Any]:
+        states = {name: part.state_dict() for name, part in self.parts.items()}
         return {
-            "stateful": {name: part.state_dict() for name, part in self.stateful().items()},
+            "parts": {name: state for name, state in states.items() if not _is_flat(state)},
             "best": {name: getattr(self.best, name) for name in ("number", "score", "without_gain")},
             "within": vars(self.within),
-            "device_batch_size": self.device_batch_size,
+            "device_batch_size": self.device_batch.size,
             "seconds": self.watch.state(),
             **generator_states(self.device),
         }
@@ -287,19 +262,20 @@ class TrainingLoop(ABC, Generic[Row]):
         found = load_checkpoint(self.place, self.device)
         if found is None:
             return
-        parts = parted(found.tensors, ("live", "best"))
-        with torch.no_grad():
-            for name, value in self.tensors().items():
-                value.copy_(parts["live"][name])
-        for name, part in self.stateful().items():
-            part.load_state_dict(found.states["stateful"][name])
+        stored = parted(found.tensors) | found.states["parts"]
+        for name, part in self.parts.items():
+            part.load_state_dict(stored.get(name, {}))
         self.rows = [self.stored_row(figures) for figures in found.rows]
-        self.best = Best(**found.states["best"], weights=parts["best"])
+        self.best = Best(**found.states["best"], weights=stored.get("best", {}))
         self.within = PassState(**_moved(found.states["within"], self.device))
-        self.device_batch_size = found.states["device_batch_size"]
+        self.device_batch.size = found.states["device_batch_size"]
         self.budget.saved = self._where()
         self.watch.resume(found.states["seconds"])
         restore_generators(found.states, self.device)
+
+
+def _is_flat(state: Mapping[str, Any]) -> bool:
+    return all(isinstance(value, Tensor) for value in state.values())
 
 
 def _moved(value: Any, device: torch.device) -> Any:

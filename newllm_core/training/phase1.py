@@ -19,7 +19,7 @@ from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.runs.checkpoint import CheckpointPlace, with_read_data
 from newllm_core.runs.progress import Seconds
 from newllm_core.training.fixed_point import CvfpPass, PassFigures
-from newllm_core.training.loop import Stateful, TrainingLoop
+from newllm_core.training.loop import TrainingLoop
 from newllm_core.training.predictive import PredictivePass
 
 # Tokens of the best pass that are kept to be held against exact contexts.
@@ -149,6 +149,8 @@ class _Trainer(TrainingLoop[IterationRecord]):
                 return Phase1History(untrained)
             kind = CvfpPass if self.config.objective == "cvfp" else PredictivePass
             self.objective: CvfpPass | PredictivePass = kind(self.model, self.train_tokens, self.config, self.seed)
+            self.parts = {"model": self.block, **self.objective.parts}
+            self.steps_per_pass, self.device_batch = self.objective.num_steps, self.objective.device_batch
         self.run()
         kept = dict(self.best.weights)
         stale = kept.pop("stale")
@@ -159,35 +161,25 @@ class _Trainer(TrainingLoop[IterationRecord]):
         )  # fmt: skip
 
     def steps(self, number: int) -> Iterator[None]:
-        self.figures = self.objective.iterate(number)
-        return iter(())
+        return self.objective.steps(number, self.within)
 
-    def row(self, number: int) -> IterationRecord:
+    def judged(self, number: int) -> tuple[IterationRecord, float | None]:
         train_rank = self._rank(self.objective.previous)
-        rank, prediction = None, None
+        rank, prediction, score = None, None, None
         if number % self.config.check_interval == 0 or number == self.num_passes:
             contexts = self._check_contexts()
             rank = self._rank(contexts)
             prediction = self.objective.held_out_prediction(contexts, self.check_tokens)
-        return IterationRecord(
+            # Without labels: how well unseen text is predicted, or else how many directions it takes up.
+            score = rank.share if prediction is None else -prediction
+        row = IterationRecord(
             iteration=number, train_rank=train_rank, validation_rank=rank, validation_prediction=prediction,
-            **asdict(self.figures),
+            **asdict(self.objective.figures(self.within)),
         )  # fmt: skip
-
-    def score(self, row: IterationRecord) -> float | None:
-        """Without labels: how well unseen text is predicted, or else how many directions it takes up."""
-        if row.validation_prediction is not None:
-            return -row.validation_prediction
-        return row.validation_rank.share if row.validation_rank else None
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return {**self.block.state_dict(), **self.objective.tensors()}
+        return row, score
 
     def kept(self) -> Mapping[str, Tensor]:
         return {**self.block.state_dict(), "stale": self.objective.previous[:_STALE_TOKENS]}
-
-    def stateful(self) -> Mapping[str, Stateful]:
-        return self.objective.stateful()
 
     def stored_row(self, figures: Mapping[str, Any]) -> IterationRecord:
         ranks = {name: figures[name] and StreamRank(**figures[name]) for name in ("train_rank", "validation_rank")}

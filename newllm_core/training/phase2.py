@@ -1,19 +1,19 @@
 """Phase 2: the TokenBlock learns to predict the next token from frozen contexts (docs/method.md, section 5)."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from newllm_core.config.language import Phase2Config
 from newllm_core.config.schema import ConfigError
 from newllm_core.contexts.store import Batch, context_batches
 from newllm_core.errors import refuse_not_finite
-from newllm_core.gpu_memory import device_batch_size
+from newllm_core.gpu_memory import DeviceBatch, device_batch_size
 from newllm_core.head.cross_entropy import Head, choose_head
 from newllm_core.head.sampled_softmax import SampledHead, epochs_head
 from newllm_core.head.unigram_bias import fit_unigram
@@ -23,7 +23,7 @@ from newllm_core.runs.checkpoint import CheckpointPlace, with_read_data
 from newllm_core.runs.progress import Seconds
 from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.training.evaluation import Evaluation, evaluate, evaluation_head
-from newllm_core.training.loop import Stateful, TrainingLoop
+from newllm_core.training.loop import TrainingLoop
 from newllm_core.training.phase1 import Phase1Result
 
 
@@ -156,15 +156,18 @@ class _Trainer(TrainingLoop[EpochRecord]):
         super().__init__(
             device, config.max_epochs, checkpoints and with_read_data(checkpoints, device, read, head=self.method),
             patience=config.patience, steps_per_pass=math.ceil(self.num_targets / effective),
-            device_batch_size=min(config.device_batch_size or fits, effective),
+            device_batch=DeviceBatch(device, min(config.device_batch_size or fits, effective)),
         )  # fmt: skip
         self.head: Head | SampledHead = Head(model.output_weight(), self.method)
-        self.parameters = model.phase2_parameters()
+        self.parameters = nn.ParameterList(model.phase2_parameters())
         self.optimizer = torch.optim.AdamW(self.parameters, config.learning_rate, weight_decay=config.weight_decay)
         self.schedule = (
             torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.steps_per_pass * config.max_epochs)
             if config.schedule == "cosine" else None
         )  # fmt: skip
+        self.parts = {"model": self.parameters, "optimizer": self.optimizer}
+        if self.schedule is not None:
+            self.parts["schedule"] = self.schedule
         if config.dropout:
             torch.manual_seed(derived_generator("phase 2 dropout", seed).initial_seed())
 
@@ -177,13 +180,13 @@ class _Trainer(TrainingLoop[EpochRecord]):
         positions = islice(self._positions(number), self.within.steps, None)
         for batch in context_batches(self.phase1.train_contexts, self.train_tokens, positions):
             nats, correct = self._step(batch)
-            self.within.add({"training loss": nats, "correct": correct})
+            self.within.add(training_loss=nats, correct=correct)
             yield
 
-    def row(self, number: int) -> EpochRecord:
+    def judged(self, number: int) -> tuple[EpochRecord, float]:
         validation = self._evaluate(Head(self.model.output_weight().detach(), self.method))
         train_loss, train_accuracy = self.epoch_means()
-        return EpochRecord(
+        row = EpochRecord(
             epoch=number,
             train_loss=train_loss,
             train_perplexity=perplexity(train_loss),
@@ -192,23 +195,12 @@ class _Trainer(TrainingLoop[EpochRecord]):
             validation_perplexity=perplexity(validation.mean_nats),
             validation_accuracy=validation.accuracy,
         )
+        return row, -validation.mean_nats
 
     def epoch_means(self) -> tuple[float, float]:
         """Nats a token and accuracy, over the steps of the epoch that has just been trained."""
         sums = self.within.sums
-        return float(sums["training loss"]) / self.num_targets, int(sums["correct"]) / self.num_targets
-
-    def score(self, row: EpochRecord) -> float:
-        return -row.validation_loss
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        trained = {id(parameter) for parameter in self.parameters}
-        return {name: value for name, value in self.model.named_parameters() if id(value) in trained}
-
-    kept = tensors
-
-    def stateful(self) -> Mapping[str, Stateful]:
-        return {"optimizer": self.optimizer} | ({"schedule": self.schedule} if self.schedule else {})
+        return float(sums["training_loss"]) / self.num_targets, int(sums["correct"]) / self.num_targets
 
     def shown(self) -> dict[str, str]:
         last, best = self.rows[-1], self.rows[self.best.number - 1]
@@ -220,10 +212,10 @@ class _Trainer(TrainingLoop[EpochRecord]):
 
     def result(self) -> Phase2Result:
         """With the best weights in the model, judged once more by exact products."""
-        self.model.load_state_dict(self.best.weights, strict=False)
+        self.parameters.load_state_dict(self.best.weights)
         exact = self._evaluate(evaluation_head(self.model, self.method))
         return Phase2Result(
-            self.rows, self.best.number, exact, self.stopped_early, self.method, self.device_batch_size,
+            self.rows, self.best.number, exact, self.stopped_early, self.method, self.device_batch.size,
             self.watch.total().wall, self.watch.earlier,
         )  # fmt: skip
 
@@ -247,8 +239,8 @@ class _Trainer(TrainingLoop[EpochRecord]):
             self.optimizer.zero_grad(set_to_none=True)
             return [self._accumulate(part, len(batch)) for part in batch.split(size)]
 
-        nats, correct = zip(*self.in_parts(len(batch), attempt), strict=True)
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
+        nats, correct = zip(*self.device_batch.fit(len(batch), attempt), strict=True)
+        nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
         self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()

@@ -10,7 +10,9 @@ just what a readout with a unigram bias has to add.
 """
 
 import math
-from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +21,13 @@ from torch.nn import functional
 from newllm_core.config.language import Phase1Config
 from newllm_core.contexts.shooting import exact_contexts
 from newllm_core.data.stream import ring_segments
-from newllm_core.errors import refuse_not_finite
+from newllm_core.gpu_memory import DeviceBatch, accumulate_in_parts
 from newllm_core.losses import cvfp_loss, diversity_loss
 from newllm_core.metrics.convergence import count_converged
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.runs.reproducibility import derived_generator
-from newllm_core.training.fixed_point import PassFigures
-from newllm_core.training.loop import Stateful
+from newllm_core.training.fixed_point import PassFigures, in_place
+from newllm_core.training.loop import PassState
 
 _HELD_OUT_ROWS = 1024  # of the held-out loss, computed at once
 
@@ -74,61 +76,78 @@ class PredictivePass:
         self.optimizer = torch.optim.AdamW(
             self.parameters, config.learning_rate, weight_decay=config.prediction_weight_decay
         )
-        self.steps = math.ceil((len(train_tokens) // config.prediction_streams - 1) / config.prediction_segment)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.steps * config.max_iterations)
+        self.num_steps = math.ceil((len(train_tokens) // config.prediction_streams - 1) / config.prediction_segment)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, self.num_steps * config.max_iterations
+        )
         with torch.no_grad():
             every = torch.arange(len(model.embedding), device=device)
             scale = 1.0 if config.objective == "regression" else math.sqrt(model.config.embed_dim)
             self.targets = model.embed_for_contexts(every) / scale
+        self.device_batch = DeviceBatch(device, config.prediction_streams)
         zero = torch.zeros(self.block.context_dim, device=device)
         self.previous = exact_contexts(self.block, self.embeds, zero).contexts
+        # What the next iteration depends on, beside the block's weights.
+        self.parts = {
+            "previous": in_place(self.previous), "predictor": self.predictor, "optimizer": self.optimizer,
+            "schedule": self.schedule,
+        }  # fmt: skip
 
-    def iterate(self, iteration: int) -> PassFigures:
-        """One pass over the text. Raises NotFiniteError."""
+    def steps(self, iteration: int, within: PassState) -> Iterator[None]:
+        """One pass over the text, but the steps that ``within`` has had."""
         context = self.previous.new_zeros(self.config.prediction_streams, self.block.context_dim)
-        # Sums stay on the device: reading one per step would make a GPU wait.
-        sums: dict[str, Tensor] = defaultdict(lambda: context.new_zeros((), dtype=torch.float64))
         generator = derived_generator("prediction", self.seed, iteration)
         segments = ring_segments(
             len(self.tokens), self.config.prediction_streams, self.config.prediction_segment, generator
         )
-        for positions in segments:
-            context = self._step(positions.to(self.tokens.device), context, generator, sums)
+        for positions in islice(segments, within.steps, None):
+            if within.carried is not None:
+                context, drawn = within.carried
+                generator.set_state(drawn.cpu())
+            context = self._step(positions.to(self.tokens.device), context, generator, within)
+            within.carried = context, generator.get_state()
+            yield
+
+    def figures(self, within: PassState) -> PassFigures:
+        """Of the pass whose steps have been taken."""
+        sums = {name: float(value) for name, value in within.sums.items()}
         converged = int(sums.pop("converged"))
-        means = {name: float(value) / self.steps for name, value in sums.items()}
-        refuse_not_finite(means)
-        return PassFigures(converged=converged, **means)
+        return PassFigures(converged=converged, **{name: value / self.num_steps for name, value in sums.items()})
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What the next iteration depends on, beside the block's weights."""
-        return {"previous": self.previous, **{f"predictor.{n}": v for n, v in self.predictor.state_dict().items()}}
-
-    def stateful(self) -> dict[str, Stateful]:
-        return {"optimizer": self.optimizer, "schedule": self.schedule}
-
-    def _step(self, positions: Tensor, context: Tensor, generator: torch.Generator, sums: dict[str, Tensor]) -> Tensor:
+    def _step(self, positions: Tensor, context: Tensor, generator: torch.Generator, within: PassState) -> Tensor:
         """One segment `[B, T]` entered by ``context`` `[B, C]`; returns what enters the next."""
-        contexts = self._contexts(positions, context)
-        flat, rows = contexts.flatten(0, 1), positions.flatten()
-        weight = self.config.dist_reg_weight
-        prediction = self._prediction(flat, self.tokens[(rows + 1) % len(self.tokens)], generator)
-        diversity = self.diversity(flat)
-        total = (1 - weight) * prediction + weight * diversity
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        given = positions, context, self._negatives(generator)
+        contexts, figures = self.device_batch.fit(len(positions), partial(self._gradients, *given))
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
         self.optimizer.step()
         self.schedule.step()
-        flat, before = flat.detach(), self.previous[rows]
-        figures = {
-            "prediction": prediction, "diversity": diversity, "total": total, "gradient_norm": norm,
-            "cvfp": cvfp_loss(flat, before),
-            "converged": count_converged(flat, before, self.config.convergence_threshold),
-        }  # fmt: skip
-        for name, value in figures.items():
-            sums[name] += value.detach()
+        flat, rows = contexts.flatten(0, 1), positions.flatten()
+        before = self.previous[rows]
+        converged = count_converged(flat, before, self.config.convergence_threshold)
+        within.add(**figures, gradient_norm=norm, cvfp=cvfp_loss(flat, before), converged=converged)
         self.previous[rows] = flat
-        return contexts[:, -1].detach()
+        return contexts[:, -1]
+
+    def _gradients(
+        self, positions: Tensor, context: Tensor, negatives: Tensor, size: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of a segment, ``size`` streams at once; its contexts `[B, T, C]` and the terms of its loss."""
+        targets = self.tokens[(positions.flatten() + 1) % len(self.tokens)]
+        weight, figures = self.config.dist_reg_weight, dict[str, Tensor]()
+
+        def loss(contexts: Tensor) -> Tensor:
+            flat = contexts.flatten(0, 1)
+            prediction, diversity = self._prediction(flat, targets, negatives), self.diversity(flat)
+            total = (1 - weight) * prediction + weight * diversity
+            figures.update(prediction=prediction, diversity=diversity, total=total)
+            return total
+
+        self.optimizer.zero_grad(set_to_none=True)
+        contexts = accumulate_in_parts(
+            lambda rows: self._contexts(positions[rows], context[rows]), len(positions), size, loss, self.parameters,
+            positions.device,
+        )  # fmt: skip
+        return contexts, figures
 
     def _contexts(self, positions: Tensor, context: Tensor) -> Tensor:
         """The last layer's, with dropout of the token input and noise on what enters. `[B, T]` -> `[B, T, C]`."""
@@ -144,13 +163,15 @@ class PredictivePass:
             contexts.append(context)
         return torch.stack(contexts, dim=1)
 
-    def _prediction(self, contexts: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+    def _prediction(self, contexts: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
         predicted = self.predictor(functional.dropout(contexts, self.config.prediction_dropout))
         if self.config.objective == "regression":
             return regression_loss(predicted, targets, self.targets)
-        return contrastive_loss(predicted, targets, self._negatives(generator), self.targets)
+        return contrastive_loss(predicted, targets, negatives, self.targets)
 
     def _negatives(self, generator: torch.Generator) -> Tensor:
+        if self.config.objective == "regression":
+            return self.tokens[:0]
         drawn = torch.randint(len(self.tokens), (self.config.prediction_negatives,), generator=generator)
         return self.tokens[drawn.to(self.tokens.device)]
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from newllm_core.intervals import wilson_interval
+from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import RESULTS_DIR, RunError, has_valid_checksum, load_tensors, read_json
 from newllm_core.runs.folder import RECORD_NAME, RunFolder, is_complete
 from newllm_core.runs.identity import Identity
@@ -82,7 +83,7 @@ def run_vision(
     place = vision_place(run_dir, run_identity(settings, images))
     with place.held() as held:
         if held.record is None:
-            record, model = _trained(settings, place, images, report, show_progress)
+            record, model = _trained(settings, held.checkpoints, images, report, show_progress)
             if read_test:
                 record |= _test(record, model, settings.data)
             return held.finish(record, {WEIGHTS_NAME: model.state_dict()})
@@ -97,7 +98,7 @@ def run_vision(
 
 def _trained(
     settings: VisionSettings,
-    place: RunFolder,
+    checkpoints: CheckpointPlace,
     images: ImageData | None,
     report: Callable[[EpochFigures], None],
     show_progress: bool,
@@ -108,7 +109,7 @@ def _trained(
     device = resolve_device(settings.run.device)
     images = load_image_data(settings.data) if images is None else images
     require_fit(settings.model, images)
-    result = train_vision(images, settings, device, place.checkpoint, report=report, show_progress=show_progress)
+    result = train_vision(images, settings, device, checkpoints, report=report, show_progress=show_progress)
     record = {**_record(settings, images, result, device), "start": start, "test": None}
     return {**record, "tpe_score": _scores(record)}, result.model
 

@@ -1,7 +1,6 @@
 """The runs of the vision line, for `studies.sweep`: a folder each, found again by their configuration."""
 
 import dataclasses
-import tempfile
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
@@ -80,9 +79,7 @@ def estimated_seconds(settings: VisionSettings, images: ImageData) -> float:
     )
     short = changed(settings, {"epochs": 2, "warmup_epochs": 0})
     seed_everything(settings.run.seed, settings.run.num_threads)
-    with tempfile.TemporaryDirectory() as folder:
-        device = resolve_device(settings.run.device)
-        result = train_vision(timed, short, device, Path(folder), show_progress=False)
+    result = train_vision(timed, short, resolve_device(settings.run.device), show_progress=False)
     # An image that is only evaluated costs a forward pass, about a third of a training image.
     timed_images = batch + len(timed.selection) / 3
     all_images = len(images.train) + len(images.selection) / 3

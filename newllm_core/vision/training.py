@@ -7,21 +7,22 @@ gets evaluated. The epoch whose weights are kept is chosen on the selection imag
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from newllm_core.errors import refuse_not_finite
-from newllm_core.runs.checkpoint import CheckpointPlace, joined, with_read_data
+from newllm_core.gpu_memory import DeviceBatch
+from newllm_core.runs.checkpoint import CheckpointPlace, with_read_data
+from newllm_core.runs.files import refuse_full_disk
 from newllm_core.runs.reproducibility import derived_generator
-from newllm_core.training.loop import Stateful, TrainingLoop
+from newllm_core.training.loop import TrainingLoop
 from newllm_core.vision.data import ImageData, LabelledImages, Normalisation, normalised
 from newllm_core.vision.data.augmentation import Augmentation
 from newllm_core.vision.model.nkat import NkatModel
 from newllm_core.vision.optimisation import exponential_average, parameter_groups, warmup_cosine
-from newllm_core.vision.settings import VisionSettings, configuration_record
+from newllm_core.vision.settings import VisionSettings
 
 # Images. On a CPU larger batches leave its cache: 500 at once take 1.4 times as long as 128.
 _EVALUATION_BATCH = {"cpu": 128, "cuda": 1000}
@@ -109,23 +110,25 @@ def train_vision(
     images: ImageData,
     settings: VisionSettings,
     device: torch.device,
-    checkpoint_dir: Path,
+    checkpoints: CheckpointPlace | None = None,
     *,
     report: Callable[[EpochFigures], None] = lambda figures: None,
     show_progress: bool = True,
 ) -> TrainingResult:
-    """Train a new model, or go on from the checkpoint in ``checkpoint_dir``: the result is the same to the last bit.
+    """Train a new model.
 
     Seeds are the caller's (`runs.seed_everything`). A last batch that is not full is left out; the order is another
     every epoch.
 
     Args:
+        checkpoints: where they are written and gone on from, with the same result to the last bit; None: none. The
+            caller deletes the last ones.
         report: called with every epoch, including those before an interruption; what it raises ends the training,
             which can go on later from its last checkpoint.
 
     Raises NotFiniteError when a loss is not finite, RunError for a checkpoint that is not this run's.
     """
-    trainer = _Trainer(images, settings, device, checkpoint_dir, report, show_progress)
+    trainer = _Trainer(images, settings, device, checkpoints, report, show_progress)
     trainer.run()
     trainer.model.load_state_dict(trainer.best.weights)
     return TrainingResult(trainer.model.eval(), trainer.rows, trainer.best.number, trainer.steps_per_pass)
@@ -135,23 +138,30 @@ class _Trainer(TrainingLoop[EpochFigures]):
     name, row_kind = "NKAT", EpochFigures
 
     def __init__(
-        self, images: ImageData, settings: VisionSettings, device: torch.device, folder: Path,
+        self, images: ImageData, settings: VisionSettings, device: torch.device, checkpoints: CheckpointPlace | None,
         report: Callable[[EpochFigures], None], show_progress: bool,
     ) -> None:  # fmt: skip
         self.images, self.settings, self.config = images, settings, settings.train
         self.batch_size = min(self.config.batch_size, len(images.train))
-        place = CheckpointPlace(folder, configuration_record(settings))
+        sources = images.provenance["sources"]
         super().__init__(
-            device, self.config.epochs, with_read_data(place, device, {}, sources=images.provenance["sources"]),
+            device, self.config.epochs, checkpoints and with_read_data(checkpoints, device, {}, sources=sources),
             steps_per_pass=len(images.train) // self.batch_size, show_progress=show_progress, report=report,
         )  # fmt: skip
         self.train_images, self.train_labels = (part.to(device) for part in (images.train.images, images.train.labels))
         self.model = NkatModel(settings.model, settings.run.seed).to(device)
+        if checkpoints is not None:
+            # Weights, Adam's two moments, the average that is evaluated, and the best: float32.
+            refuse_full_disk(checkpoints.folder, 4 * 5 * sum(weight.numel() for weight in self.model.parameters()))
         decay = self.config.ema_decay
         self.average = None if decay is None else exponential_average(self.model, decay)
         groups = parameter_groups(self.model, self.config.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate)
         self.schedule = warmup_cosine(self.optimizer, self.steps_per_pass, self.config)
+        self.device_batch = DeviceBatch(device, self.batch_size, self.model.buffers())
+        self.parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
+        if self.average is not None:
+            self.parts["average"] = self.average
         self.augmentation = Augmentation(settings.augmentation, images, settings.run.seed)
 
     @property
@@ -165,42 +175,33 @@ class _Trainer(TrainingLoop[EpochFigures]):
         )
         for step in range(self.within.steps, self.steps_per_pass):
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size].to(self.device)
-            self.within.add(self._step(chosen, (number - 1) * self.steps_per_pass + step))
+            self.within.add(**self._step(chosen, (number - 1) * self.steps_per_pass + step))
             yield
 
-    def row(self, number: int) -> EpochFigures:
+    def judged(self, number: int) -> tuple[EpochFigures, float]:
         means = {name: float(value) / self.steps_per_pass for name, value in self.within.sums.items()}
         chosen = self._selection(self.evaluated)
         last = self.average is not None and number == self.num_passes
         own = self._selection(self.model) if last else None
-        return EpochFigures(
+        row = EpochFigures(
             epoch=number,
-            train_loss=means["training loss"],
-            train_accuracy=means["training accuracy"],
+            train_loss=means["training_loss"],
+            train_accuracy=means["training_accuracy"],
             selection_loss=chosen.loss,
             selection_accuracy=chosen.accuracy,
             own_selection_loss=None if own is None else own.loss,
             own_selection_accuracy=None if own is None else own.accuracy,
-            gradient_norm=means["gradient norm"],
+            gradient_norm=means["gradient_norm"],
             learning_rate=float(
                 self.schedule.base_lrs[0] * self.schedule.lr_lambdas[0](number * self.steps_per_pass - 1)
             ),
             seconds=self.pass_seconds(),
         )
-
-    def score(self, row: EpochFigures) -> float:
-        return row.selection_accuracy
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        average = {} if self.average is None else self.average.state_dict()
-        return joined({"model": self.model.state_dict(), "average": average})
+        return row, chosen.accuracy
 
     def kept(self) -> Mapping[str, Tensor]:
         weights: dict[str, Tensor] = self.evaluated.state_dict()
         return weights
-
-    def stateful(self) -> Mapping[str, Stateful]:
-        return {"optimizer": self.optimizer, "schedule": self.schedule}
 
     def shown(self) -> dict[str, str]:
         last, best = self.rows[-1], self.rows[self.best.number - 1]
@@ -219,16 +220,27 @@ class _Trainer(TrainingLoop[EpochFigures]):
         return figures
 
     def _step(self, chosen: Tensor, step: int) -> dict[str, Tensor]:
-        """One optimizer step over the images ``chosen`` `[n]`."""
+        """One optimizer step over the images ``chosen`` `[n]`, in as many parts as fit."""
         batch = self.augmentation(self.train_images[chosen], self.train_labels[chosen], step)
-        logits = self.model(batch.images)
-        loss = functional.cross_entropy(logits, batch.targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+
+        def attempt(size: int) -> list[Tensor]:
+            self.optimizer.zero_grad(set_to_none=True)
+            parts = zip(batch.images.split(size), batch.targets.split(size), strict=True)
+            return [self._accumulate(*part, len(chosen)) for part in parts]
+
+        loss, accuracy = torch.stack(self.device_batch.fit(len(chosen), attempt)).sum(dim=0)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         self.optimizer.step()
         self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        right = (logits.argmax(dim=1) == batch.targets.argmax(dim=1)).double().mean()
-        return {"training loss": loss, "training accuracy": right, "gradient norm": norm}
+        return {"training_loss": loss, "training_accuracy": accuracy, "gradient_norm": norm}
+
+    def _accumulate(self, images: Tensor, targets: Tensor, effective: int) -> Tensor:
+        """Gradients of a part of a batch; its shares of the batch's mean loss and accuracy, `[2]` in float64."""
+        logits = self.model(images)
+        share = len(images) / effective
+        loss = functional.cross_entropy(logits, targets) * share
+        loss.backward()  # type: ignore[no-untyped-call]
+        right = (logits.argmax(dim=1) == targets.argmax(dim=1)).double().mean() * share
+        return torch.stack([loss.detach().double(), right])

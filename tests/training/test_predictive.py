@@ -13,6 +13,7 @@ from newllm_core import losses
 from newllm_core.contexts.shooting import sequential_contexts
 from newllm_core.data.stream import ring_segments
 from newllm_core.errors import NotFiniteError
+from newllm_core.training.loop import PassState
 from newllm_core.training.phase1 import Phase1History, train_phase1
 from newllm_core.training.predictive import PredictivePass, contrastive_loss, regression_loss
 
@@ -115,16 +116,10 @@ def test_the_step_follows_the_gradient_through_the_whole_segment() -> None:
     weight = model.context_block.layers[0].from_context.weight
     (expected,) = torch.autograd.grad(loss, [weight])
     before = weight.detach().clone()
-    sums: dict[str, torch.Tensor] = {}
-    trainer._step(positions, entering, rng(2), _zeros(sums))
+    trainer._step(positions, entering, rng(2), PassState())
     moved = (weight.detach() - before).sign()
     clear = expected.abs() > 1e-6
     assert clear.any() and torch.equal(moved[clear], -expected.sign()[clear])
-
-
-def _zeros(sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    names = ("prediction", "diversity", "total", "gradient_norm", "cvfp", "converged")
-    return {**sums, **{name: torch.zeros((), dtype=torch.float64) for name in names}}
 
 
 @pytest.mark.parametrize("objective", ["contrastive", "regression"])
@@ -187,6 +182,5 @@ def test_a_loss_that_is_not_finite_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_text_too_short_for_its_streams_is_refused() -> None:
     with pytest.raises(ValueError, match="at least two tokens for each of prediction_streams=4, given 7"):
         PredictivePass(make_model(), TRAIN[:7], phase1_config(**PREDICTIVE), seed=1)
-    assert (
-        PredictivePass(make_model(), TRAIN[:8], phase1_config(**PREDICTIVE), seed=1).iterate(1).prediction is not None
-    )
+    shortest, within = PredictivePass(make_model(), TRAIN[:8], phase1_config(**PREDICTIVE), seed=1), PassState()
+    assert len(list(shortest.steps(1, within))) == 1 and shortest.figures(within).prediction is not None

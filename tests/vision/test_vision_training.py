@@ -125,7 +125,7 @@ def test_checkpoint_holds_all_weights_and_goes_when_the_run_is_finished(images: 
     folder = tmp_path / CHECKPOINT_DIR
     assert sorted(path.suffix for path in folder.iterdir()) == sorted(2 * [".json", ".pt", ".safetensors"])
     states = torch.load(max(folder.glob("*.pt")), weights_only=True)
-    assert {"optimizer", "schedule"} <= set(states["stateful"]) and "generator" in states
+    assert {"optimizer", "schedule"} <= set(states["parts"]) and "generator" in states
     assert not (tmp_path / RECORD_NAME).exists()
     run_vision(SHORT, tmp_path, images=images, show_progress=False)
     assert not folder.exists() and (tmp_path / RECORD_NAME).is_file()
