@@ -41,9 +41,9 @@ def _stream_case(settings: BenchmarkSettings, context_dim: int, embed_dim: int, 
     with torch.no_grad():
         embeds = model.embed(load_streams(settings.num_conversations).train[: settings.context_tokens])
     block, plain, zero = model.context_block, PlainNotes(model), torch.zeros(context_dim)
-    for warm_up in (block_contenders(block, plain, embeds[:_WARM_UP_TOKENS], zero)).values():
+    for warm_up in (block_ways(block, plain, embeds[:_WARM_UP_TOKENS], zero)).values():
         warm_up()
-    seconds = interleaved(block_contenders(block, plain, embeds, zero), settings.repetitions)
+    seconds = interleaved(block_ways(block, plain, embeds, zero), settings.repetitions)
     outcome = exact_contexts(block, embeds, zero)
     wide_loop = PlainNotes(model).double().loop_contexts(embeds.double(), zero.double())[:, -1]
     return {
@@ -71,7 +71,7 @@ def _block_to_measure(settings: BenchmarkSettings, context_dim: int, embed_dim: 
     return model
 
 
-def block_contenders(block: ContextBlock, plain: PlainNotes, embeds: Tensor, initial: Tensor) -> dict[str, Any]:
+def block_ways(block: ContextBlock, plain: PlainNotes, embeds: Tensor, initial: Tensor) -> dict[str, Any]:
     return {
         EXACT: lambda: exact_contexts(block, embeds, initial),
         PLAIN: lambda: plain.loop_contexts(embeds, initial),
@@ -100,11 +100,11 @@ def _small_cases(settings: BenchmarkSettings) -> list[dict[str, Any]]:
 def _small_case(settings: BenchmarkSettings, model: NewLLM, embeds: Tensor, weight_std: float) -> dict[str, Any]:
     context_dim = model.context_block.context_dim
     plain, zero = PlainNotes(model), torch.zeros(context_dim)
-    contenders = block_contenders(model.context_block, plain, embeds, zero)
-    calls = calls_that_last(contenders[PLAIN], settings.small_seconds)
+    ways = block_ways(model.context_block, plain, embeds, zero)
+    calls = calls_that_last(ways[PLAIN], settings.small_seconds)
     for name in (EXACT, LOOP):
-        contenders[name]()
-    seconds = interleaved(contenders, settings.repetitions, calls)
+        ways[name]()
+    seconds = interleaved(ways, settings.repetitions, calls)
     outcome = exact_contexts(model.context_block, embeds, zero)
     deviation = _largest(outcome.contexts, plain.loop_contexts(embeds, zero)[:, -1].double())
     return {

@@ -1,6 +1,6 @@
 """(c) The head: ways to compute cross-entropy and gradient over 50,257 columns; time, exactness, memory.
 
-A contender takes hidden states `[n, E]` that require a gradient, the frozen head `[V, E]` and targets `[n]`, and
+A way takes hidden states `[n, E]` that require a gradient, the frozen head `[V, E]` and targets `[n]`, and
 returns the mean loss with the gradient left in `hidden.grad`. Only the direct way and the project's blocks also say
 whether the target was the arg-max; the others would need a second sweep for that.
 """
@@ -24,8 +24,8 @@ from newllm_core.head.cross_entropy import Head
 from newllm_core.runs.reproducibility import derived_generator, has_bf16_products
 from newllm_core.training.phase1 import all_contexts
 
-Contender = Callable[[Tensor, Tensor], Tensor]  # hidden, targets -> mean loss, after backward
-Preparation = Callable[[Tensor], Contender]  # of one head weight, which is frozen from then on
+Way = Callable[[Tensor, Tensor], Tensor]  # hidden, targets -> mean loss, after backward
+Preparation = Callable[[Tensor], Way]  # of one head weight, which is frozen from then on
 DIRECT = "direct"
 _FLOAT64_ROWS = 128  # at once: 50 MB of logits
 _WARM_UP_ROWS = 8
@@ -75,7 +75,7 @@ def preparations() -> dict[str, Preparation]:
 
 
 def _plainly(loss: Callable[[Tensor, Tensor, Tensor], Tensor], dtype: torch.dtype = torch.float32) -> Preparation:
-    def prepare(weight: Tensor) -> Contender:
+    def prepare(weight: Tensor) -> Way:
         operand = weight.to(dtype)
         return _with_backward(lambda hidden, targets: loss(hidden.to(dtype), operand, targets).float())
 
@@ -83,14 +83,14 @@ def _plainly(loss: Callable[[Tensor, Tensor, Tensor], Tensor], dtype: torch.dtyp
 
 
 def _project(method: str) -> Preparation:
-    def prepare(weight: Tensor) -> Contender:
+    def prepare(weight: Tensor) -> Way:
         head = Head(weight, method)
         return _with_backward(lambda hidden, targets: head.loss(hidden, targets).mean_nats)
 
     return prepare
 
 
-def _with_backward(loss: Callable[[Tensor, Tensor], Tensor]) -> Contender:
+def _with_backward(loss: Callable[[Tensor, Tensor], Tensor]) -> Way:
     def run(hidden: Tensor, targets: Tensor) -> Tensor:
         hidden.grad = None
         mean = loss(hidden, targets)
@@ -114,7 +114,7 @@ def measure(settings: BenchmarkSettings) -> list[dict[str, Any]]:
     return cases
 
 
-def _timings(ways: dict[str, Contender], hidden: Tensor, targets: Tensor, rounds: int) -> dict[str, list[float]]:
+def _timings(ways: dict[str, Way], hidden: Tensor, targets: Tensor, rounds: int) -> dict[str, list[float]]:
     part = hidden.detach().clone().requires_grad_()
     for way in ways.values():
         way(part[:_WARM_UP_ROWS].detach().requires_grad_(), targets[:_WARM_UP_ROWS])
@@ -137,9 +137,7 @@ def trained_hidden_states(settings: BenchmarkSettings, embed_dim: int) -> tuple[
     return hidden, trainer.model.head_weight.detach(), tokens[1:][rows]
 
 
-def exactness(
-    ways: dict[str, Contender], hidden: Tensor, weight: Tensor, targets: Tensor
-) -> dict[str, dict[str, float]]:
+def exactness(ways: dict[str, Way], hidden: Tensor, weight: Tensor, targets: Tensor) -> dict[str, dict[str, float]]:
     """Against float64: |Δ mean loss| in nats, relative error of the gradient, and that over the direct head's."""
     loss, gradient = float64_reference(hidden, weight, targets)
     found: dict[str, dict[str, float]] = {}

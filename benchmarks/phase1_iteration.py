@@ -28,7 +28,7 @@ def measure(settings: BenchmarkSettings) -> dict[str, Any]:
         plain.iterate(1)
         effective_rank(plain.previous[:-1][:limit])
 
-    contenders = {
+    ways = {
         OURS: lambda: iteration_with_rank(ours),
         PLAIN: lambda: plain.iterate(1),
         PLAIN_WITH_RANK: plain_with_rank,
@@ -38,12 +38,12 @@ def measure(settings: BenchmarkSettings) -> dict[str, Any]:
         OURS: lambda: validation_rank(ours.model, streams),
         PLAIN: lambda: plain.validation_rank(streams.validation),
     }
-    for warm_up in contenders.values():
+    for warm_up in ways.values():
         warm_up()
     return {
         "tokens": len(streams.train), "context_dim": ModelConfig.context_dim, "embed_dim": WHISPER_WIDTH,
         "note": "the project's iteration includes the effective rank of the training contexts, as its log shows it",
-        "iteration": compared(interleaved(contenders, settings.repetitions), PLAIN),
+        "iteration": compared(interleaved(ways, settings.repetitions), PLAIN),
         "validation_check": compared(interleaved(checks, settings.repetitions), PLAIN),
     }  # fmt: skip
 

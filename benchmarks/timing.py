@@ -1,4 +1,4 @@
-"""Interleaved timings: every round runs each contender once, so that a slow minute of the machine hits all of them."""
+"""Interleaved timings: every round runs each way once, so that a slow minute of the machine hits all of them."""
 
 import gc
 import statistics
@@ -9,11 +9,11 @@ from typing import Any
 Work = Callable[[], object]
 
 
-def interleaved(contenders: Mapping[str, Work], rounds: int, calls: int = 1) -> dict[str, list[float]]:
-    """Seconds of one call, per contender and round, in the order run."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+def interleaved(ways: Mapping[str, Work], rounds: int, calls: int = 1) -> dict[str, list[float]]:
+    """Seconds of one call, per way and round, in the order run."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
-        for name, work in contenders.items():
+        for name, work in ways.items():
             seconds[name].append(timed(work, calls))
     return seconds
 

@@ -203,7 +203,7 @@ def test_float64_reference_is_autograd() -> None:
     torch.testing.assert_close(gradient, hidden.grad)
 
 
-def test_contenders_take_turns() -> None:
+def test_ways_take_turns() -> None:
     order: list[str] = []
     seconds = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, calls=2)
     assert order == ["a", "a", "b", "b"] * 3

@@ -45,7 +45,8 @@ BASELINES: dict[str, Baseline] = {}
 def register_baseline(name: str, baseline: Baseline) -> None:
     """Make ``baseline`` known under ``name``: it can take part in the leaderboard from now on.
 
-    Raises ConfigError that says which part is missing or impossible, and for a built-in name; one's own is replaced.
+    Rows are found by name and hyperparameters: a changed builder needs another name. Raises ConfigError that says which
+    part is missing or impossible, and for a built-in name; one's own is replaced.
     """
     if name in _BUILT_IN:
         raise ConfigError(f"baseline {name!r} is built in; choose another name")

@@ -3,7 +3,6 @@
 What is needed later is looked at here, before anything is trained: the lengths of the texts, and the space on disk.
 """
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +13,11 @@ from newllm_core.config.schema import ConfigError
 from newllm_core.data import DataError, EmbeddingMatrix, TokenData, load_embeddings, load_token_streams
 from newllm_core.metrics.forgetting import MIN_FORGETTING_TOKENS
 from newllm_core.model import NewLLM, StreamEmbeddings
-from newllm_core.runs.files import DATA_DIR, RunError
+from newllm_core.runs.files import DATA_DIR, refuse_full_disk
 from newllm_core.runs.reproducibility import resolve_device, seed_everything
 from newllm_core.training.initialisation import scale_to_exponent
 
 MIN_TOKENS = 2  # one token, and the one after it that is predicted
-_MEGABYTE = 1e6
 
 
 @dataclass(frozen=True)
@@ -90,25 +88,11 @@ def refuse_short_training(data: DataConfig, tokens: TokenData, needed: int, purp
 
 
 def check_phase1(prepared: Prepared, config: Phase1Config, folder: Path) -> None:
-    """Whether Phase 1 can be trained and kept in ``folder``. Raises DataError or RunError."""
-    refuse_short_texts(prepared.data, prepared.token_data, prepared.model.config, config)
-    refuse_full_disk(prepared, folder)
+    """Whether Phase 1 can be trained and kept in ``folder``. Raises DataError or RunError.
 
-
-def refuse_full_disk(prepared: Prepared, folder: Path) -> None:
-    """Raises RunError, with the bytes, where Phase 1's checkpoints and weights would not fit on the disk of ``folder``.
-
-    A checkpoint holds the contexts of all training tokens, the weights, Adam's two moments of them and the best ones;
-    the one before stays until it is whole.
+    A checkpoint holds the contexts of all training tokens, the weights, Adam's two moments of them and the best ones.
     """
-    model = prepared.model
-    weights = sum(weight.numel() for weight in model.context_block.parameters())
-    contexts = len(prepared.train_tokens) * model.config.context_dim
-    needed = 2 * 4 * (contexts + 4 * weights)  # float32
-    place = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise RunError(
-            f"{folder}: this run needs about {needed / _MEGABYTE:,.1f} MB of disk for its checkpoints, "
-            f"{free / _MEGABYTE:,.1f} MB are free. Make room, or choose another folder; nothing has been trained"
-        )
+    refuse_short_texts(prepared.data, prepared.token_data, prepared.model.config, config)
+    weights = sum(weight.numel() for weight in prepared.model.context_block.parameters())
+    contexts = len(prepared.train_tokens) * prepared.model.config.context_dim
+    refuse_full_disk(folder, 4 * (contexts + 4 * weights))  # float32

@@ -4,15 +4,14 @@ Every file of the project is written through here: to a temporary name beside th
 a reader finds either the old file or the new one, whole.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import platform
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +76,18 @@ def _remove_abandoned(target: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-@contextmanager
-def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Wait for an advisory lock on the file ``path``; it ends with the process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        yield
+def refuse_full_disk(folder: Path, checkpoint_bytes: int) -> None:
+    """Raises RunError, with the numbers, where the disk of ``folder`` has no room for two checkpoints of this size.
+
+    The one before stays until the new one is whole. ``folder`` need not exist yet.
+    """
+    place = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    needed, free = (bytes_ / 1e6 for bytes_ in (2 * checkpoint_bytes, shutil.disk_usage(place).free))
+    if free < needed:
+        raise RunError(
+            f"{folder}: this run needs about {needed:,.1f} MB of disk for its checkpoints, {free:,.1f} MB are free. "
+            "Make room, or choose another folder; nothing has been trained"
+        )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,19 +11,29 @@ from torch import Tensor
 from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.registry import BASELINES
 from newllm_core.baselines.train import train_baseline
-from newllm_core.config.language import Settings
-from newllm_core.data import token_byte_lengths
+from newllm_core.config.language import Phase1Config, Settings
+from newllm_core.config.schema import config_hash
+from newllm_core.data import corpus_key, token_byte_lengths
+from newllm_core.experiment.identity import identity_of
 from newllm_core.experiment.measure import describe, per_conversation_sums
-from newllm_core.experiment.prepare import Prepared, prepare
+from newllm_core.experiment.phase1_cache import phase1_in_folder
+from newllm_core.experiment.prepare import Prepared, check_phase1, prepare
+from newllm_core.metrics.forgetting import (
+    FORGETTING_TOKENS,
+    MIN_FORGETTING_TOKENS,
+    contraction_rate,
+    forgetting_horizon,
+)
 from newllm_core.metrics.prediction import NATS_PER_BIT, perplexity
+from newllm_core.metrics.rank import stream_rank
+from newllm_core.model import StreamEmbeddings
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import read_json
 from newllm_core.runs.progress import Stopwatch
 from newllm_core.runs.reproducibility import derived_generator
-from newllm_core.studies.phase1_rows import kept_phase1
 from newllm_core.studies.sweep import Point
 from newllm_core.studies.variants import LeaderboardVariant
-from newllm_core.training.phase1 import Phase1Result
+from newllm_core.training.phase1 import Phase1Result, train_phase1
 from newllm_core.training.phase2 import train_phase2
 
 Row = dict[str, Any]
@@ -79,20 +89,65 @@ def _fit_model(
     contexts: str, prepared: Prepared, settings: Settings, phase1_folder: Path, checkpoints: CheckpointPlace
 ) -> _Fitted:
     model, seed = prepared.model, settings.run.seed
-    phase1 = kept_phase1(prepared, settings.phase1, phase1_folder)
-    read = changed_contexts(phase1.contexts, contexts, seed)
+    own, figures, phase1_seconds = _phase1(prepared, settings.phase1, phase1_folder)
+    read = changed_contexts(own, contexts, seed)
     phase2 = train_phase2(
         model, read, prepared.train_tokens, prepared.validation_tokens, settings.phase2, seed, checkpoints
     )
     counts = model.parameter_counts()
     trained = counts["trained_in_phase2"] + (counts["trained_in_phase1"] if settings.phase1.max_iterations else 0)
     details = {
-        **phase1.figures,
+        **figures,
         "best_epoch": phase2.best_epoch,
         "epochs": [epoch.validation_perplexity for epoch in phase2.epochs],
     }
-    earlier_cpu_seconds = phase1.earlier_cpu_seconds + phase2.earlier.cpu
-    return _Fitted(phase2.validation.nats.double(), trained, details, earlier_cpu_seconds)
+    return _Fitted(phase2.validation.nats.double(), trained, details, phase1_seconds + phase2.earlier.cpu)
+
+
+def _phase1(prepared: Prepared, config: Phase1Config, folder: Path) -> tuple[Phase1Result, dict[str, Any], float]:
+    """Contexts, figures, and the CPU seconds that training took before this call: a row's cost counts both phases.
+
+    Trained once in ``folder`` for all rows that differ in Phase 2 alone, or taken from there, finished or half-way; the
+    contexts are the same to the last bit.
+
+    Raises NotFiniteError from training, and RunError where a file was altered or is another configuration's.
+    """
+
+    def train(checkpoints: CheckpointPlace) -> tuple[Phase1Result, dict[str, Any]]:
+        check_phase1(prepared, config, place)
+        seed = prepared.run.seed
+        # Losses that draw would else depend on how many numbers the weights of this row's readout took.
+        # The words are part of the figures of committed rows.
+        torch.manual_seed(derived_generator("phase 1 of contenders", seed).initial_seed())
+        result = train_phase1(
+            prepared.model, prepared.train_tokens, prepared.validation_tokens, config, seed, checkpoints
+        )
+        return result, {"figures": _context_figures(prepared, result, config)}
+
+    model_part = prepared.model.config.phase1_part()
+    sections = {"data": prepared.data, "model": model_part, "phase1": config, "run": prepared.run}
+    watch = Stopwatch()
+    place = folder / f"{corpus_key(prepared.data)}-{config_hash(*sections.values())}"
+    contexts, record = phase1_in_folder(prepared, identity_of(sections), place, train)
+    earlier = max(0.0, record["cpu_seconds"] - watch.total().cpu)  # what this call took is counted by the caller
+    return contexts, record["figures"], earlier
+
+
+def _context_figures(prepared: Prepared, result: Phase1Result, config: Phase1Config) -> dict[str, Any]:
+    """Of the validation text: effective rank, and how the block forgets."""
+    history = result.history
+    assert history is not None  # it has just been trained
+    few = StreamEmbeddings(prepared.model, prepared.validation_tokens)[0:FORGETTING_TOKENS]
+    block = prepared.model.context_block
+    settles = len(few) >= MIN_FORGETTING_TOKENS
+    rank = stream_rank(result.validation_contexts[:, -1], config.effective_rank_tokens)
+    return {
+        "validation_rank": rank.record(),
+        "contraction_rate": contraction_rate(block, few) if settles else None,
+        "forgetting_horizon": forgetting_horizon(block, few).horizon if settles else None,
+        "iterations_kept": history.best_iteration,
+        "phase1_seconds": history.seconds,
+    }
 
 
 def changed_contexts(phase1: Phase1Result, contexts: str, seed: int) -> Phase1Result:

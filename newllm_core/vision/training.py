@@ -15,6 +15,7 @@ from torch.nn import functional
 from newllm_core.errors import refuse_not_finite
 from newllm_core.gpu_memory import DeviceBatch
 from newllm_core.runs.checkpoint import CheckpointPlace, with_read_data
+from newllm_core.runs.files import refuse_full_disk
 from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.training.loop import TrainingLoop
 from newllm_core.vision.data import ImageData, LabelledImages, Normalisation, normalised
@@ -149,6 +150,9 @@ class _Trainer(TrainingLoop[EpochFigures]):
         )  # fmt: skip
         self.train_images, self.train_labels = (part.to(device) for part in (images.train.images, images.train.labels))
         self.model = NkatModel(settings.model, settings.run.seed).to(device)
+        if checkpoints is not None:
+            # Weights, Adam's two moments, the average that is evaluated, and the best: float32.
+            refuse_full_disk(checkpoints.folder, 4 * 5 * sum(weight.numel() for weight in self.model.parameters()))
         decay = self.config.ema_decay
         self.average = None if decay is None else exponential_average(self.model, decay)
         groups = parameter_groups(self.model, self.config.weight_decay)

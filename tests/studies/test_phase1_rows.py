@@ -13,7 +13,7 @@ from newllm_core.config.language import ModelConfig, Settings
 from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS, PHASE1_RECORD
 from newllm_core.model import NewLLM
 from newllm_core.runs.files import RunError, read_json, write_json
-from newllm_core.studies import phase1_rows as phase1_rows
+from newllm_core.studies import rows as rows_module
 from newllm_core.studies.rows import Row
 from newllm_core.studies.runners import PHASE1_FOLDER
 from newllm_core.studies.variants import VARIANTS, LeaderboardVariant, variant
@@ -71,7 +71,7 @@ def test_rows_that_differ_in_phase_2_alone_share_phase_1_and_have_the_figures_of
     data_dir = tmp_path / "data"
     alone = run_one(other, base, tmp_path / "alone", {}, data_dir)
     run_one(first, base, tmp_path / "rows", {}, data_dir)
-    monkeypatch.setattr(phase1_rows, "train_phase1", None)  # would fail if it were trained again
+    monkeypatch.setattr(rows_module, "train_phase1", None)  # would fail if it were trained again
     (kept,) = (tmp_path / "rows" / PHASE1_FOLDER).glob(f"*/{PHASE1_RECORD}")
     record = read_json(kept)
     write_json(kept, {**record, "cpu_seconds": 1000.0})

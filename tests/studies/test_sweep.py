@@ -250,6 +250,13 @@ def test_more_samples_than_the_corpus_has_is_refused_before_anything_is_trained(
     assert not folders.experiments.exists() and not folders.phase1.exists()
 
 
+def test_a_text_too_short_for_the_last_variant_is_refused_before_anything_is_trained(folders: Folders) -> None:
+    many = {"objective": "contrastive", "prediction_streams": 100_000}
+    with pytest.raises(DataError, match="2 for each of prediction_streams=100000"):
+        sweep_of([THREE[0], Variant("many", "many streams", many)], folders).run()
+    assert not folders.experiments.exists() and not folders.phase1.exists()
+
+
 def test_an_unknown_algorithm_is_refused_before_anything_is_trained(folders: Folders) -> None:
     sweep = sweep_of(grid({"diversity_algorithm": ["MCDL", "mcdl"]}), folders)
     for refused in (sweep.run, sweep.estimate):

@@ -5,19 +5,22 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from test_image_files import noise, photograph, write_folder
-from test_vision_data import write_idx_folder
+from test_vision_data import write_idx_folder, write_tables
 
 from newllm_core.config.language import RunConfig
 from newllm_core.data.errors import DataError
+from newllm_core.runs.files import RunError
 from newllm_core.vision import experiment
 from newllm_core.vision.__main__ import main
 from newllm_core.vision.config import AugmentationConfig, VisionDataConfig, VisionModelConfig, VisionTrainConfig
 from newllm_core.vision.data import load_image_data
 from newllm_core.vision.data.augmentation import Augmentation
+from newllm_core.vision.data.registry import CIFAR10
 from newllm_core.vision.experiment import run_vision
 from newllm_core.vision.settings import VisionSettings, for_data_set
 
@@ -85,6 +88,31 @@ def test_idx_test_set_of_another_size_or_count_is_seen_from_its_headers(suffix: 
         path.write_bytes(gzip.compress(bytes(changed)) if suffix else bytes(changed))
         with pytest.raises(DataError, match=message):
             load_image_data(config)
+
+
+def test_tables_of_a_test_set_with_other_classes_or_columns_are_seen_from_their_schema(tmp_path: Path) -> None:
+    write_tables(tmp_path / "plain_text", "img", CIFAR10, [index % 10 for index in range(40)])
+    config = VisionDataConfig(dataset="cifar10", path=str(tmp_path))
+    assert len(load_image_data(config).train) == 36
+    test = next(tmp_path.rglob("test-*.parquet"))
+    write_tables(tmp_path / "swapped", "img", (*CIFAR10[1:], CIFAR10[0]), list(range(10)))
+    shutil.copy(next((tmp_path / "swapped").glob("test-*")), test)
+    shutil.rmtree(tmp_path / "swapped")
+    with pytest.raises(DataError, match="test-00000.*: expected the classes airplane, .*, found automobile, bird"):
+        load_image_data(config)
+    write_tables(tmp_path / "columns", "image", CIFAR10, list(range(10)))
+    shutil.copy(next((tmp_path / "columns").glob("test-*")), test)
+    shutil.rmtree(tmp_path / "columns")
+    with pytest.raises(DataError, match=r"test-00000.*: expected the columns \['img', 'label'\], found"):
+        load_image_data(config)
+
+
+def test_disk_without_room_for_the_checkpoints_is_seen_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(RunError, match=r"needs about 0\.\d MB of disk .* 0\.0 MB are free\. Make room"):
+        run_vision(for_data_set(BASE, own_images(tmp_path / "images")), tmp_path / "run", show_progress=False)
 
 
 # --- names of parameters

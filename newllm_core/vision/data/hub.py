@@ -6,6 +6,7 @@ place of the Hub; it holds the repository's Parquet files, `train-….parquet` a
 
 import hashlib
 import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def read_hub_split(dataset: HubDataset, split: str, classes: tuple[str, ...], pa
         origin, files = f"{path}, {split}", parquet_files(path, split)
         table = _read_parquet(files)
     encoded, labels = _columns(table, dataset, origin)
-    require_class_names(_class_names(table, dataset) or classes, classes, origin)
+    require_class_names(_class_names(table.schema, dataset) or classes, classes, origin)
     sources = {file.name: sha256_file(file) for file in files} or {origin: _table_hash(encoded, labels)}
     return LabelledImages(
         _decode(encoded, dataset, origin),
@@ -91,23 +92,42 @@ def parquet_files(folder: Path, split: str) -> list[Path]:
 
 def _read_parquet(files: list[Path]) -> Any:
     arrow, parquet = (importlib.import_module(name) for name in ("pyarrow", "pyarrow.parquet"))
-    tables = []
-    for file in files:
-        try:
-            tables.append(parquet.read_table(file))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{file}: expected a Parquet file, found something else ({error})") from error
+    tables = [_from_file(file, parquet.read_table) for file in files]
     try:
         return arrow.concat_tables(tables)
     except ValueError as error:
         raise DataError(f"{files[0].parent}: the Parquet files have different columns ({error})") from error
 
 
+def _from_file(file: Path, read: Callable[[Path], Any]) -> Any:
+    try:
+        return read(file)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: expected a Parquet file, found something else ({error})") from error
+
+
+def check_hub_split(dataset: HubDataset, split: str, classes: tuple[str, ...], path: Path | None) -> None:
+    """Whether a split of downloaded files has the columns and classes that are read later; no row is looked at.
+
+    Raises DataError. What the Hub serves, without a ``path``, is as it was published.
+    """
+    parquet = importlib.import_module("pyarrow.parquet")
+    for file in parquet_files(path, split) if path is not None else ():
+        schema = _from_file(file, parquet.read_schema)
+        _require_columns(schema.names, dataset, str(file))
+        require_class_names(_class_names(schema, dataset) or classes, classes, str(file))
+
+
+def _require_columns(found: Sequence[str], dataset: HubDataset, origin: str) -> None:
+    columns = [dataset.image_column, dataset.label_column]
+    if not set(columns) <= set(found):
+        raise DataError(f"{origin}: expected the columns {columns}, found {list(found)}")
+
+
 def _columns(table: Any, dataset: HubDataset, origin: str) -> tuple[list[bytes], list[int]]:
     """Encoded images and labels of every row. Raises DataError that names the first row without them, from 1."""
+    _require_columns(table.column_names, dataset, origin)
     columns = [dataset.image_column, dataset.label_column]
-    if not set(columns) <= set(table.column_names):
-        raise DataError(f"{origin}: expected the columns {columns}, found {table.column_names}")
     images: list[bytes] = []
     labels: list[int] = []
     for value, label in zip(*(table.column(name).to_pylist() for name in columns)):
@@ -130,9 +150,9 @@ def _table_hash(images: list[bytes], labels: list[int]) -> str:
     return digest.hexdigest()
 
 
-def _class_names(table: Any, dataset: HubDataset) -> list[str] | None:
+def _class_names(schema: Any, dataset: HubDataset) -> list[str] | None:
     """The names the table itself gives its labels; None when it gives none."""
     from datasets import Features
 
-    feature = Features.from_arrow_schema(table.schema)[dataset.label_column]
+    feature = Features.from_arrow_schema(schema)[dataset.label_column]
     return getattr(feature, "names", None)

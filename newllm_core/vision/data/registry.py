@@ -30,6 +30,7 @@ from newllm_core.vision.data.hub import (
     HUB_FASHION_MNIST,
     HUB_MNIST,
     HubDataset,
+    check_hub_split,
     read_hub_split,
 )
 from newllm_core.vision.data.idx import EMNIST_LETTERS_NAMES, MNIST_NAMES, IdxNames, check_idx_split, read_idx_split
@@ -125,6 +126,7 @@ def _hub(dataset: HubDataset) -> Reader:
     return Reader(
         lambda config, path, split, classes: read_hub_split(dataset, split, classes, path),
         lambda path: hub_content(path, dataset),
+        lambda config, path, classes, size: check_hub_split(dataset, "test", classes, path),
     )
 
 
