@@ -13,7 +13,7 @@ from benchmarks import report
 from newllm_core.report.style import BLUE, GREEN, ORANGE, PLAIN_COLOUR, PURPLE, VERMILION, new_axes, save_figure
 
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, PLAIN_COLOUR)
-_PLAIN_NUMBERS = FuncFormatter(lambda value, _: f"{value:,g}")
+_PLAIN_NUMBERS = FuncFormatter(lambda value, _: f"{value:,.7g}")
 _RATIO_LABEL = "times as fast as plain (higher is better)"
 
 

@@ -185,7 +185,7 @@ def find_executable(attempt: Callable[[int], None], batch_size: int) -> int:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or batch_size == 1:
                 raise
-            logger.warning("out of memory at %d tokens at once; trying %d", batch_size, math.ceil(batch_size / 2))
+            logger.warning("out of memory at %d rows at once; trying %d", batch_size, math.ceil(batch_size / 2))
         # Outside the handler: the exception would keep the failed attempt's tensors alive.
         batch_size = math.ceil(batch_size / 2)
         gc.collect()

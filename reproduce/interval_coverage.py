@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from newllm_core.intervals import CONFIDENCE, Floats, Interval
+from newllm_core.intervals import CONFIDENCE, Floats, Interval, t_margin
 from newllm_core.runs.files import REFERENCE_DIR, write_json
 from newllm_core.runs.reproducibility import library_versions
 from newllm_core.scaling.bootstrap import LEVELS, ScalingPoint, bootstrap_alpha, points_from_losses
@@ -102,8 +102,7 @@ def seeds_coverage(config: CoverageConfig, num_sizes: int, rng: np.random.Genera
         means = [mean_over_seeds(row) for row in np.exp(runs)]
         averaged.append(covers(fit_power_law(tokens, means).alpha_interval, config.alpha))
         line = stats.linregress(np.repeat(np.log(tokens), config.num_seeds), runs.ravel())
-        quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, runs.size - 2)
-        pooled.append(bool(abs(line.slope - config.alpha) <= quantile * line.stderr))
+        pooled.append(bool(abs(line.slope - config.alpha) <= t_margin(float(line.stderr), runs.size - 2)))
     return {"num_sizes": num_sizes, "seeds_averaged_first": share(averaged), "runs_as_if_independent": share(pooled)}
 
 

@@ -20,6 +20,7 @@ from newllm_core.runs.files import RunError, read_unchecked_json, write_json, wr
 from newllm_core.runs.identity import figures_of
 from newllm_core.runs.record_differences import differences
 from newllm_core.runs.record_keys import config_keys, key_table
+from newllm_core.studies import row_record as row
 from newllm_core.vision import record as vision
 
 PAGE = f"""# Records
@@ -43,7 +44,13 @@ Every field of the dataclasses in `newllm_core/config/language.py`, where each i
 
 {{config}}
 
-## A run on images: `run.json`, format {vision.FORMAT}
+## A row of the leaderboard
+
+A file of its own. Its configuration is a language run's, of the sections that it has.
+
+{{row}}
+
+## A run on images: `run.json`, format {FORMAT}
 
 {{vision}}
 
@@ -59,6 +66,7 @@ def page() -> str:
     """`docs/records.md`."""
     return PAGE.format(
         run=key_table(RUN_KEYS), config=key_table(config_keys(Settings, RUN_SECTIONS)),
+        row=key_table(row.ROW_KEYS),
         vision=key_table(vision.VISION_KEYS), vision_config=key_table(vision.VISION_CONFIG_KEYS),
     )  # fmt: skip
 
@@ -74,6 +82,7 @@ class Kind:
 
 KINDS = (
     Kind(frozenset({"phase1", "phase2", "provenance"}), migrated_run, check_run_record),
+    Kind(frozenset({"variant", "details", "provenance"}), row.migrated_row, row.check_row_record),
     Kind(frozenset({"dataset", "training", "tpe_score"}), vision.migrated_vision, vision.check_vision_record),
 )
 

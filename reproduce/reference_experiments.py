@@ -74,7 +74,9 @@ def publish(sweep: Sweep) -> None:
     runner = sweep.runner
     assert isinstance(runner, ExperimentRunner)
     for point in sweep.points:
-        write_json(runner.folders.reference / f"{runner.key(point)}.json", runner.finished(point))
+        record = runner.finished(point)
+        assert record is not None  # the sweep has run
+        write_json(runner.folders.reference / f"{runner.key(point)}.json", record)
 
 
 def report_scaling(records: Sequence[Record]) -> None:

@@ -24,7 +24,7 @@ def planted_record(
         "config": {
             "data": {"num_samples": samples, "corpus": "chitchat"},
             "model": {"context_dim": 100},
-            "phase1": {"diversity_algorithm": "MCDL", "dist_reg_weight": 0.9, **config},
+            "phase1": {"diversity_algorithm": "MCDL", "dist_reg_weight": 0.9, "max_iterations": 10, **config},
             "run": {"seed": seed, "num_threads": 1},
         },
         "phase1": {

@@ -143,7 +143,7 @@ def attempts(error: Exception, fits: int, batch_size: int) -> tuple[list[int], i
 @pytest.mark.parametrize("error", MEMORY_ERRORS)
 def test_the_batch_is_halved_until_it_fits(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     assert attempts(error, fits=100, batch_size=1000) == ([1000, 500, 250, 125, 63], 63)
-    assert "out of memory at 1000 tokens at once; trying 500" in caplog.text
+    assert "out of memory at 1000 rows at once; trying 500" in caplog.text
 
 
 def test_a_batch_that_fits_is_tried_once() -> None:

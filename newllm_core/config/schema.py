@@ -174,6 +174,13 @@ def location_parameters(settings_type: type) -> set[str]:
     return {name for name, place in parameter_fields(settings_type).items() if specs[place].metadata.get("location")}
 
 
+def from_sections(settings_type: type[AnySettings], stored: Mapping[str, Mapping[str, Any]]) -> AnySettings:
+    """Settings from what a record says of them, section by section; one that it lacks is the default."""
+    kinds = {spec.name: spec.type for spec in dataclasses.fields(settings_type)}
+    sections = {name: from_mapping(kind, stored[name]) for name, kind in kinds.items() if name in stored}  # type: ignore[arg-type]
+    return settings_type(**sections)
+
+
 def config_values(config: Any) -> dict[str, Any]:
     """What names and records say of a config, as JSON gives it back, so that a stored one compares equal.
 

@@ -1,11 +1,10 @@
 """Which experiment it is: identity, names of folders, and the configuration that a record was made with."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from newllm_core.config.language import DataConfig, ModelConfig, Phase1Config, RunConfig, Settings
-from newllm_core.config.schema import config_hash, config_values, from_mapping
+from newllm_core.config.schema import config_hash, config_values, from_sections
 from newllm_core.data import content_read, corpus_key
 from newllm_core.losses import user_loss_fingerprint
 from newllm_core.runs.identity import Identity
@@ -54,5 +53,4 @@ def settings_of(record: Mapping[str, Any]) -> Settings:
     stored = dict(record["config"])
     if stored["data"]["corpus"] == "file":
         stored["data"] = {**stored["data"], **record["paths"]}
-    sections = {spec.name: spec.type for spec in dataclasses.fields(Settings) if spec.name in stored}
-    return Settings(**{name: from_mapping(kind, stored[name]) for name, kind in sections.items()})  # type: ignore[arg-type]
+    return from_sections(Settings, stored)

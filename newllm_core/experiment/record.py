@@ -56,16 +56,37 @@ def _stream_keys(part: str) -> dict[str, Key]:
     }
 
 
-RUN_KEYS: dict[str, Key] = {
-    "format": Key("count", f"number of this description: {FORMAT}"),
-    "corpus": Key("text", "training text, by name (`config.data.corpus`)"),
-    "embeddings": Key("text", "frozen token embeddings, by name (`config.data.embeddings`)"),
-    "seed": Key("count", "of everything drawn (`config.run.seed`)"),
+TOKEN_KEYS = {
     "tokens.train": Key("count", "training stream, N", "tokens"),
     "tokens.validation": Key("count", "validation stream, M", "tokens"),
     "tokens.distinct_train": Key("count", "different token ids in the training stream", "token ids"),
     "tokens.distinct_validation": Key("count", "different token ids in the validation stream", "token ids"),
     "tokens.unseen_validation_share": Key("share", "validation tokens whose id never occurs in training"),
+}
+
+PROVENANCE_KEYS = {
+    **_stream_keys("train"),
+    **_stream_keys("validation"),
+    "provenance.embeddings.name": Key("text", "source of the embeddings"),
+    "provenance.embeddings.source_sha256": Key("text", "of the file read", missing="drawn from the seed, no file"),
+    "provenance.embeddings.vocab_size": Key("count", "V", "token ids"),
+    "provenance.embeddings.embed_dim": Key("count", "E", "dimensions"),
+    "provenance.embeddings.matrix_sha256": Key("hash", "of the matrix `[V, E]` in float32"),
+}
+
+ARITHMETIC_KEYS = {
+    "arithmetic": Key("object", "what rounding depends on beside versions", missing="made before format 2"),
+    "arithmetic.cpu": Key("text", "the processor's model name", missing="the system does not tell"),
+    "arithmetic.capability": Key("text", "vector instructions that torch uses: DEFAULT, AVX2, AVX512 …"),
+    "arithmetic.bf16_products": Key("truth", "whether the CPU multiplies bfloat16 in hardware"),
+}
+
+RUN_KEYS: dict[str, Key] = {
+    "format": Key("count", f"number of this description: {FORMAT}"),
+    "corpus": Key("text", "training text, by name (`config.data.corpus`)"),
+    "embeddings": Key("text", "frozen token embeddings, by name (`config.data.embeddings`)"),
+    "seed": Key("count", "of everything drawn (`config.run.seed`)"),
+    **TOKEN_KEYS,
     "parameters.embedding": Key("count", "embedding matrix, V · E", "parameters"),
     "parameters.embed_norm": Key("count", "LayerNorm of the embeddings, never trained", "parameters"),
     "parameters.context_block": Key("count", "ContextBlock", "parameters"),
@@ -74,18 +95,9 @@ RUN_KEYS: dict[str, Key] = {
     "parameters.total": Key("count", "all of them", "parameters"),
     "parameters.trained_in_phase1": Key("count", "that Phase 1 trains", "parameters"),
     "parameters.trained_in_phase2": Key("count", "that Phase 2 trains", "parameters"),
-    **_stream_keys("train"),
-    **_stream_keys("validation"),
-    "provenance.embeddings.name": Key("text", "source of the embeddings"),
-    "provenance.embeddings.source_sha256": Key("text", "of the file read", missing="drawn from the seed, no file"),
-    "provenance.embeddings.vocab_size": Key("count", "V", "token ids"),
-    "provenance.embeddings.embed_dim": Key("count", "E", "dimensions"),
-    "provenance.embeddings.matrix_sha256": Key("hash", "of the matrix `[V, E]` in float32"),
+    **PROVENANCE_KEYS,
     "device": Key("text", "device that computed"),
-    "arithmetic": Key("object", "what rounding depends on beside versions", missing="made before format 2"),
-    "arithmetic.cpu": Key("text", "the processor's model name", missing="the system does not tell"),
-    "arithmetic.capability": Key("text", "vector instructions that torch uses: DEFAULT, AVX2, AVX512 …"),
-    "arithmetic.bf16_products": Key("truth", "whether the CPU multiplies bfloat16 in hardware"),
+    **ARITHMETIC_KEYS,
     "versions.*": Key("text", "of Python and of a library"),
     "commit": Key("text", "of the checkout, `+changes` with files that differ", missing="outside a git checkout"),
     "config.user_loss": Key("object", "only where a user registered the diversity loss", optional=True),
@@ -186,11 +198,16 @@ RUN_SECTIONS = (*PHASE1_SECTIONS, "phase2")
 
 def check_run_record(record: Mapping[str, Any], path: Path) -> None:
     """Raises RunError that names every wrong key of the `run.json` at ``path``, and figures that contradict others."""
+    refuse_other_format(record, path)
+    lines = wrong_keys(record, {**RUN_KEYS, **config_keys(Settings, RUN_SECTIONS)}) or contradictions(record)
+    if lines:
+        raise RunError("\n  ".join([f"{path}: not a run's record:", *lines]))
+
+
+def refuse_other_format(record: Mapping[str, Any], path: Path) -> None:
+    """Raises RunError, with the way on, for a record of an earlier version."""
     if record.get("format") != FORMAT:
         raise RunError(
             f"{path}: expected a record of format {FORMAT}, given {record.get('format', 'none')}; "
             "`python -m reproduce.records migrate` brings records of earlier versions up to date"
         )
-    lines = wrong_keys(record, {**RUN_KEYS, **config_keys(Settings, RUN_SECTIONS)}) or contradictions(record)
-    if lines:
-        raise RunError("\n  ".join([f"{path}: not a run's record:", *lines]))

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from newllm_core.config.language import DataConfig, ModelConfig, Phase1Config, Phase2Config, RunConfig, Settings
+from newllm_core.data import load_tokenizer
 from newllm_core.experiment.identity import identity_of, run_identity, settings_of
 from newllm_core.experiment.measure import describe, measure_phase1, phase2_record, validation_spectrum
 from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS, PHASE1_RECORD, phase1_in_folder
@@ -32,6 +33,7 @@ logger = logging.getLogger("newllm")
 
 TOKEN_WEIGHTS = "token_block.safetensors"
 PHASE2_CHECKPOINT = "phase2_checkpoint"
+MODEL_FOLDER = "model"
 
 
 def run_phase1(prepared: Prepared, config: Phase1Config, phase1_dir: Path) -> tuple[Phase1Result, dict[str, Any]]:
@@ -77,6 +79,7 @@ def run_experiment(
     run: RunConfig = RunConfig(),  # noqa: B008  frozen
     data_dir: Path = DATA_DIR,
     phase1_dir: Path | None = None,
+    save_model: bool = False,
 ) -> dict[str, Any]:
     """Data → Phase 1 → Phase 2 → the record that `run.json` holds (docs/method.md, section 10); its `seconds` are
     those of the session that finished it.
@@ -88,16 +91,22 @@ def run_experiment(
         run: seed, threads, device.
         data_dir: where token cache and validation text are kept.
         phase1_dir: where Phase 1 is kept; runs that differ in Phase 2 alone can share one. None: inside ``run_dir``.
+        save_model: also keep the whole model in ``run_dir / "model"``, where `NewLLM.load` reads it alone. Only when
+            asked: the embedding matrix, 77 MB of Whisper's, would stand in every run; its own weights do anyway.
 
     Raises ConfigError, DataError, RunError (another configuration in the folder) or NotFiniteError.
     """
     settings = Settings(data=data, model=model, phase1=phase1, phase2=phase2, run=run)
     place = RunFolder(run_dir / RECORD_NAME, run_dir / PHASE2_CHECKPOINT, run_identity(settings), check_run_record)
+    phase1_dir = phase1_dir or run_dir / "phase1"
     with place.held() as held:
         if held.record is not None:
             logger.info("complete already: %s", place.record_path)
-            return held.record
-        return _run(held, settings, data_dir, phase1_dir or run_dir / "phase1")
+        record = held.record or _run(held, settings, data_dir, phase1_dir)
+    if save_model:
+        trained = load_model(record, run_dir, phase1_dir, data_dir)
+        trained.model.save(run_dir / MODEL_FOLDER, load_tokenizer())
+    return record
 
 
 def _run(held: HeldRun, settings: Settings, data_dir: Path, phase1_dir: Path) -> Record:

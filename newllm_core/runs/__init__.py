@@ -22,7 +22,6 @@ from newllm_core.runs.files import (
     content_sha256,
     has_valid_checksum,
     load_tensors,
-    locked,
     read_json,
     save_tensors,
     sha256_bytes,
@@ -34,7 +33,7 @@ from newllm_core.runs.files import (
 )
 from newllm_core.runs.folder import RECORD_NAME, HeldRun, RunFolder, is_complete
 from newllm_core.runs.identity import VOLATILE, Identity, figures_of, refuse_other_run
-from newllm_core.runs.lock import owned
+from newllm_core.runs.lock import locked, owned
 from newllm_core.runs.progress import SECONDS_BETWEEN_DRAWINGS, Seconds, Stopwatch, progress_bar
 from newllm_core.runs.reproducibility import (
     current_commit,

@@ -100,7 +100,7 @@ class CheckpointBudget:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write it, then delete all but the newest two."""
+    """Write it, then delete all but the newest two, and what a killed process has left half-written."""
     tensors, states, progress = _paths(folder, f"{len(checkpoint.rows):06d}-{checkpoint.steps:08d}")
     progress.unlink(missing_ok=True)  # one of the same place, whose other files are replaced now
     contiguous = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
@@ -111,9 +111,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "sha256": {path.name: sha256_file(path) for path in (tensors, states)},
     }  # fmt: skip
     write_json(progress, content)
-    for old in _newest_first(folder)[_NUM_KEPT:]:
-        for path in reversed(_paths(folder, old)):
-            path.unlink(missing_ok=True)
+    kept = {path for stem in _newest_first(folder)[:_NUM_KEPT] for path in _paths(folder, stem)}
+    for path in sorted(set(folder.iterdir()) - kept, key=lambda path: path.suffix != ".json"):
+        path.unlink()
 
 
 def load_checkpoint(place: CheckpointPlace | None, device: torch.device) -> Checkpoint | None:

@@ -4,7 +4,6 @@ Every file of the project is written through here: to a temporary name beside th
 a reader finds either the old file or the new one, whole.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -12,8 +11,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +88,6 @@ def refuse_full_disk(folder: Path, checkpoint_bytes: int) -> None:
             f"{folder}: this run needs about {needed:,.1f} MB of disk for its checkpoints, {free:,.1f} MB are free. "
             "Make room, or choose another folder; nothing has been trained"
         )
-
-
-@contextmanager
-def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """Wait for an advisory lock on the file ``path``; it ends with the process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        yield
 
 
 def write_text(path: Path, text: str) -> None:

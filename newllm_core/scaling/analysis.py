@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from newllm_core.comparison.figures import FIGURES, perplexity
-from newllm_core.comparison.groups import families_along
+from newllm_core.comparison.figures import FIGURES, perplexity, validation_losses
+from newllm_core.comparison.groups import Group, Record, families_along, groups_of, varying_parameters
 from newllm_core.intervals import Interval, clustered_mean, interval_text
 from newllm_core.scaling.bootstrap import BootstrapInterval, ScalingPoint, bootstrap_alpha
 from newllm_core.scaling.floor import FLOOR_PARAMETERS, FloorBootstrap, bootstrap_floor_law
@@ -30,7 +30,6 @@ from newllm_core.scaling.law import (
 )
 from newllm_core.scaling.progression import AlphaProgression, alpha_progression, progression_record, progression_table
 
-Record = dict[str, Any]
 HELD_OUT = 2  # sizes that the extrapolation predicts
 
 
@@ -63,12 +62,12 @@ class ScalingAnalysis:
 def analyse(records: Sequence[Record], window_size: int, num_resamples: int) -> ScalingAnalysis:
     """All figures of one configuration's records, in any order.
 
-    Raises ScalingError for records that differ in more than samples and seed, a perplexity that is missing or not
-    above 1, a run given twice, seeds that differ between sizes, or fewer sizes than ``window_size``.
+    Raises ComparisonError as ``groups_of`` and without Phase 2, ScalingError for records that differ in more than
+    samples and seed, a perplexity not above 1, other seeds at other sizes, and fewer sizes than ``window_size``.
     """
     groups = _by_size(records)
     points = [_point(group) for group in groups]
-    sizes = tuple(_sizes(groups, points))
+    sizes = tuple(_size(group, point) for group, point in zip(groups, points))
     tokens, perplexity = [size.tokens for size in sizes], [size.perplexity for size in sizes]
     progression = alpha_progression(tokens, [size.samples for size in sizes], perplexity, window_size)
     means = [mean_over_seeds(values) for values in perplexity]
@@ -94,84 +93,50 @@ def source_of(record: Record) -> str:
     )
 
 
-def _by_size(records: Sequence[Record]) -> list[list[Record]]:
-    """Records by number of samples, each size sorted by seed."""
-    if not records:
-        raise ScalingError("expected at least one record, given none")
-    _refuse_other_configurations(records)
-    groups: dict[int, dict[int, Record]] = {}
-    for record in records:
-        samples, seed = record["config"]["data"]["num_samples"], record["seed"]
-        if seed in groups.setdefault(samples, {}):
-            raise ScalingError(f"{samples} samples with seed {seed} are given twice")
-        groups[samples][seed] = record
-    seeds = {samples: sorted(group) for samples, group in groups.items()}
-    if len({tuple(one) for one in seeds.values()}) > 1:
-        raise ScalingError(f"every size must have the same seeds, given {dict(sorted(seeds.items()))}")
-    return [[groups[samples][seed] for seed in seeds[samples]] for samples in sorted(groups)]
+def _by_size(records: Sequence[Record]) -> list[Group]:
+    """Smallest size first, the runs of each by seed."""
+    groups = groups_of(sorted(records, key=lambda record: (_samples(record), record["seed"])))
+    others = [name for name in varying_parameters(records) if name != "num_samples"]
+    if others:
+        raise ScalingError(f"one law is fitted to one configuration, but these differ in {', '.join(others)}")
+    seeds = {_samples(group.records[0]): group.seeds for group in groups}
+    if len(set(seeds.values())) > 1:
+        raise ScalingError(f"every size must have the same seeds, given {seeds}")
+    return groups
 
 
-def _refuse_other_configurations(records: Sequence[Record]) -> None:
-    expected = _shared_config(records[0])
-    for record in records[1:]:
-        for name, value in _shared_config(record).items():
-            if value != expected[name]:
-                raise ScalingError(
-                    f"one law is fitted to one configuration, but {name} is {expected[name]!r} and {value!r}"
-                )
+def _samples(record: Record) -> int:
+    return int(record["config"]["data"]["num_samples"])
 
 
-def _shared_config(record: Record) -> dict[str, Any]:
-    flat = {
-        f"{section}.{name}": value for section, values in record["config"].items() for name, value in values.items()
-    }
-    return {name: value for name, value in flat.items() if name not in ("data.num_samples", "run.seed")}
+def _best(group: Group, name: str) -> tuple[float, ...]:
+    """Of each seed."""
+    return tuple(float(record["phase2"]["best"][name]) for record in group.records)
 
 
-def _best(record: Record, name: str) -> float:
-    value = record.get("phase2", {}).get("best", {}).get(name)
-    if value is None:
-        samples = record["config"]["data"]["num_samples"]
-        raise ScalingError(f"{name} is missing in the record of {samples} samples, seed {record['seed']}")
-    return float(value)
-
-
-def _point(group: Sequence[Record]) -> ScalingPoint:
-    for record in group:
-        checked_values([_best(record, "validation_perplexity")], "validation_perplexity", above=1.0)
-    conversations = [record["phase2"]["validation_conversations"] for record in group]
-    counts = np.array(conversations[0]["tokens"], np.float64)
-    sums = np.array([one["nats"] for one in conversations])
+def _point(group: Group) -> ScalingPoint:
+    sums, counts = validation_losses(group.records)
     # A first conversation of one token has nothing that is predicted, and so nothing to say.
     said = counts > 0
-    return ScalingPoint(float(group[0]["tokens"]["train"]), sums[:, said], counts[said])
+    return ScalingPoint(float(group.train_tokens), sums[:, said], counts[said])
 
 
-def _sizes(groups: Sequence[Sequence[Record]], points: Sequence[ScalingPoint]) -> list[Size]:
-    sizes = []
-    for group, point in zip(groups, points, strict=True):
-        spread = clustered_mean(point.loss_sums, point.token_counts).exp()
-        ranks = [record["phase1"]["effective_rank"] for record in group]
-        sizes.append(
-            Size(
-                samples=group[0]["config"]["data"]["num_samples"],
-                tokens=group[0]["tokens"]["train"],
-                seeds=tuple(record["seed"] for record in group),
-                perplexity=tuple(_best(record, "validation_perplexity") for record in group),
-                accuracy=tuple(_best(record, "validation_accuracy") for record in group),
-                rank=tuple(rank["validation"] / rank["context_dim"] for rank in ranks),
-                calibrated_rank=tuple(_calibrated_rank_share(record) for record in group),
-                perplexity_interval=spread.interval,
-            )
-        )
-    return sizes
-
-
-def _calibrated_rank_share(record: Record) -> float:
-    percent = FIGURES["calibrated ER %"](record)
-    if percent is None:
+def _size(group: Group, point: ScalingPoint) -> Size:
+    ranks = [record["phase1"]["effective_rank"] for record in group.records]
+    calibrated = [FIGURES["calibrated ER %"](record) for record in group.records]
+    perplexities = checked_values(_best(group, "validation_perplexity"), "validation_perplexity", above=1.0)
+    if None in calibrated:
         raise ScalingError("the calibrated effective rank of a record is undefined")
-    return percent / 100
+    return Size(
+        samples=_samples(group.records[0]),
+        tokens=group.train_tokens,
+        seeds=group.seeds,
+        perplexity=tuple(perplexities.tolist()),
+        accuracy=_best(group, "validation_accuracy"),
+        rank=tuple(rank["validation"] / rank["context_dim"] for rank in ranks),
+        calibrated_rank=tuple(percent / 100 for percent in calibrated if percent is not None),
+        perplexity_interval=clustered_mean(point.loss_sums, point.token_counts).exp().interval,
+    )
 
 
 def analysis_record(analysis: ScalingAnalysis) -> dict[str, Any]:

@@ -145,6 +145,7 @@ def _context_figures(prepared: Prepared, result: Phase1Result, config: Phase1Con
         "validation_rank": rank.record(),
         "contraction_rate": contraction_rate(block, few) if settles else None,
         "forgetting_horizon": forgetting_horizon(block, few).horizon if settles else None,
+        "forgetting_tokens": len(few),
         "iterations_kept": history.best_iteration,
         "phase1_seconds": history.seconds,
     }

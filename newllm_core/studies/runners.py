@@ -20,6 +20,7 @@ from newllm_core.runs.files import DATA_DIR, REFERENCE_DIR, RESULTS_DIR, read_js
 from newllm_core.runs.folder import RECORD_NAME, RunFolder
 from newllm_core.runs.identity import refuse_other_run
 from newllm_core.runs.reproducibility import resolve_device
+from newllm_core.studies.row_record import check_row_record
 from newllm_core.studies.rows import run_row
 from newllm_core.studies.sweep import Cost, Point, Record
 
@@ -154,7 +155,8 @@ class RowRunner:
 
     def _place(self, point: Point) -> RunFolder:
         path = self.key(point)
-        return RunFolder(path, self.folder / CHECKPOINTS_FOLDER / path.stem, identity_of(self._sections(point)))
+        checkpoint = self.folder / CHECKPOINTS_FOLDER / path.stem
+        return RunFolder(path, checkpoint, identity_of(self._sections(point)), check_row_record)
 
     def finished(self, point: Point) -> Record | None:
         return self._place(point).finished()

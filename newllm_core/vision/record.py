@@ -6,12 +6,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from newllm_core.experiment.record import ARITHMETIC_KEYS, FORMAT, refuse_other_format
 from newllm_core.runs.files import RunError
 from newllm_core.runs.record_keys import Key, config_keys, wrong_keys
 from newllm_core.vision.settings import VisionSettings
-
-# 1: records without this key, up to November 2026.
-FORMAT = 2
 
 _NO_AVERAGE = "not the last epoch, or no average"
 _NOT_READ = "the test images were not read"
@@ -80,10 +78,7 @@ VISION_KEYS: dict[str, Key] = {
     **_score_keys("tpe_scalar", "λ of the scalars"),
     **_score_keys("tpe_params", "λ of the parameters"),
     "device": Key("text", "device that computed"),
-    "arithmetic": Key("object", "what rounding depends on beside versions", missing="made before format 2"),
-    "arithmetic.cpu": Key("text", "the processor's model name", missing="the system does not tell"),
-    "arithmetic.capability": Key("text", "vector instructions that torch uses: DEFAULT, AVX2, AVX512 …"),
-    "arithmetic.bf16_products": Key("truth", "whether the CPU multiplies bfloat16 in hardware"),
+    **ARITHMETIC_KEYS,
     "versions.*": Key("text", "of Python and of a library"),
     "commit": Key("text", "of the checkout, `+changes` with files that differ", missing="outside a git checkout"),
     "start": Key("text", "of the session that finished the run, ISO 8601"),
@@ -95,11 +90,7 @@ VISION_CONFIG_KEYS = config_keys(VisionSettings, [spec.name for spec in fields(V
 
 def check_vision_record(record: Mapping[str, Any], path: Path) -> None:
     """Raises RunError that names every wrong key of the `run.json` at ``path``, and figures that contradict others."""
-    if record.get("format") != FORMAT:
-        raise RunError(
-            f"{path}: expected a record of format {FORMAT}, given {record.get('format', 'none')}; "
-            "`python -m reproduce.records migrate` brings records of earlier versions up to date"
-        )
+    refuse_other_format(record, path)
     lines = wrong_keys(record, {**VISION_KEYS, **VISION_CONFIG_KEYS}) or list(_contradictions(record))
     if lines:
         raise RunError("\n  ".join([f"{path}: not an image run's record:", *lines]))

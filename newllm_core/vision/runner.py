@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from newllm_core.config.schema import changed
+from newllm_core.config.schema import changed, config_values
 from newllm_core.data.errors import DataError
 from newllm_core.runs.folder import is_complete
 from newllm_core.runs.identity import Identity
@@ -15,7 +15,7 @@ from newllm_core.studies.sweep import Cost, Point
 from newllm_core.vision.config import VisionDataConfig
 from newllm_core.vision.data import ImageData, LabelledImages, load_image_data, locate_source
 from newllm_core.vision.experiment import VISION_DIR, Record, run_vision, vision_place
-from newllm_core.vision.settings import VisionSettings, configuration_record, run_identity, run_name
+from newllm_core.vision.settings import VisionSettings, run_identity, run_name
 from newllm_core.vision.training import train_vision
 
 _TIMED_SELECTION = 32  # images; enough to run the evaluation at all
@@ -44,7 +44,7 @@ class VisionRunner:
         try:
             identity = run_identity(point.settings)
         except DataError:  # its images are not on this machine: nothing to hold their hashes against
-            identity = Identity(configuration_record(point.settings))
+            identity = Identity(config_values(point.settings))
         record = vision_place(self.run_dir(point), identity).finished()
         return None if record is None or (self.read_test and record["test"] is None) else record
 

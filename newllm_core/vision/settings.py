@@ -7,7 +7,7 @@ from typing import Any
 
 from newllm_core.config.language import RunConfig
 from newllm_core.config.notebook import NotebookSettings
-from newllm_core.config.schema import ConfigError, config_hash, config_values, from_mapping
+from newllm_core.config.schema import ConfigError, changed, config_hash, config_values, from_sections
 from newllm_core.runs.identity import Identity
 from newllm_core.vision.config import (
     PRESETS,
@@ -94,22 +94,15 @@ def require_fit(model: VisionModelConfig, images: ImageData) -> None:
         )
 
 
-def configuration_record(settings: VisionSettings) -> dict[str, Any]:
-    """The configuration by section, as JSON gives it back, so that a stored one compares equal."""
-    return {spec.name: config_values(getattr(settings, spec.name)) for spec in dataclasses.fields(settings)}
-
-
 def run_identity(settings: VisionSettings, images: ImageData | None = None) -> Identity:
     """Of a run on ``images``, or on what is there now. Raises DataError."""
-    return Identity(configuration_record(settings), images_read(settings.data) if images is None else images.read)
+    return Identity(config_values(settings), images_read(settings.data) if images is None else images.read)
 
 
 def settings_of(record: Mapping[str, Any], path: str | None = None) -> VisionSettings:
     """The configuration that a record was made with; ``path`` is where its data are on this machine."""
-    sections = {spec.name: spec.type for spec in dataclasses.fields(VisionSettings)}
-    built = {name: from_mapping(kind, record["config"][name]) for name, kind in sections.items()}  # type: ignore[arg-type]
-    built["data"] = dataclasses.replace(built["data"], path=path)
-    return VisionSettings(**built)
+    settings = from_sections(VisionSettings, record["config"])
+    return changed(settings, {"path": path})
 
 
 def run_name(settings: VisionSettings) -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from papermill.cli import _resolve_type
 from papermill.parameterize import parameterize_notebook
 
-from newllm_core.batch.jobs import Job, job_parameters
+from newllm_core.batch.jobs import Job, job_parameters, load_batch
 from newllm_core.config.language import Settings
 from newllm_core.config.notebook import Parameter, cell_parameters, read_parameters
 from newllm_core.config.profiles import load_profile, take_parameters
@@ -71,6 +71,14 @@ def test_a_profile_reads_it_quoted_or_plain(name: str, text: str, value: Any, tm
     for content in written:
         (tmp_path / "mine.yaml").write_text(content)
         assert read(name, load_profile(tmp_path / "mine.yaml")[name]) == value
+
+
+@spellings
+def test_a_batch_file_reads_it(name: str, text: str, value: Any, tmp_path: Path) -> None:
+    entry = {"notebook": "notebooks/03_phase2.ipynb", "parameters": {name: text}}
+    (tmp_path / "runs.yaml").write_text(yaml.safe_dump([entry]))
+    (job,) = load_batch(tmp_path / "runs.yaml")
+    assert read(name, job.parameters[name]) == value
 
 
 @spellings

@@ -27,6 +27,7 @@ from newllm_core.experiment.run import (
     run_phase1,
 )
 from newllm_core.head.cross_entropy import Head
+from newllm_core.model import NewLLM
 from newllm_core.report.phases import plot_epochs, plot_forgetting, plot_phase1, plot_spectrum, plot_tokens
 from newllm_core.report.style import save_figure
 from newllm_core.report.text import data_table, epoch_table, iteration_table, report, spectrum_table
@@ -221,6 +222,10 @@ def test_the_better_model_is_recorded_drawn_and_loaded_like_any_other(folder: Pa
     record = run_small(folder / "better", folder / "data", BETTER)
     assert "contrastive-MCDL-w0.1" in run_folder_name(BETTER)
     loaded = load_model(record, folder / "better", folder / "better" / "phase1", folder / "data")
+    run_small(folder / "better", folder / "data", BETTER, save_model=True)
+    alone = NewLLM.load(folder / "better" / "model")
+    assert alone.state_dict().keys() == loaded.model.state_dict().keys() >= {"output_bias", "readout.up.weight"}
+    assert all(torch.equal(value, loaded.model.state_dict()[name]) for name, value in alone.state_dict().items())
     contexts, tokens = all_contexts(loaded.model, loaded.validation_tokens), loaded.validation_tokens
     again = evaluate(loaded.model, contexts, tokens, evaluation_head(loaded.model, "blocks"), BETTER.phase2)
     assert again.mean_nats == record["phase2"]["best"]["validation_loss"]

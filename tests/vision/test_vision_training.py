@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from newllm_core.config.language import RunConfig
-from newllm_core.config.schema import ConfigError, changed, parameter_fields
+from newllm_core.config.schema import ConfigError, changed, config_values, parameter_fields
 from newllm_core.errors import NotFiniteError
 from newllm_core.runs.files import RunError, read_json
 from newllm_core.runs.folder import RECORD_NAME
@@ -41,7 +41,6 @@ from newllm_core.vision.runner import VisionRunner
 from newllm_core.vision.score import ScoreError, tpe_score
 from newllm_core.vision.settings import (
     VisionSettings,
-    configuration_record,
     expected_form,
     for_data_set,
     run_name,
@@ -275,7 +274,7 @@ def test_record_tells_configuration_theory_and_provenance(finished: Path) -> Non
 
 def test_path_of_the_data_is_not_part_of_a_record() -> None:
     settings = dataclasses.replace(SHORT, data=dataclasses.replace(COLOUR, path="/somewhere"))
-    assert "somewhere" not in json.dumps(configuration_record(settings))
+    assert "somewhere" not in json.dumps(config_values(settings))
     assert run_name(settings) == run_name(SHORT)
 
 

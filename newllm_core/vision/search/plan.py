@@ -21,7 +21,7 @@ from newllm_core.runs.identity import Identity, refuse_other_run
 from newllm_core.vision.config import VisionDataConfig
 from newllm_core.vision.data import images_read
 from newllm_core.vision.search.config import SEARCH_SPACES, SearchConfig
-from newllm_core.vision.settings import VisionSettings, configuration_record, for_data_set
+from newllm_core.vision.settings import VisionSettings, for_data_set
 
 PLAN_NAME = "plan.json"
 
@@ -74,7 +74,7 @@ class SearchPlan:
 
     def record(self) -> dict[str, Any]:
         """What must not change while a study is continued: all but the number of trials, and paths."""
-        base = configuration_record(self.base)
+        base = config_values(self.base)
         del base["data"]
         search = {name: value for name, value in asdict(self.search).items() if name != "num_trials"}
         data = {part.dataset: config_values(part) for part in self.data_sets}

@@ -12,7 +12,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from newllm_core.runs.files import locked
+from newllm_core.runs.lock import locked
 from newllm_core.runs.reproducibility import current_commit, library_versions
 from newllm_core.vision.search.journal import JOURNAL_NAME, SearchError, journal_storage
 from newllm_core.vision.search.plan import SearchPlan
