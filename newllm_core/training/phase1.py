@@ -171,6 +171,7 @@ class _Trainer(TrainingLoop[IterationRecord]):
             rank = self._rank(contexts)
             prediction = self.objective.held_out_prediction(contexts, self.check_tokens)
             # Without labels: how well unseen text is predicted, or else how many directions it takes up.
+            # All checks measure as many tokens, so what these can reach (`StreamRank.ceiling`) is the same for each.
             score = rank.share if prediction is None else -prediction
         row = IterationRecord(
             iteration=number, train_rank=train_rank, validation_rank=rank, validation_prediction=prediction,
