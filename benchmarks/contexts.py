@@ -10,7 +10,7 @@ from benchmarks.inputs import embeddings_name, load_streams, new_model
 from benchmarks.plain_notes import PlainNotes
 from benchmarks.settings import BenchmarkSettings
 from benchmarks.timing import calls_that_last, compared, interleaved
-from newllm_core.config.language import Phase1Config
+from newllm_core.config.hyperparameters import Phase1Config
 from newllm_core.contexts.shooting import exact_contexts, sequential_contexts
 from newllm_core.metrics.forgetting import contraction_rate
 from newllm_core.model import ContextBlock, NewLLM

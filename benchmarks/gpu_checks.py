@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from benchmarks.gpu_inputs import LanguageInputs
 from benchmarks.phase2_epoch import trained_epoch
-from newllm_core.config.language import ModelConfig, Phase1Config, Phase2Config
+from newllm_core.config.hyperparameters import ModelConfig, Phase1Config, Phase2Config
 from newllm_core.contexts.shooting import exact_contexts, sequential_contexts
 from newllm_core.head.cross_entropy import Head, with_output_bias, with_unit_columns
 from newllm_core.losses import cvfp_loss, mcdl_loss, odcm_loss

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from newllm_core.config.language import DataConfig, Settings
+from newllm_core.config.hyperparameters import DataConfig, Settings
 from newllm_core.config.profiles import load_profile
 from newllm_core.data.ctranslate2_file import read_float16_rows
 from newllm_core.data.embeddings import WHISPER_VARIABLE, scaled_to_gpt2

@@ -19,7 +19,7 @@ from benchmarks.gpu_inputs import LanguageInputs, best_settings
 from benchmarks.gpu_timing import Work, interleaved, kernels, milliseconds, peak_mb, summary
 from benchmarks.phase2_epoch import trained_epoch
 from benchmarks.plain_notes import PlainNotes, PlainPhase1, PlainPhase2
-from newllm_core.config.language import ModelConfig, Phase1Config, Phase2Config
+from newllm_core.config.hyperparameters import ModelConfig, Phase1Config, Phase2Config
 from newllm_core.contexts import shooting
 from newllm_core.head.cross_entropy import Head
 from newllm_core.model import NewLLM, StreamEmbeddings

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from benchmarks.gpu_checks import GPU
 from benchmarks.gpu_inputs import IMAGES, LANGUAGE, LanguageInputs, best_settings, read_language, restore_images
-from newllm_core.config.language import ModelConfig
+from newllm_core.config.hyperparameters import ModelConfig
 from newllm_core.experiment.measure import per_conversation_sums
 from newllm_core.metrics.prediction import NATS_PER_BIT, perplexity
 from newllm_core.model import NewLLM

@@ -18,7 +18,7 @@ from benchmarks.machine import MB, forget_peak, in_fresh_process, peak_mb, resid
 from benchmarks.phase2_epoch import project_trainer, trained_epoch
 from benchmarks.settings import BenchmarkSettings
 from benchmarks.timing import compared, interleaved
-from newllm_core.config.language import ModelConfig, Phase2Config
+from newllm_core.config.hyperparameters import ModelConfig, Phase2Config
 from newllm_core.data import VOCAB_SIZE
 from newllm_core.head.cross_entropy import Head
 from newllm_core.runs.reproducibility import derived_generator, has_bf16_products

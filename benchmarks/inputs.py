@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from newllm_core.config.language import DataConfig, ModelConfig
+from newllm_core.config.hyperparameters import DataConfig, ModelConfig
 from newllm_core.data import load_embeddings, load_token_streams
 from newllm_core.model import NewLLM
 from newllm_core.runs.files import DATA_DIR

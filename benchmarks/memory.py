@@ -11,7 +11,7 @@ from benchmarks.machine import forget_peak, in_fresh_process, peak_mb, resident_
 from benchmarks.phase2_epoch import plain_trainer, project_trainer, shuffled
 from benchmarks.plain_notes import PlainNotes, PlainPhase1
 from benchmarks.settings import BenchmarkSettings
-from newllm_core.config.language import ModelConfig, Phase1Config, Phase2Config
+from newllm_core.config.hyperparameters import ModelConfig, Phase1Config, Phase2Config
 from newllm_core.contexts.store import context_batches
 from newllm_core.training.evaluation import evaluation_head
 from newllm_core.training.phase1 import all_contexts

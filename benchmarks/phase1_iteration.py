@@ -7,7 +7,7 @@ from benchmarks.inputs import WHISPER_WIDTH, Streams, load_streams, new_model
 from benchmarks.plain_notes import PlainNotes, PlainPhase1, effective_rank
 from benchmarks.settings import BenchmarkSettings
 from benchmarks.timing import compared, interleaved
-from newllm_core.config.language import ModelConfig, Phase1Config
+from newllm_core.config.hyperparameters import ModelConfig, Phase1Config
 from newllm_core.metrics.rank import StreamRank, stream_rank
 from newllm_core.model import NewLLM
 from newllm_core.training.fixed_point import CvfpPass

@@ -12,7 +12,7 @@ from benchmarks.inputs import embeddings_name, load_streams, new_model
 from benchmarks.plain_notes import PlainNotes, PlainPhase2
 from benchmarks.settings import BenchmarkSettings
 from benchmarks.timing import compared, interleaved
-from newllm_core.config.language import ModelConfig, Phase2Config
+from newllm_core.config.hyperparameters import ModelConfig, Phase2Config
 from newllm_core.runs.reproducibility import derived_generator, has_bf16_products
 from newllm_core.training import phase2
 from newllm_core.training.evaluation import evaluation_head

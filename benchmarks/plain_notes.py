@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from newllm_core.config.language import Phase1Config, Phase2Config
+from newllm_core.config.hyperparameters import Phase1Config, Phase2Config
 from newllm_core.model import ContextBlock, ContextLayer, NewLLM, TokenBlock, TokenLayer
 
 NoiseSource = Callable[[slice, int, int], Tensor]  # rows, width, iteration -> [rows, width], standard deviation 1

@@ -13,7 +13,7 @@ from benchmarks.inputs import WHISPER_WIDTH, Streams, load_streams
 from benchmarks.machine import MB, in_fresh_process, peak_mb, resident_mb
 from benchmarks.settings import BenchmarkSettings
 from benchmarks.timing import timed
-from newllm_core.config.language import ModelConfig, Phase1Config, Phase2Config
+from newllm_core.config.hyperparameters import ModelConfig, Phase1Config, Phase2Config
 from newllm_core.contexts.store import context_batches
 from newllm_core.gpu_memory import FLOAT_BYTES
 from newllm_core.training.phase1 import all_contexts

@@ -17,7 +17,7 @@ from benchmarks.phase2_epoch import shuffled
 from benchmarks.plain_notes import PlainNotes, PlainPhase2
 from benchmarks.plain_notes import train_phase1 as train_plain_phase1
 from benchmarks.settings import BenchmarkSettings
-from newllm_core.config.language import Phase1Config, Phase2Config
+from newllm_core.config.hyperparameters import Phase1Config, Phase2Config
 from newllm_core.metrics.prediction import perplexity
 from newllm_core.training.fixed_point import context_noise
 from newllm_core.training.phase1 import train_phase1

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from newllm_core.config.language import Settings
+    from newllm_core.api import Run, gallery, prepare, run, sweep
+    from newllm_core.config.hyperparameters import Settings
     from newllm_core.contexts.shooting import exact_contexts
     from newllm_core.experiment.estimate import estimate
-    from newllm_core.face import Run, gallery, prepare, run, sweep
     from newllm_core.head.cross_entropy import frozen_head_cross_entropy
     from newllm_core.losses import register_diversity_loss
     from newllm_core.metrics.rank import effective_rank
@@ -34,18 +34,18 @@ for _stream in (sys.stdout, sys.stderr):
 
 _HOMES = {
     "NewLLM": "model.llm",
-    "Run": "face",
-    "Settings": "config.language",
+    "Run": "api",
+    "Settings": "config.hyperparameters",
     "VisionSettings": "vision.settings",
     "effective_rank": "metrics.rank",
     "estimate": "experiment.estimate",
     "exact_contexts": "contexts.shooting",
     "frozen_head_cross_entropy": "head.cross_entropy",
-    "gallery": "face",
-    "prepare": "face",
+    "gallery": "api",
+    "prepare": "api",
     "register_diversity_loss": "losses",
-    "run": "face",
-    "sweep": "face",
+    "run": "api",
+    "sweep": "api",
 }
 _ROOMS = (
     "baselines", "comparison", "config", "contexts", "data", "experiment", "head", "intervals", "losses", "metrics",

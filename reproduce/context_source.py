@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from newllm_core.config.language import RunConfig, Settings
+from newllm_core.config.hyperparameters import RunConfig, Settings
 from newllm_core.config.profiles import load_profile
 from newllm_core.experiment.run import run_experiment
 from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, RESULTS_DIR, write_json

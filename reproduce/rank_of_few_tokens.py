@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from newllm_core.experiment.identity import phase1_folder_name
+from newllm_core.experiment.folder_names import phase1_folder_name
 from newllm_core.experiment.prepare import prepare
 from newllm_core.experiment.run import run_phase1
 from newllm_core.metrics.few_tokens import few_token_rank

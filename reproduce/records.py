@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from newllm_core.config.language import Settings
+from newllm_core.config.hyperparameters import Settings
 from newllm_core.experiment.migration import migrated_run
-from newllm_core.experiment.record import FORMAT, RUN_KEYS, RUN_SECTIONS, check_run_record
+from newllm_core.experiment.record_keys import FORMAT, RUN_KEYS, RUN_SECTIONS, check_run_record
 from newllm_core.runs.files import RunError, read_unchecked_json, write_json, write_text
 from newllm_core.runs.identity import figures_of
+from newllm_core.runs.key_kinds import config_keys, key_table
 from newllm_core.runs.record_differences import differences
-from newllm_core.runs.record_keys import config_keys, key_table
-from newllm_core.studies import row_record as row
-from newllm_core.vision import record as vision
+from newllm_core.studies import row_keys as row
+from newllm_core.vision import record_keys as vision
 
 PAGE = f"""# Records
 
@@ -40,7 +40,7 @@ anew.
 
 ### Its configuration
 
-Every field of the dataclasses in `newllm_core/config/language.py`, where each is explained.
+Every field of the dataclasses in `newllm_core/config/hyperparameters.py`, where each is explained.
 
 {{config}}
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from newllm_core.comparison import paired as diversity
 from newllm_core.comparison.tables import readable_table
-from newllm_core.config.language import Settings
+from newllm_core.config.hyperparameters import Settings
 from newllm_core.config.profiles import load_profile
 from newllm_core.config.schema import changed
 from newllm_core.experiment.loss_cost import loss_cost

@@ -13,9 +13,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from newllm_core.config.language import Settings
+from newllm_core.config.hyperparameters import Settings
 from newllm_core.config.profiles import load_profile
-from newllm_core.experiment.identity import run_folder_name
+from newllm_core.experiment.folder_names import run_folder_name
 from newllm_core.report.style import PLAIN_COLOUR, VALIDATION_COLOUR, new_axes, save_figure
 from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, RESULTS_DIR, read_json, write_json
 from newllm_core.runs.folder import RECORD_NAME

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from newllm_core.config.language import ModelConfig, Phase1Config, Phase2Config
+from newllm_core.config.hyperparameters import ModelConfig, Phase1Config, Phase2Config
 from newllm_core.model import ContextBlock, NewLLM
 from newllm_core.runs import checkpoint as checkpoint_module
 from newllm_core.training.loop import TrainingLoop

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from newllm_core.config.language import DataConfig
+from newllm_core.config.hyperparameters import DataConfig
 from newllm_core.data.packages import PackagedFile, locate
 
 

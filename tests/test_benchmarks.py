@@ -15,7 +15,7 @@ from benchmarks.plain_notes import PlainLayer, PlainNotes, PlainPhase1, PlainPha
 from benchmarks.scaling_with_tokens import exponent
 from benchmarks.timing import calls_that_last, compared, interleaved
 from newllm_core import metrics
-from newllm_core.config.language import ModelConfig, Phase1Config, Phase2Config
+from newllm_core.config.hyperparameters import ModelConfig, Phase1Config, Phase2Config
 from newllm_core.contexts.shooting import sequential_contexts
 from newllm_core.contexts.store import context_batches
 from newllm_core.head.cross_entropy import Head

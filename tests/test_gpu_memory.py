@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from newllm_core import gpu_memory
-from newllm_core.config.language import ModelConfig
+from newllm_core.config.hyperparameters import ModelConfig
 from newllm_core.gpu_memory import (
     blocked_head_batch_size,
     context_cache_gb,

@@ -12,7 +12,7 @@ from typing import Any
 
 import nbformat
 
-from newllm_core.config.language import Settings
+from newllm_core.config.hyperparameters import Settings
 from newllm_core.config.notebook import NotebookSettings, Parameter, cell_parameters, read_parameters
 from newllm_core.config.profiles import load_profile, read_yaml
 from newllm_core.config.schema import ConfigError, location_parameters, parameter_fields

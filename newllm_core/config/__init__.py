@@ -1,6 +1,6 @@
 """Hyperparameters: the dataclasses, their kinds and ranges."""
 
-from newllm_core.config.language import (
+from newllm_core.config.hyperparameters import (
     INITIAL_GAINS,
     INITIAL_TOKEN_SHARE,
     DataConfig,

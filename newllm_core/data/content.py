@@ -1,6 +1,6 @@
 """What a run on text reads, by its content: half of what says whether two runs are the same."""
 
-from newllm_core.config.language import DataConfig
+from newllm_core.config.hyperparameters import DataConfig
 from newllm_core.data.corpus import open_corpus
 from newllm_core.data.embeddings import gpt2_file
 from newllm_core.data.packages import GPT2_ENCODER, GPT2_MERGES, WHISPER_TINY_EN, locate

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from newllm_core.config.language import DataConfig
+from newllm_core.config.hyperparameters import DataConfig
 from newllm_core.data.conversations import conversations_from_rows
 from newllm_core.data.errors import DataError
 from newllm_core.data.packages import CHITCHAT, locate

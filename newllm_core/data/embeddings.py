@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from newllm_core.config.language import DataConfig
+from newllm_core.config.hyperparameters import DataConfig
 from newllm_core.data.ctranslate2_file import read_float16_rows
 from newllm_core.data.errors import DataError
 from newllm_core.data.packages import WHISPER_TINY_EN, locate

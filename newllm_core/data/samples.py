@@ -3,7 +3,7 @@
 import unicodedata
 from dataclasses import dataclass
 
-from newllm_core.config.language import DataConfig
+from newllm_core.config.hyperparameters import DataConfig
 from newllm_core.data.corpus import Corpus
 from newllm_core.data.errors import DataError
 

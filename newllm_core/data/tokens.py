@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from newllm_core.config.language import DataConfig
+from newllm_core.config.hyperparameters import DataConfig
 from newllm_core.data.corpus import Corpus, open_corpus
 from newllm_core.data.errors import DataError
 from newllm_core.data.packages import GPT2_ENCODER, GPT2_MERGES, locate

@@ -12,7 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from newllm_core.config.language import DataConfig
+from newllm_core.config.hyperparameters import DataConfig
 from newllm_core.data.corpus import Corpus
 from newllm_core.data.errors import DataError
 from newllm_core.data.rows import refuse_long

@@ -21,7 +21,7 @@ from newllm_core.experiment.checks import (
     repeated_passes,
 )
 from newllm_core.experiment.estimate import Estimate, duration_text, estimate
-from newllm_core.experiment.identity import (
+from newllm_core.experiment.folder_names import (
     identity_of,
     phase1_folder_name,
     run_folder_name,
@@ -45,7 +45,7 @@ from newllm_core.experiment.phase1_cache import (
     phase1_in_folder,
 )
 from newllm_core.experiment.prepare import Prepared, prepare
-from newllm_core.experiment.record import FORMAT, check_run_record
+from newllm_core.experiment.record_keys import FORMAT, check_run_record
 from newllm_core.experiment.run import (
     PHASE2_CHECKPOINT,
     TOKEN_WEIGHTS,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from newllm_core.config.language import Settings
+from newllm_core.config.hyperparameters import Settings
 from newllm_core.experiment.prepare import Prepared
 from newllm_core.gpu_memory import FLOAT_BYTES, GIB, context_cache_gb
 from newllm_core.head.cross_entropy import Head, choose_head

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from newllm_core.config.language import Phase1Config
+from newllm_core.config.hyperparameters import Phase1Config
 from newllm_core.data import load_tokenizer, token_byte_lengths
 from newllm_core.experiment.checks import (
     RepeatedPasses,
@@ -17,7 +17,7 @@ from newllm_core.experiment.checks import (
     repeated_passes,
 )
 from newllm_core.experiment.prepare import Prepared
-from newllm_core.experiment.record import FORMAT
+from newllm_core.experiment.record_keys import FORMAT
 from newllm_core.metrics.convergence import Convergence
 from newllm_core.metrics.forgetting import (
     FORGETTING_FACTOR,

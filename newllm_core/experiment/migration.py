@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from newllm_core.experiment.checks import rank_check
-from newllm_core.experiment.record import FORMAT
+from newllm_core.experiment.record_keys import FORMAT
 from newllm_core.metrics.rank import StreamRank, noise_effective_rank
 
 Record = dict[str, Any]

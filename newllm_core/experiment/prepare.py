@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from newllm_core.config.language import DataConfig, ModelConfig, Phase1Config, RunConfig
+from newllm_core.config.hyperparameters import DataConfig, ModelConfig, Phase1Config, RunConfig
 from newllm_core.config.schema import ConfigError
 from newllm_core.data import DataError, EmbeddingMatrix, TokenData, load_embeddings, load_token_streams
 from newllm_core.metrics.forgetting import MIN_FORGETTING_TOKENS

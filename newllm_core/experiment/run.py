@@ -14,13 +14,13 @@ from typing import Any
 
 from torch import Tensor
 
-from newllm_core.config.language import DataConfig, ModelConfig, Phase1Config, Phase2Config, RunConfig, Settings
+from newllm_core.config.hyperparameters import DataConfig, ModelConfig, Phase1Config, Phase2Config, RunConfig, Settings
 from newllm_core.data import load_tokenizer
-from newllm_core.experiment.identity import identity_of, run_identity, settings_of
+from newllm_core.experiment.folder_names import identity_of, run_identity, settings_of
 from newllm_core.experiment.measure import describe, measure_phase1, phase2_record, validation_spectrum
 from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS, PHASE1_RECORD, phase1_in_folder
 from newllm_core.experiment.prepare import Prepared, check_phase1, prepare
-from newllm_core.experiment.record import check_run_record
+from newllm_core.experiment.record_keys import check_run_record
 from newllm_core.model import NewLLM
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import DATA_DIR, load_tensors, read_json

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from newllm_core.config.language import INITIAL_GAINS, ModelConfig
+from newllm_core.config.hyperparameters import INITIAL_GAINS, ModelConfig
 
 
 class _TwoInputLayer(nn.Module):

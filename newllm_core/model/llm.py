@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from newllm_core.config.language import ModelConfig
+from newllm_core.config.hyperparameters import ModelConfig
 from newllm_core.head.cross_entropy import with_output_bias, with_unit_columns
 from newllm_core.model.layers import ContextBlock, TokenBlock, initialise_normal
 from newllm_core.model.readout import LinearBlock, Readout

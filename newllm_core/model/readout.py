@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from newllm_core.config.language import INITIAL_TOKEN_SHARE
+from newllm_core.config.hyperparameters import INITIAL_TOKEN_SHARE
 from newllm_core.model.layers import TokenBlock
 
 

@@ -13,10 +13,10 @@ from typing import Any
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from newllm_core.config.language import ModelConfig
+from newllm_core.config.hyperparameters import ModelConfig
 from newllm_core.config.schema import ConfigError, from_mapping
 from newllm_core.runs.files import RunError, load_tensors, read_json, save_tensors, sha256_file, write_json, write_text
-from newllm_core.runs.record_keys import Key, wrong_keys
+from newllm_core.runs.key_kinds import Key, wrong_keys
 
 WEIGHTS_NAME, CONFIG_NAME, TOKENIZER_NAME = "model.safetensors", "config.json", "tokenizer.json"
 FORMAT = 1

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from newllm_core.config.language import ScalingConfig
+from newllm_core.config.hyperparameters import ScalingConfig
 from newllm_core.intervals import CONFIDENCE, Floats, Interval
 from newllm_core.scaling.law import POWER_LAW_PARAMETERS, Numbers, ScalingError, checked_points
 

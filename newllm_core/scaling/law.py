@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 from scipy import stats
 
-from newllm_core.config.language import ScalingConfig
+from newllm_core.config.hyperparameters import ScalingConfig
 from newllm_core.intervals import Floats, Interval, t_margin
 
 Numbers = Sequence[float] | Floats

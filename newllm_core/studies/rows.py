@@ -11,10 +11,10 @@ from torch import Tensor
 from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.registry import BASELINES
 from newllm_core.baselines.train import train_baseline
-from newllm_core.config.language import Phase1Config, Settings
+from newllm_core.config.hyperparameters import Phase1Config, Settings
 from newllm_core.config.schema import config_hash
 from newllm_core.data import corpus_key, token_byte_lengths
-from newllm_core.experiment.identity import identity_of
+from newllm_core.experiment.folder_names import identity_of
 from newllm_core.experiment.measure import describe, per_conversation_sums
 from newllm_core.experiment.phase1_cache import phase1_in_folder
 from newllm_core.experiment.prepare import Prepared, check_phase1, prepare

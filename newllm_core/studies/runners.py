@@ -8,11 +8,11 @@ from typing import Any
 from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.registry import BASELINES, baseline_config
 from newllm_core.baselines.train import train_baseline
-from newllm_core.config.language import Settings
+from newllm_core.config.hyperparameters import Settings
 from newllm_core.config.schema import config_hash
 from newllm_core.data import corpus_key, load_embeddings, load_token_streams
 from newllm_core.experiment.estimate import estimate
-from newllm_core.experiment.identity import identity_of, phase1_folder_name, run_folder_name, run_identity
+from newllm_core.experiment.folder_names import identity_of, phase1_folder_name, run_folder_name, run_identity
 from newllm_core.experiment.prepare import Prepared, prepare, refuse_short_texts, refuse_short_training
 from newllm_core.experiment.run import phase1_only_record, run_experiment, run_phase1
 from newllm_core.losses import diversity_loss
@@ -20,7 +20,7 @@ from newllm_core.runs.files import DATA_DIR, REFERENCE_DIR, RESULTS_DIR, read_js
 from newllm_core.runs.folder import RECORD_NAME, RunFolder
 from newllm_core.runs.identity import refuse_other_run
 from newllm_core.runs.reproducibility import resolve_device
-from newllm_core.studies.row_record import check_row_record
+from newllm_core.studies.row_keys import check_row_record
 from newllm_core.studies.rows import run_row
 from newllm_core.studies.sweep import Cost, Point, Record
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from newllm_core.baselines.registry import BASELINES
-from newllm_core.config.language import Settings
+from newllm_core.config.hyperparameters import Settings
 from newllm_core.config.schema import ConfigError, unknown_name_message
 from newllm_core.studies.sweep import Variant
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from newllm_core.config.language import Phase2Config
+from newllm_core.config.hyperparameters import Phase2Config
 from newllm_core.contexts.store import context_batches
 from newllm_core.head.continuous_cache import cached_nats
 from newllm_core.head.cross_entropy import Head

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from newllm_core.config.language import Phase1Config
+from newllm_core.config.hyperparameters import Phase1Config
 from newllm_core.contexts.shooting import exact_contexts
 from newllm_core.errors import refuse_not_finite
 from newllm_core.gpu_memory import DeviceBatch, accumulate_in_parts

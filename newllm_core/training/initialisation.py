@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from newllm_core.config.language import ModelConfig
+from newllm_core.config.hyperparameters import ModelConfig
 from newllm_core.metrics.forgetting import contraction_rate
 from newllm_core.model import ContextBlock, NewLLM, StreamEmbeddings
 

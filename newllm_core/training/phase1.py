@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from newllm_core.config.language import Phase1Config
+from newllm_core.config.hyperparameters import Phase1Config
 from newllm_core.contexts.shooting import exact_contexts
 from newllm_core.contexts.store import allocate_contexts
 from newllm_core.metrics.rank import StreamRank, stream_rank

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from newllm_core.config.language import Phase2Config
+from newllm_core.config.hyperparameters import Phase2Config
 from newllm_core.config.schema import ConfigError
 from newllm_core.contexts.store import Batch, context_batches
 from newllm_core.errors import refuse_not_finite

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from newllm_core.config.language import Phase1Config
+from newllm_core.config.hyperparameters import Phase1Config
 from newllm_core.contexts.shooting import exact_contexts
 from newllm_core.data.stream import ring_segments
 from newllm_core.gpu_memory import DeviceBatch, accumulate_in_parts

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from newllm_core.experiment.record import FORMAT
+from newllm_core.experiment.record_keys import FORMAT
 from newllm_core.intervals import wilson_interval
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import RESULTS_DIR, RunError, has_valid_checksum, load_tensors, read_json
@@ -30,7 +30,7 @@ from newllm_core.runs.reproducibility import (
 from newllm_core.vision.config import SMOKE_GATE_ACCURACY, SMOKE_GATE_EPOCHS, VisionDataConfig
 from newllm_core.vision.data import ImageData, Normalisation, OneTestReading, load_image_data, read_test_images
 from newllm_core.vision.model.nkat import NkatModel
-from newllm_core.vision.record import check_vision_record
+from newllm_core.vision.record_keys import check_vision_record
 from newllm_core.vision.score import (
     ScoreCard,
     ScoreError,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from newllm_core.config.language import RunConfig
+from newllm_core.config.hyperparameters import RunConfig
 from newllm_core.config.notebook import NotebookSettings
 from newllm_core.config.schema import ConfigError, changed, config_hash, config_values, from_sections
 from newllm_core.runs.identity import Identity

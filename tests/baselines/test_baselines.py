@@ -19,7 +19,7 @@ from newllm_core.baselines.gpt2 import gpt2_nats
 from newllm_core.baselines.ngrams import _fit, fit_kneser_ney
 from newllm_core.baselines.registry import BASELINES, baseline_config, build_network
 from newllm_core.baselines.train import _Trainer, train_baseline
-from newllm_core.config.language import ModelConfig
+from newllm_core.config.hyperparameters import ModelConfig
 from newllm_core.config.schema import ConfigError
 from newllm_core.data import DataError
 from newllm_core.errors import NotFiniteError

@@ -27,9 +27,9 @@ from newllm_core.comparison.paired import (
     rank_perplexity_correlation,
 )
 from newllm_core.comparison.tables import readable_table
-from newllm_core.config.language import DataConfig, ModelConfig, Phase1Config, Phase2Config, RunConfig, Settings
+from newllm_core.config.hyperparameters import DataConfig, ModelConfig, Phase1Config, Phase2Config, RunConfig, Settings
 from newllm_core.config.schema import changed
-from newllm_core.experiment.identity import run_identity
+from newllm_core.experiment.folder_names import run_identity
 from newllm_core.intervals import Estimate
 from newllm_core.report.comparison import (
     comparison_source,

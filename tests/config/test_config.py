@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from newllm_core.config.language import (
+from newllm_core.config.hyperparameters import (
     DataConfig,
     ModelConfig,
     Phase1Config,

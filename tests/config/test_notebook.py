@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from newllm_core.config.language import Settings
+from newllm_core.config.hyperparameters import Settings
 from newllm_core.config.notebook import cell_parameters, parameter_cells
 from newllm_core.config.schema import ConfigError, parameter_fields
 

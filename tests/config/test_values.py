@@ -12,7 +12,7 @@ from papermill.cli import _resolve_type
 from papermill.parameterize import parameterize_notebook
 
 from newllm_core.batch.jobs import Job, job_parameters, load_batch
-from newllm_core.config.language import Settings
+from newllm_core.config.hyperparameters import Settings
 from newllm_core.config.notebook import Parameter, cell_parameters, read_parameters
 from newllm_core.config.profiles import load_profile, take_parameters
 from newllm_core.config.schema import ConfigError, changed, parameter_fields, parameter_kinds

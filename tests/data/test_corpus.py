@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from newllm_core.config.language import DataConfig
+from newllm_core.config.hyperparameters import DataConfig
 from newllm_core.data import corpus as corpus_module
 from newllm_core.data.corpus import chitchat_conversations, load_conversations, open_corpus
 from newllm_core.data.errors import DataError

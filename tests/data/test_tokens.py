@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
-from newllm_core.config.language import DataConfig
+from newllm_core.config.hyperparameters import DataConfig
 from newllm_core.data import tokens as tokens_module
 from newllm_core.data.corpus import chitchat_conversations, load_conversations, open_corpus
 from newllm_core.data.errors import DataError

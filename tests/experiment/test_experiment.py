@@ -10,11 +10,11 @@ import pytest
 import torch
 from core_helpers import stop_after
 
-from newllm_core.config.language import DataConfig, ModelConfig, Phase1Config, Phase2Config, RunConfig, Settings
+from newllm_core.config.hyperparameters import DataConfig, ModelConfig, Phase1Config, Phase2Config, RunConfig, Settings
 from newllm_core.data import load_token_streams, load_tokenizer, token_byte_lengths
 from newllm_core.experiment import run as experiment_module
 from newllm_core.experiment.estimate import estimate
-from newllm_core.experiment.identity import phase1_folder_name, run_folder_name, settings_of
+from newllm_core.experiment.folder_names import phase1_folder_name, run_folder_name, settings_of
 from newllm_core.experiment.measure import per_conversation_sums
 from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS
 from newllm_core.experiment.prepare import prepare

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from data_helpers import conversation, file_config, write_jsonl
 
-from newllm_core.config.language import ModelConfig, Phase1Config, Phase2Config, RunConfig
+from newllm_core.config.hyperparameters import ModelConfig, Phase1Config, Phase2Config, RunConfig
 from newllm_core.data.errors import DataError
-from newllm_core.experiment.record import check_run_record
+from newllm_core.experiment.record_keys import check_run_record
 from newllm_core.experiment.run import run_experiment
 from newllm_core.metrics.forgetting import MIN_FORGETTING_TOKENS
 from newllm_core.report import plot_epochs, plot_forgetting, plot_phase1, plot_spectrum, report

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from newllm_core.experiment.identity import settings_of
+from newllm_core.experiment.folder_names import settings_of
 from newllm_core.experiment.run import run_experiment
 from newllm_core.runs.files import REFERENCE_DIR, read_json
 from newllm_core.runs.identity import figures_of

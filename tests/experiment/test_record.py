@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from newllm_core.experiment.record import RUN_KEYS, check_run_record
+from newllm_core.experiment.record_keys import RUN_KEYS, check_run_record
 from newllm_core.runs.files import PROJECT_ROOT, RunError, json_text, read_json
-from newllm_core.runs.record_keys import Key, key_table, wrong_keys
+from newllm_core.runs.key_kinds import Key, key_table, wrong_keys
 from reproduce.records import KINDS, kind_of, migrate, page
 
 REFERENCE = PROJECT_ROOT / "results/reference"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from newllm_core.config.language import ModelConfig
+from newllm_core.config.hyperparameters import ModelConfig
 from newllm_core.metrics.forgetting import contraction_rate
 from newllm_core.model import ContextBlock, ContextLayer, NewLLM, StreamEmbeddings, TokenBlock, TokenLayer
 

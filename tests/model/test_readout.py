@@ -7,7 +7,7 @@ import pytest
 import torch
 from core_helpers import make_model, make_tokens, phase2_config, rng, state_of
 
-from newllm_core.config.language import ModelConfig
+from newllm_core.config.hyperparameters import ModelConfig
 from newllm_core.config.schema import ConfigError
 from newllm_core.contexts.shooting import exact_contexts, sequential_contexts
 from newllm_core.head.unigram_bias import fit_unigram

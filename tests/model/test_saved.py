@@ -10,7 +10,7 @@ import pytest
 import torch
 from core_helpers import make_model, make_tokens, rng
 
-from newllm_core.config.language import ModelConfig
+from newllm_core.config.hyperparameters import ModelConfig
 from newllm_core.data import load_tokenizer
 from newllm_core.model import NewLLM, generate_text, load_model_tokenizer
 from newllm_core.runs.files import PROJECT_ROOT, RunError, read_json, save_tensors, write_json

@@ -10,7 +10,7 @@ import yaml
 from nbval.plugin import get_sanitize_patterns
 
 from newllm_core.batch.jobs import notebook_parameters, settings_type_of
-from newllm_core.config.language import Settings
+from newllm_core.config.hyperparameters import Settings
 from newllm_core.config.profiles import load_profile
 from newllm_core.config.schema import parameter_fields, parameter_kinds
 from newllm_core.config.values import read_as

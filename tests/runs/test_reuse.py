@@ -13,11 +13,11 @@ from data_helpers import conversation, file_config, install_copy, write_jsonl
 from test_experiment import SMALL as CHITCHAT
 from test_experiment import run_small
 
-from newllm_core.config.language import Settings
+from newllm_core.config.hyperparameters import Settings
 from newllm_core.data import DataError
 from newllm_core.data.packages import GPT2_ENCODER
 from newllm_core.experiment import run as experiment_module
-from newllm_core.experiment.identity import phase1_folder_name, run_folder_name, settings_of
+from newllm_core.experiment.folder_names import phase1_folder_name, run_folder_name, settings_of
 from newllm_core.experiment.prepare import prepare
 from newllm_core.experiment.run import load_model, run_phase1
 from newllm_core.runs.files import RunError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_runners import SMALL, run_one
 
-from newllm_core.config.language import ModelConfig, Settings
+from newllm_core.config.hyperparameters import ModelConfig, Settings
 from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS, PHASE1_RECORD
 from newllm_core.model import NewLLM
 from newllm_core.runs.files import RunError, read_json, write_json

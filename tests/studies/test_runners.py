@@ -23,10 +23,10 @@ from newllm_core.comparison.leaderboard import (
     standings_table,
 )
 from newllm_core.comparison.tables import readable_table
-from newllm_core.config.language import Settings
+from newllm_core.config.hyperparameters import Settings
 from newllm_core.config.schema import ConfigError, changed
 from newllm_core.data import DataError
-from newllm_core.experiment.identity import settings_of
+from newllm_core.experiment.folder_names import settings_of
 from newllm_core.report.leaderboard import group_pictures, plot_ratios, plot_standings
 from newllm_core.runs.files import RunError, read_json, write_json
 from newllm_core.studies import rows as rows_module

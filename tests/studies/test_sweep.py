@@ -15,12 +15,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from test_experiment import SMALL as TWO_EPOCHS
 
-from newllm_core.config.language import Settings
+from newllm_core.config.hyperparameters import Settings
 from newllm_core.config.schema import ConfigError
 from newllm_core.data import DataError
 from newllm_core.experiment import run as experiment_module
 from newllm_core.experiment.estimate import Estimate
-from newllm_core.experiment.identity import phase1_folder_name, run_folder_name, settings_of
+from newllm_core.experiment.folder_names import phase1_folder_name, run_folder_name, settings_of
 from newllm_core.losses import ALGORITHM_DESCRIPTIONS, DIVERSITY_ALGORITHMS, register_diversity_loss
 from newllm_core.runs.files import RunError, read_json, write_json
 from newllm_core.runs.identity import figures_of

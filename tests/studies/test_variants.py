@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from newllm_core.baselines.registry import BASELINES, baseline_config, build_network
-from newllm_core.config.language import ModelConfig, Settings
+from newllm_core.config.hyperparameters import ModelConfig, Settings
 from newllm_core.config.profiles import load_profile
 from newllm_core.config.schema import ConfigError
 from newllm_core.model import NewLLM

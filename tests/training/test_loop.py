@@ -16,7 +16,7 @@ from torch import Tensor
 
 from newllm_core.baselines.networks import MinGruNetwork, RecurrentNetwork
 from newllm_core.baselines.train import train_baseline
-from newllm_core.config.language import RunConfig
+from newllm_core.config.hyperparameters import RunConfig
 from newllm_core.errors import NotFiniteError
 from newllm_core.gpu_memory import DeviceBatch
 from newllm_core.model import ContextBlock

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from newllm_core import losses
-from newllm_core.config.language import Phase1Config
+from newllm_core.config.hyperparameters import Phase1Config
 from newllm_core.contexts.shooting import exact_contexts, sequential_contexts
 from newllm_core.errors import NotFiniteError
 from newllm_core.metrics.rank import stream_rank

@@ -10,7 +10,7 @@ from core_helpers import make_model, make_tokens, phase2_config, state_of
 from torch import Tensor
 from torch.nn import functional
 
-from newllm_core.config.language import Phase2Config
+from newllm_core.config.hyperparameters import Phase2Config
 from newllm_core.contexts.store import Batch
 from newllm_core.errors import NotFiniteError
 from newllm_core.head.cross_entropy import Head

@@ -12,7 +12,7 @@ import pytest
 from test_image_files import noise, photograph, write_folder
 from test_vision_data import write_idx_folder, write_tables
 
-from newllm_core.config.language import RunConfig
+from newllm_core.config.hyperparameters import RunConfig
 from newllm_core.data.errors import DataError
 from newllm_core.runs.files import RunError
 from newllm_core.vision import experiment

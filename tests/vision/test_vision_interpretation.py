@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from newllm_core.config.language import RunConfig
+from newllm_core.config.hyperparameters import RunConfig
 from newllm_core.config.schema import ConfigError, changed
 from newllm_core.report.style import save_figure
 from newllm_core.runs.files import RunError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from newllm_core.config.language import RunConfig
+from newllm_core.config.hyperparameters import RunConfig
 from newllm_core.config.schema import ConfigError
 from newllm_core.data.errors import DataError
 from newllm_core.studies.sweep import Sweep

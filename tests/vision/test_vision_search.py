@@ -17,7 +17,7 @@ from matplotlib import pyplot
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from newllm_core.config.language import RunConfig
+from newllm_core.config.hyperparameters import RunConfig
 from newllm_core.config.schema import ConfigError
 from newllm_core.data.errors import DataError
 from newllm_core.runs import checkpoint

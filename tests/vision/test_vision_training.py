@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from newllm_core.config.language import RunConfig
+from newllm_core.config.hyperparameters import RunConfig
 from newllm_core.config.schema import ConfigError, changed, config_values, parameter_fields
 from newllm_core.errors import NotFiniteError
 from newllm_core.runs.files import RunError, read_json

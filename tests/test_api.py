@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import newllm_core as nl
-from newllm_core import face
+from newllm_core import api
 from newllm_core.config.schema import ConfigError
 
 TINY = {
@@ -81,7 +81,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _results_here(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(face, "RESULTS_DIR", results)
+    monkeypatch.setattr(api, "RESULTS_DIR", results)
 
 
 @pytest.mark.parametrize("phase1_only", [True, False])

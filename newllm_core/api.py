@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from newllm_core.config.language import Settings
+from newllm_core.config.hyperparameters import Settings
 from newllm_core.config.schema import ConfigError, config_hash, unknown_name_message
-from newllm_core.experiment.identity import phase1_folder_name, run_folder_name
+from newllm_core.experiment.folder_names import phase1_folder_name, run_folder_name
 from newllm_core.experiment.prepare import Prepared
 from newllm_core.experiment.prepare import prepare as prepare_parts
 from newllm_core.experiment.run import load_model, phase1_only_record, run_experiment, run_phase1

@@ -6,9 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from newllm_core.experiment.record import ARITHMETIC_KEYS, FORMAT, refuse_other_format
+from newllm_core.experiment.record_keys import ARITHMETIC_KEYS, FORMAT, refuse_other_format
 from newllm_core.runs.files import RunError
-from newllm_core.runs.record_keys import Key, config_keys, wrong_keys
+from newllm_core.runs.key_kinds import Key, config_keys, wrong_keys
 from newllm_core.vision.settings import VisionSettings
 
 _NO_AVERAGE = "not the last epoch, or no average"

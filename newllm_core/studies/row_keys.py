@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from newllm_core.config.language import Settings
-from newllm_core.experiment.record import (
+from newllm_core.config.hyperparameters import Settings
+from newllm_core.experiment.record_keys import (
     ARITHMETIC_KEYS,
     FORMAT,
     PROVENANCE_KEYS,
@@ -17,7 +17,7 @@ from newllm_core.experiment.record import (
 from newllm_core.metrics.forgetting import FORGETTING_TOKENS
 from newllm_core.metrics.prediction import bits_per_byte
 from newllm_core.runs.files import RunError
-from newllm_core.runs.record_keys import Key, config_keys, wrong_keys
+from newllm_core.runs.key_kinds import Key, config_keys, wrong_keys
 
 _BASELINE = "a baseline has none"
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from newllm_core.config.language import DataConfig, ModelConfig, Phase1Config, RunConfig, Settings
+from newllm_core.config.hyperparameters import DataConfig, ModelConfig, Phase1Config, RunConfig, Settings
 from newllm_core.config.schema import config_hash, config_values, from_sections
 from newllm_core.data import content_read, corpus_key
 from newllm_core.losses import user_loss_fingerprint

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from newllm_core.config.language import Settings
+from newllm_core.config.hyperparameters import Settings
 from newllm_core.experiment.agreement import contradictions
 from newllm_core.runs.files import RunError
-from newllm_core.runs.record_keys import Key, config_keys, wrong_keys
+from newllm_core.runs.key_kinds import Key, config_keys, wrong_keys
 
 # 1: records without this key, up to November 2026.
 FORMAT = 2
