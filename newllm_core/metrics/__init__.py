@@ -1,4 +1,8 @@
-"""What is measured on contexts and predictions; each figure carries the counts it rests on."""
+"""What is measured on contexts and predictions; each figure carries the counts it rests on.
+
+A new measure of the contexts' spectrum is an entry of ``spectrum.SPECTRUM_MEASURES``, and stands in every record from
+then on. Any other measure is a function here, called in ``experiment/measure.py``.
+"""
 
 from newllm_core.metrics.convergence import Convergence, count_converged
 from newllm_core.metrics.few_tokens import few_token_rank
