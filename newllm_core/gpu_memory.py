@@ -27,8 +27,8 @@ LOGIT_COPIES = 3.5
 SAFETY = 0.5
 HEAD_SHARE = 0.5
 SMALLEST_BATCH, LARGEST_BATCH = 256, 16_384
-# The blocked head holds blocks, a rounded copy of the head, and no logits: a fixed amount.
-BLOCKED_HEAD_BYTES = 200 * 2**20
+# The blocked and the fused head hold blocks, a rounded copy of the head, and few logits: a fixed amount.
+BLOCKED_HEAD_BYTES = 300 * 2**20
 LARGEST_BLOCKED_BATCH = 65_536
 
 
@@ -116,8 +116,11 @@ class DeviceBatch:
         """What ``attempt(size)`` gives for the largest ``size`` that fits in memory, ``num_rows`` or fewer.
 
         ``attempt`` computes a step's gradients from the beginning, ``size`` rows at once, and takes no step: the
-        effective batch stays the same. Before another attempt generators and buffers are put back.
+        effective batch stays the same. Before another attempt generators and buffers are put back. While a CUDA graph
+        is recorded all rows are computed: nothing runs then that could run out.
         """
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return attempt(num_rows)
         first_try, outcomes = min(self.size, num_rows), list[Outcome]()
         generators, buffers = generator_states(self.device), [buffer.clone() for buffer in self.buffers]
 

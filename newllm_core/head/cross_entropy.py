@@ -4,7 +4,7 @@ With the head W `[V, E]` frozen, the gradient with respect to a hidden state is 
 weighted mean of W's rows, which is attention with K = V = W. So one sweep over blocks of the vocabulary that keeps a
 running maximum and sum (Milakov & Gimelshein 2018) yields loss and gradient in memory O(batch · E + block), where the
 direct computation holds 3.5 copies of `[batch, V]`. Products may be rounded to bfloat16; sums stay in the hidden
-states' own precision.
+states' own precision. On a GPU "fused" does the same with the library's products and two kernels of its own.
 """
 
 from collections.abc import Iterator
@@ -16,10 +16,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from newllm_core.runs.reproducibility import has_bf16_products
+from newllm_core.triton_support import runs_kernels
 
 # Measured, not chosen at run time: a choice made anew at each run would make two runs differ. Two cores with
 # AVX512-BF16, V = 50,257 (benchmarks/head.py): blocks-bf16 > blocks > torch's linear_cross_entropy ≈ direct.
-_DEVICE_CHOICE = {"cpu": "blocks", "cpu with bf16 products": "blocks-bf16", "cuda": "blocks-bf16"}
+_DEVICE_CHOICE = {
+    "cpu": "blocks", "cpu with bf16 products": "blocks-bf16", "cuda": "fused", "cuda without triton": "blocks-bf16",
+}  # fmt: skip
+_METHODS = ("direct", "blocks", "blocks-bf16", "fused")
 _BLOCK_COLUMNS = {"cpu": 2048, "cuda": 8192}
 _BLOCK_ROWS = {"cpu": 512, "cuda": 2048}
 
@@ -39,6 +43,8 @@ def choose_head(name: str, device: torch.device) -> str:
     kind = device.type
     if kind == "cpu" and has_bf16_products():
         kind = "cpu with bf16 products"
+    if kind == "cuda" and not runs_kernels(device):
+        kind = "cuda without triton"
     return _DEVICE_CHOICE[kind]
 
 
@@ -54,7 +60,7 @@ def frozen_head_cross_entropy(
         hidden: `[n, E]`, n >= 1.
         head_weight: `[V, E]`.
         targets: `[n]` int64, 0 … V - 1.
-        method: "blocks", "blocks-bf16" or "direct".
+        method: "blocks", "blocks-bf16", "direct", or on a GPU "fused".
 
     Raises ValueError for shapes that do not fit, an unknown method, or a target outside the vocabulary.
     """
@@ -76,13 +82,16 @@ class Head:
     """
 
     def __init__(self, head_weight: Tensor, method: str) -> None:
-        known = ("direct", "blocks", "blocks-bf16")
-        if method not in known:
-            raise ValueError(f"unknown head method {method!r}; known: {', '.join(known)}")
+        if method not in _METHODS:
+            raise ValueError(f"unknown head method {method!r}; known: {', '.join(_METHODS)}")
         self.weight, self.method = head_weight, method
         self._frozen_operand = None if head_weight.requires_grad else self._operand()
 
     def _operand(self) -> Tensor:
+        if self.method == "fused":
+            from newllm_core.head.triton_cross_entropy import half_operand
+
+            return half_operand(self.weight)
         return self.weight.detach().to(torch.bfloat16) if self.method == "blocks-bf16" else self.weight.detach()
 
     def loss(self, hidden: Tensor, targets: Tensor) -> HeadLoss:
@@ -154,7 +163,10 @@ class _RowSweep:
 def _sweep_rows(
     hidden: Tensor, weight: Tensor, targets: Tensor, operand: Tensor, wants_mean: bool
 ) -> Iterator[_RowSweep]:
-    """A few rows at a time, so that memory does not grow with the batch."""
+    """A few rows at a time, so that memory does not grow with the batch. A float16 operand is the fused kernels'."""
+    if operand.dtype == torch.float16:
+        yield from _sweep_fused(hidden, weight, targets, operand, wants_mean)
+        return
     step = _BLOCK_ROWS[hidden.device.type]
     for first in range(0, len(hidden), step):
         rows = slice(first, first + step)
@@ -164,6 +176,18 @@ def _sweep_rows(
         nats = softmax.log_sum() - (hidden[rows] * target_rows).sum(dim=1)
         gradient = softmax.expected_row() - target_rows if wants_mean else None
         yield _RowSweep(rows, TokenFigures(nats, softmax.best_id == targets[rows]), gradient)
+
+
+def _sweep_fused(
+    hidden: Tensor, weight: Tensor, targets: Tensor, operand: Tensor, wants_gradient: bool
+) -> Iterator[_RowSweep]:
+    from newllm_core.head.triton_cross_entropy import BLOCK_ROWS, fused_rows, logits_buffer
+
+    buffer = logits_buffer(min(BLOCK_ROWS, len(hidden)), operand)
+    for first in range(0, len(hidden), BLOCK_ROWS):
+        rows = slice(first, min(first + BLOCK_ROWS, len(hidden)))
+        found = fused_rows(hidden[rows], weight.detach(), targets[rows], operand, buffer, wants_gradient)
+        yield _RowSweep(rows, TokenFigures(found.nats, found.correct), found.gradient)
 
 
 class _BlockedCrossEntropy(torch.autograd.Function):
@@ -180,7 +204,9 @@ class _BlockedCrossEntropy(torch.autograd.Function):
             correct += part.figures.correct.sum()
             if gradient is not None and part.gradient is not None:
                 torch.div(part.gradient, len(hidden), out=gradient[part.rows])
-        ctx.save_for_backward(gradient, *((hidden, targets, operand) if wants_weight else ()))
+        # The weight's own gradient, of a head that is trained, is made of blocks in any case.
+        blocks = weight.detach().to(torch.bfloat16) if operand.dtype == torch.float16 and wants_weight else operand
+        ctx.save_for_backward(gradient, *((hidden, targets, blocks) if wants_weight else ()))
         ctx.mark_non_differentiable(correct)
         return nats.mean(), correct
 

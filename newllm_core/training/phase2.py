@@ -22,6 +22,7 @@ from newllm_core.model import NewLLM
 from newllm_core.runs.checkpoint import CheckpointPlace, with_read_data
 from newllm_core.runs.progress import Seconds
 from newllm_core.runs.reproducibility import derived_generator
+from newllm_core.training.captured import CapturedStep, DeviceRate, NotRecordedError, device_options
 from newllm_core.training.evaluation import Evaluation, evaluate, evaluation_head
 from newllm_core.training.loop import TrainingLoop
 from newllm_core.training.phase1 import Phase1Result
@@ -160,7 +161,12 @@ class _Trainer(TrainingLoop[EpochRecord]):
         )  # fmt: skip
         self.head: Head | SampledHead = Head(model.output_weight(), self.method)
         self.parameters = nn.ParameterList(model.phase2_parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters, config.learning_rate, weight_decay=config.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, config.learning_rate, weight_decay=config.weight_decay, **device_options(device)
+        )
+        on_device = train_tokens.is_cuda and phase1.train_contexts.is_cuda
+        self.rate = DeviceRate(self.optimizer, device) if on_device else None
+        self.captured: CapturedStep | None = None
         self.schedule = (
             torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.steps_per_pass * config.max_epochs)
             if config.schedule == "cosine" else None
@@ -172,6 +178,9 @@ class _Trainer(TrainingLoop[EpochRecord]):
             torch.manual_seed(derived_generator("phase 2 dropout", seed).initial_seed())
 
     def steps(self, number: int) -> Iterator[None]:
+        if self.rate is not None and (self.captured is None or self.config.unseen_sample is not None):
+            # A sampled head is another one every epoch, so the step is recorded anew.
+            self.captured = CapturedStep(self._updated)
         if self.config.unseen_sample is not None:
             self.head = epochs_head(
                 self.model.head_weight.detach(), self.model.output_bias, self.method, self.train_tokens,
@@ -234,6 +243,29 @@ class _Trainer(TrainingLoop[EpochRecord]):
 
     def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One optimizer step over an effective batch, in as many parts as fit; (summed nats, number correct)."""
+        given = batch.contexts, batch.tokens, batch.targets
+        if self.rate is not None:
+            self.rate.update()
+        outcome = self._recorded(*given) or self._updated(*given)
+        if self.schedule is not None:
+            self.schedule.step()
+        return outcome
+
+    def _recorded(self, contexts: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
+        """``_updated`` as a CUDA graph, for whole batches that fit at once; None where it is not to be used."""
+        whole = len(tokens) == self.config.effective_batch_size <= self.device_batch.size
+        if self.captured is None or not whole:
+            return None
+        try:
+            nats, correct = self.captured(contexts, tokens, targets)
+        except NotRecordedError:
+            self.captured = None
+            return None
+        return nats, correct
+
+    def _updated(self, contexts: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The device's share of a step."""
+        batch = Batch(contexts, tokens, targets)
 
         def attempt(size: int) -> list[tuple[Tensor, Tensor]]:
             self.optimizer.zero_grad(set_to_none=True)
@@ -241,9 +273,10 @@ class _Trainer(TrainingLoop[EpochRecord]):
 
         nats, correct = zip(*self.device_batch.fit(len(batch), attempt), strict=True)
         nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
-        self.optimizer.step()
-        if self.schedule is not None:
-            self.schedule.step()
+        if self.rate is None:
+            self.optimizer.step()
+        else:
+            self.rate.step()
         return torch.stack(nats).sum(), torch.stack(correct).sum()
 
     def _accumulate(self, part: Batch, effective: int) -> tuple[Tensor, Tensor]:

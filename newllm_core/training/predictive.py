@@ -26,10 +26,20 @@ from newllm_core.losses import cvfp_loss, diversity_loss
 from newllm_core.metrics.convergence import count_converged
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.runs.reproducibility import derived_generator
+from newllm_core.training.captured import (
+    RECORDABLE_LOSSES,
+    CapturedStep,
+    DeviceRate,
+    NotRecordedError,
+    device_options,
+)
 from newllm_core.training.fixed_point import PassFigures, in_place
 from newllm_core.training.loop import PassState
+from newllm_core.triton_support import runs_kernels
 
 _HELD_OUT_ROWS = 1024  # of the held-out loss, computed at once
+# Of a step, in the order in which it gives them.
+_FIGURES = ("prediction", "diversity", "total", "gradient_norm", "cvfp", "converged")
 
 
 def contrastive_loss(predicted: Tensor, targets: Tensor, negatives: Tensor, embeds: Tensor) -> Tensor:
@@ -74,8 +84,11 @@ class PredictivePass:
         self.predictor = nn.Linear(self.block.context_dim, model.config.embed_dim).to(device)
         self.parameters = [*self.block.parameters(), *self.predictor.parameters()]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, config.learning_rate, weight_decay=config.prediction_weight_decay
+            self.parameters, config.learning_rate, weight_decay=config.prediction_weight_decay, **device_options(device)
         )
+        self.rate = DeviceRate(self.optimizer, device) if device.type == "cuda" else None
+        recordable = self.rate is not None and config.diversity_algorithm in RECORDABLE_LOSSES
+        self.captured = CapturedStep(self._updated) if recordable else None
         self.num_steps = math.ceil((len(train_tokens) // config.prediction_streams - 1) / config.prediction_segment)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, self.num_steps * config.max_iterations
@@ -117,16 +130,39 @@ class PredictivePass:
     def _step(self, positions: Tensor, context: Tensor, generator: torch.Generator, within: PassState) -> Tensor:
         """One segment `[B, T]` entered by ``context`` `[B, C]`; returns what enters the next."""
         given = positions, context, self._negatives(generator)
-        contexts, figures = self.device_batch.fit(len(positions), partial(self._gradients, *given))
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
-        self.optimizer.step()
+        if self.rate is not None:
+            self.rate.update()
+        context, *figures = self._recorded(*given) or self._updated(*given)
         self.schedule.step()
+        within.add(**dict(zip(_FIGURES, figures, strict=True)))
+        return context
+
+    def _recorded(self, positions: Tensor, context: Tensor, negatives: Tensor) -> tuple[Tensor, ...] | None:
+        """``_updated`` as a CUDA graph, for whole segments that fit at once; None where it is not to be used."""
+        whole = positions.shape[1] == self.config.prediction_segment and self.device_batch.size >= len(positions)
+        if self.captured is None or not whole:
+            return None
+        try:
+            return self.captured(positions, context, negatives)
+        except NotRecordedError:
+            self.captured = None
+            return None
+
+    def _updated(self, positions: Tensor, context: Tensor, negatives: Tensor) -> tuple[Tensor, ...]:
+        """The device's share of a step; what enters the next segment, and the step's figures."""
+        attempt = partial(self._gradients, positions, context, negatives)
+        contexts, figures = self.device_batch.fit(len(positions), attempt)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
+        if self.rate is None:
+            self.optimizer.step()
+        else:
+            self.rate.step()
         flat, rows = contexts.flatten(0, 1), positions.flatten()
         before = self.previous[rows]
         converged = count_converged(flat, before, self.config.convergence_threshold)
-        within.add(**figures, gradient_norm=norm, cvfp=cvfp_loss(flat, before), converged=converged)
+        found = {**figures, "gradient_norm": norm, "cvfp": cvfp_loss(flat, before), "converged": converged}
         self.previous[rows] = flat
-        return contexts[:, -1]
+        return contexts[:, -1], *[found[name].detach() for name in _FIGURES]
 
     def _gradients(
         self, positions: Tensor, context: Tensor, negatives: Tensor, size: int
@@ -155,6 +191,8 @@ class PredictivePass:
         ids = [self.tokens[(positions - lag) % len(self.tokens)] for lag in earlier]
         embeds = torch.cat([self.model.embed_for_contexts(lagged) for lagged in ids], dim=-1)
         parts = self.block.token_parts(functional.dropout(embeds, self.config.prediction_dropout))
+        if runs_kernels(context.device) and self.block.num_layers == 1:
+            return self._contexts_by_kernels(context, parts[0])
         contexts = []
         for step in range(positions.shape[1]):
             if self.config.context_noise:
@@ -162,6 +200,15 @@ class PredictivePass:
             context = self.block.forward_from_token_parts(context, [part[:, step] for part in parts])[-1]
             contexts.append(context)
         return torch.stack(contexts, dim=1)
+
+    def _contexts_by_kernels(self, context: Tensor, part: Tensor) -> Tensor:
+        """The same on a GPU, for a block of one layer."""
+        from newllm_core.training.triton_segment import segment_contexts
+
+        std, noise = self.config.context_noise, None
+        if std:
+            noise = std * torch.randn(part.shape[1], *context.shape, device=part.device)
+        return segment_contexts(self.block.context_layers()[0], context, part, noise)
 
     def _prediction(self, contexts: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
         predicted = self.predictor(functional.dropout(contexts, self.config.prediction_dropout))

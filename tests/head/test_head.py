@@ -226,13 +226,17 @@ def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "bf16", "expected"),
-    [("cpu", False, "blocks"), ("cpu", True, "blocks-bf16"), ("cuda", False, "blocks-bf16")],
-)
+    ("device", "bf16", "triton", "expected"),
+    [
+        ("cpu", False, True, "blocks"), ("cpu", True, False, "blocks-bf16"), ("cuda", False, False, "blocks-bf16"),
+        ("cuda", True, True, "fused"),
+    ],
+)  # fmt: skip
 def test_auto_is_the_constant_of_the_device(
-    device: str, bf16: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+    device: str, bf16: bool, triton: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "has_bf16_products", lambda: bf16)
+    monkeypatch.setattr(head, "runs_kernels", lambda device: triton)
     assert choose_head("auto", torch.device(device)) == expected
     assert choose_head("direct", torch.device(device)) == "direct"
 
