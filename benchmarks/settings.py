@@ -1,4 +1,4 @@
-"""Sizes and repetitions of the benchmarks, once; what the model itself uses is in newllm_core/config.py."""
+"""Sizes and repetitions of the benchmarks; the model's own are in newllm_core/config/hyperparameters.py."""
 
 import dataclasses
 from dataclasses import dataclass

@@ -151,7 +151,7 @@ def accumulate_in_parts(
     parts = [slice(first, min(first + size, num_rows)) for first in range(0, num_rows, size)]
     if len(parts) == 1:
         computed = compute(parts[0])
-        found: list[Sequence[Tensor | None]] = [torch.autograd.grad(loss(computed), trained)]
+        found: list[Sequence[Tensor | None]] = [torch.autograd.grad(loss(computed), trained, allow_unused=True)]
     else:
         starts, outputs = [], []
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Stale or exact contexts in Phase 1? Both on the `cpu` profile, several seeds (issue: exact contexts, item 3).
+"""Stale or exact contexts in Phase 1? Both on the `cpu` profile, several seeds.
 
     python -m reproduce.context_source            # about 20 minutes on two cores; finished runs are not repeated
 

@@ -2,6 +2,7 @@
 
 python -m reproduce.records document docs/records.md      the page, made of the records' descriptions
 python -m reproduce.records migrate results/reference     every record below, brought to today's format
+python -m reproduce.records compare BEFORE AFTER        the figures of two folders, key by key
 python -m reproduce.records sign FILE ...                 after a deliberate edit: the checksums are made anew
 """
 

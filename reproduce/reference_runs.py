@@ -17,8 +17,9 @@ from newllm_core.config.hyperparameters import Settings
 from newllm_core.config.profiles import load_profile
 from newllm_core.experiment.folder_names import run_folder_name
 from newllm_core.report.style import PLAIN_COLOUR, VALIDATION_COLOUR, new_axes, save_figure
-from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, RESULTS_DIR, read_json, write_json
+from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, read_json, write_json
 from newllm_core.runs.folder import RECORD_NAME
+from newllm_core.studies.runners import Folders
 
 PROFILES = {
     "notes": (PLAIN_COLOUR, "notes: stale contexts, batches in order"),
@@ -29,7 +30,7 @@ PROFILES = {
 def record_of(profile: str) -> dict[str, Any]:
     """The record of notebook 03 run with that profile. Raises FileNotFoundError when it has not been run."""
     settings = Settings.from_parameters(load_profile(PROJECT_ROOT / "notebooks" / "profiles" / f"{profile}.yaml"))
-    record: dict[str, Any] = read_json(RESULTS_DIR / "03_phase2" / run_folder_name(settings) / RECORD_NAME)
+    record: dict[str, Any] = read_json(Folders().experiments / run_folder_name(settings) / RECORD_NAME)
     return record
 
 

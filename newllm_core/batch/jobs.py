@@ -1,7 +1,7 @@
 """What a run of a notebook takes: the notebook, where it goes, and parameters that are checked before anything runs.
 
 A parameter is known when the notebook's parameters cell or its line's configuration has it, so one profile (a flat YAML
-file) serves every notebook of a line.
+file) serves every notebook of a line. notebooks.py runs jobs, one after the other or side by side.
 """
 
 import json

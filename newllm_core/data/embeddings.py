@@ -1,4 +1,7 @@
-"""The frozen token embeddings: one matrix [V, E], from one of four sources. docs/method.md, section 3."""
+"""The frozen token embeddings: one matrix [V, E], from one of four sources. docs/method.md, section 3.
+
+A new source is a branch of ``load_embeddings`` and a name in ``DataConfig.embeddings``.
+"""
 
 import logging
 from collections.abc import Callable

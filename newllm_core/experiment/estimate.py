@@ -1,4 +1,7 @@
-"""What a run will cost, measured on a small piece of it before it starts."""
+"""What a run will cost, measured on a small piece of it before it starts.
+
+Phase 1 is timed as the fixed-point objective; one that predicts takes a step a segment, and can take longer.
+"""
 
 import copy
 import time

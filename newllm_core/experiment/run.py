@@ -69,6 +69,11 @@ def _phase1_figures(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in ("config", "read", "cpu_seconds")}
 
 
+def experiment_place(settings: Settings, run_dir: Path) -> RunFolder:
+    """A whole experiment as it is kept in ``run_dir``."""
+    return RunFolder(run_dir / RECORD_NAME, run_dir / PHASE2_CHECKPOINT, run_identity(settings), check_run_record)
+
+
 def run_experiment(
     data: DataConfig,
     model: ModelConfig,
@@ -97,7 +102,7 @@ def run_experiment(
     Raises ConfigError, DataError, RunError (another configuration in the folder) or NotFiniteError.
     """
     settings = Settings(data=data, model=model, phase1=phase1, phase2=phase2, run=run)
-    place = RunFolder(run_dir / RECORD_NAME, run_dir / PHASE2_CHECKPOINT, run_identity(settings), check_run_record)
+    place = experiment_place(settings, run_dir)
     phase1_dir = phase1_dir or run_dir / "phase1"
     with place.held() as held:
         if held.record is not None:

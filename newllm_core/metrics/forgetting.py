@@ -67,7 +67,7 @@ class Forgetting:
 def forgetting_horizon(
     block: ContextBlock, token_embeds: Tensor, factor: float = FORGETTING_FACTOR, streams: int = 4
 ) -> Forgetting:
-    """Tokens until the difference between two starts falls by ``factor`` (docs/method.md, section 8), in float64.
+    """Tokens until the difference between two starts falls by ``factor`` (docs/method.md, section 6), in float64.
 
     Args:
         token_embeds: `[N, E·T]`; ``streams`` stretches of it run at once, and the slowest one counts.

@@ -2,7 +2,7 @@
 
 A Linear of a concatenation is the sum of two Linears, so each layer holds one per input:
 `Linear([c; e]) = from_context(c) + from_token(e)`. The token half does not depend on the recurrence and can be
-computed for many tokens at once; `contexts.py` lives on that.
+computed for many tokens at once; `contexts/shooting.py` lives on that.
 """
 
 from collections.abc import Sequence

@@ -279,4 +279,5 @@ def _draw_family(axis: Axes, groups: Sequence[Group], parameter: str, name: str,
         axis.plot([group.settings[parameter]] * len(values), values, color=colour, **_SMALL)
     means = [(group, perplexity(group) if name == "PPL" else seed_mean(group, name)) for group in groups]
     known = [(group.settings[parameter], mean.value) for group, mean in means if mean is not None]
-    axis.plot(*zip(*known), "-o", color=colour, mfc="white", ms=7, zorder=3)
+    if known:
+        axis.plot(*zip(*known), "-o", color=colour, mfc="white", ms=7, zorder=3)

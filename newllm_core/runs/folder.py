@@ -95,7 +95,7 @@ class RunFolder:
     def finished(self) -> Record | None:
         """The record of the complete run, at once, whoever works on it. Raises RunError as ``held``."""
         record = self._read()
-        if record is not None:
+        if record is not None and os.access(self.record_path.parent, os.W_OK):
             discard_checkpoint(self.checkpoint)  # of an interruption just before it was discarded
         return record
 

@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM, held back until what was done is safe: Ctrl-C, a notebook's stop button, a machine taken away."""
+"""SIGINT and SIGTERM, held back until what was done is safe: Ctrl-C, a notebook's stop button, a machine taken away.
+
+What is saved, and how a run goes on from it, is in checkpoint.py; ``training/loop.py`` says when.
+"""
 
 import logging
 import signal

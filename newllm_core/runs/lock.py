@@ -104,12 +104,13 @@ def _leased(path: Path) -> Iterator[None]:
             said = said or _say_who(path)
             time.sleep(_LOOK_SECONDS)
     ended = threading.Event()
-    threading.Thread(target=_renew, args=(path, ended), daemon=True).start()
+    threading.Thread(target=_renew, args=(path, mine, ended), daemon=True).start()
     try:
         yield
     finally:
         ended.set()
-        path.unlink(missing_ok=True)
+        if _holds(path, mine):  # not the lease of somebody who took ours for abandoned
+            path.unlink(missing_ok=True)
 
 
 def _take_lease(path: Path, mine: str) -> bool:
@@ -120,7 +121,15 @@ def _take_lease(path: Path, mine: str) -> bool:
         return False
     # Two that found the same abandoned lease can each have removed the other's new one: the last one counts.
     time.sleep(_SETTLE_SECONDS)
-    return path.is_file() and path.read_text(encoding="utf-8") == mine
+    return _holds(path, mine)
+
+
+def _holds(path: Path, mine: str) -> bool:
+    """Whether the lease at ``path`` is the one that says ``mine``."""
+    try:
+        return path.read_text(encoding="utf-8") == mine
+    except FileNotFoundError:
+        return False
 
 
 def _is_abandoned(path: Path) -> bool:
@@ -136,9 +145,13 @@ def _is_abandoned(path: Path) -> bool:
     return age > _LEASE_SECONDS
 
 
-def _renew(path: Path, ended: threading.Event) -> None:
-    while not ended.wait(_LEASE_SECONDS / 4) and path.exists():
-        os.utime(path)
+def _renew(path: Path, mine: str, ended: threading.Event) -> None:
+    while not ended.wait(_LEASE_SECONDS / 4):
+        try:
+            if _holds(path, mine):
+                os.utime(path)
+        except OSError as error:  # mounted drives have such moments; the next look comes before the lease is old
+            logger.warning("%s: the lease could not be renewed now (%s)", path, error)
 
 
 def is_running(process: int) -> bool:

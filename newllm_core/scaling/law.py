@@ -65,7 +65,9 @@ class Extrapolation:
 
 
 def sample_sizes(init: int, multiplier: float, window_size: int, num_windows: int) -> list[int]:
-    """``init · multiplier^k`` rounded to whole samples, k = 0 … window_size + num_windows - 2 (docs/method.md, 6).
+    """``init · multiplier^k`` rounded to whole samples, k = 0 … window_size + num_windows - 2.
+
+    Source: docs/method.md, section 6.
 
     Raises ConfigError for a value outside ScalingConfig's ranges, ScalingError when two sizes round to the same one
     or a size is not finite. Both are ValueErrors.

@@ -14,7 +14,8 @@ from newllm_core.data import corpus_key, load_embeddings, load_token_streams
 from newllm_core.experiment.estimate import estimate
 from newllm_core.experiment.folder_names import identity_of, phase1_folder_name, run_folder_name, run_identity
 from newllm_core.experiment.prepare import Prepared, prepare, refuse_short_texts, refuse_short_training
-from newllm_core.experiment.run import phase1_only_record, run_experiment, run_phase1
+from newllm_core.experiment.record_keys import check_run_record
+from newllm_core.experiment.run import experiment_place, phase1_only_record, run_experiment, run_phase1
 from newllm_core.losses import diversity_loss
 from newllm_core.runs.files import DATA_DIR, REFERENCE_DIR, RESULTS_DIR, read_json, write_json
 from newllm_core.runs.folder import RECORD_NAME, RunFolder
@@ -82,10 +83,15 @@ class ExperimentRunner:
     def finished(self, point: Point) -> Record | None:
         """Its own record, else a committed one."""
         name = self.key(point)
-        for path in (self.folders.experiments / name / RECORD_NAME, self.folders.reference / f"{name}.json"):
+        own, committed = self.folders.experiments / name, self.folders.reference / f"{name}.json"
+        if not self.phase1_only and (found := experiment_place(point.settings, own).finished()) is not None:
+            return found
+        for path in (own / RECORD_NAME, committed):
             if path.is_file():
                 record: Record = read_json(path)
                 refuse_other_run(record, run_identity(point.settings, phase1_only=self.phase1_only), path)
+                if not self.phase1_only:
+                    check_run_record(record, path)
                 return record
         return None
 

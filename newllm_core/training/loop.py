@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,14 +33,6 @@ from newllm_core.runs.reproducibility import generator_states, restore_generator
 Row = TypeVar("Row")
 # Steps between two looks at the sums of a pass: each look makes a GPU wait.
 _LOOK_STEPS = 50
-
-
-class Stateful(Protocol):
-    """A module, an optimizer, a schedule."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
 @dataclass
@@ -167,6 +159,8 @@ class TrainingLoop(ABC, Generic[Row]):
                 bar.update()
                 bar.set_postfix(self.shown())
                 self.report(row)
+            if stop.number is not None:  # asked after the last step: nothing is forgotten
+                self._save_if_due()
 
     def _is_over(self) -> bool:
         done = len(self.rows)

@@ -102,8 +102,10 @@ def evaluate(model: nn.Module, images: LabelledImages, normalisation: Normalisat
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     was_training = model.training
     model.eval()
-    yield
-    model.train(was_training)
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def train_vision(
@@ -192,9 +194,7 @@ class _Trainer(TrainingLoop[EpochFigures]):
             own_selection_loss=None if own is None else own.loss,
             own_selection_accuracy=None if own is None else own.accuracy,
             gradient_norm=means["gradient_norm"],
-            learning_rate=float(
-                self.schedule.base_lrs[0] * self.schedule.lr_lambdas[0](number * self.steps_per_pass - 1)
-            ),
+            learning_rate=self._learning_rate(number * self.steps_per_pass - 1),
             seconds=self.pass_seconds(),
         )
         return row, chosen.accuracy
