@@ -156,7 +156,7 @@ class Phase2Config:
     shuffle: bool = True  # notes: False, batches in stream order
     head: str = choice(
         "auto", "direct", "blocks", "blocks-bf16", "fused"
-    )  # auto: head/cross_entropy.py's constant for this device
+    )  # auto: by device
     dropout: float = number(0.0, low=0, high=0.99)  # of contexts, token embeddings, and hidden states
     weight_decay: float = number(0.0, low=0)  # decoupled, as in AdamW
     unigram_bias: bool = False  # of the output, fixed: log probabilities of the smoothed unigram

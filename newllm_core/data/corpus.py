@@ -1,8 +1,8 @@
 """Text: conversations of a corpus, in corpus order, as one string each.
 
 `chitchat` is read from an installed package, `ultrachat` is streamed from the Hugging Face Hub, `file` is the user's
-own file; conversations.py says in which schemas, and is where another one goes. A new corpus is a branch of ``open_corpus`` and a
-name in ``DataConfig.corpus``. Source: docs/method.md, section 3.
+own file; conversations.py says in which schemas, and is where another one goes. A new corpus is a branch of
+``open_corpus`` and a name in ``DataConfig.corpus``. Source: docs/method.md, section 3.
 """
 
 import contextlib
