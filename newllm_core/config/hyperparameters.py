@@ -154,9 +154,7 @@ class Phase2Config:
     effective_batch_size: int = number(512, low=1)  # tokens an optimizer step averages over: the experiment's
     device_batch_size: int | None = number(None, low=1)  # tokens computed at once; None: what fits the device
     shuffle: bool = True  # notes: False, batches in stream order
-    head: str = choice(
-        "auto", "direct", "blocks", "blocks-bf16", "fused"
-    )  # auto: by device
+    head: str = choice("auto", "direct", "blocks", "blocks-bf16", "fused")  # auto: by device
     dropout: float = number(0.0, low=0, high=0.99)  # of contexts, token embeddings, and hidden states
     weight_decay: float = number(0.0, low=0)  # decoupled, as in AdamW
     unigram_bias: bool = False  # of the output, fixed: log probabilities of the smoothed unigram
