@@ -31,7 +31,7 @@ CHANGES = {
     "04_alpha_scaling": {"seeds": [3], "num_resamples": 101},
     "05_diversity_comparison": {"algorithms": ["ODCM"], "seeds": [3]},
     "06_controls_and_ablations": {"names": ["unigram", "untrained"], "widths": [12]},
-    "07_nkat_stage2": {"few_images": 25, "search_trials": 3},
+    "07_nkat_stage2": {"search_epochs": 3, "gate_threshold": 0.4},
 }
 
 
