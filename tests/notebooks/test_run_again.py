@@ -20,7 +20,7 @@ TINY: dict[str, Any] = {
     "init_samples": 1, "window_size": 2, "num_resamples": 100, "algorithms": ["MCDL"],
     "names": ["untrained", "unigram"], "widths": [8], "network_epochs": 1,
     "num_threads": 1, "seeds": [1], "num_train_images": 40, "holdout_max": 40,
-    "width": 8, "depth": 1, "heads": 4, "epochs": 2, "few_images": 30, "term_seeds": [42, 43], "data_sets": ["colour"],
+    "width": 8, "depth": 1, "heads": 4, "epochs": 2, "few_images": 30, "term_seeds": [42], "data_sets": ["colour"],
     "search_images": 40, "search_trials": 2,
 }  # fmt: skip
 INJECTED = {"validation_range": [1000, 1002]}
@@ -31,7 +31,7 @@ CHANGES = {
     "04_alpha_scaling": {"seeds": [3], "num_resamples": 101},
     "05_diversity_comparison": {"algorithms": ["ODCM"], "seeds": [3]},
     "06_controls_and_ablations": {"names": ["unigram", "untrained"], "widths": [12]},
-    "07_nkat_stage2": {"num_train_images": 45, "few_images": 25},
+    "07_nkat_stage2": {"search_epochs": 3, "gate_threshold": 0.4},
 }
 
 
