@@ -1,10 +1,14 @@
 """What every test starts from: one thread and fixed seeds, whatever the test before it has set."""
 
+import os
 import random
 
-import numpy as np
-import pytest
-import torch
+# Triton's kernels run in its interpreter here. It asks when Triton is imported, which any test may be the first to do.
+os.environ["TRITON_INTERPRET"] = "1"
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

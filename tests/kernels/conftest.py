@@ -8,8 +8,6 @@ import os
 
 import pytest
 
-# Read when a kernel is defined, which is when its module is imported.
-os.environ["TRITON_INTERPRET"] = "1"
 REQUIRED = os.environ.get("NEWLLM_KERNEL_TESTS") == "1"
 
 if importlib.util.find_spec("triton") is None:

@@ -93,7 +93,9 @@ def test_impossible_sizes_say_what_was_expected(arguments: tuple, message: str) 
 
 def test_sizes_beyond_any_number_are_refused() -> None:
     with pytest.raises(ScalingError, match="sample sizes must be finite"):
-        sample_sizes(50, 1e300, 4, 2)
+        sample_sizes(50, 100, 100, 100)
+    with pytest.raises(ConfigError, match="multiplier: expected at most 100"):
+        sample_sizes(50, 1e3, 4, 2)
     with pytest.raises(ConfigError, match="multiplier: expected a finite number, given inf"):
         sample_sizes(50, math.inf, 4, 2)
 
