@@ -135,10 +135,11 @@ def _holds(path: Path, mine: str) -> bool:
 def _is_abandoned(path: Path) -> bool:
     """Its process has ended, or is on another machine and has not renewed it."""
     try:
-        age, owner = time.time() - path.stat().st_mtime, json.loads(path.read_text(encoding="utf-8"))
+        age = time.time() - path.stat().st_mtime
+        owner = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return False  # given back just now
-    except ValueError:
+    except ValueError:  # made just now, its owner's name not written yet; or by one that was killed there
         return age > _LEASE_SECONDS
     if owner["host"] == platform.node():
         return not is_running(owner["process"])
