@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -24,6 +24,17 @@ VICREG_EPSILON = 1e-4
 RANK_LOSS_FLOOR = 1e-3
 SIGREG_KNOTS, SIGREG_RANGE, SIGREG_SLICES = 17, 5.0, 256  # LeJEPA's values
 VICREG_COVARIANCE_WEIGHT = 0.04  # 1/25, as in VICReg (Bardes et al. 2022, section 4.2: 25 · variance + 1 · covariance)
+
+
+class NotFiniteError(RuntimeError):
+    """A loss became infinite or not a number; the message names the term, and the training loop says where."""
+
+
+def refuse_not_finite(terms: Mapping[str, float]) -> None:
+    """Raises NotFiniteError for the first of the named figures that is not finite."""
+    for name, value in terms.items():
+        if not math.isfinite(value):
+            raise NotFiniteError(f"{name} is {value}")
 
 
 def cvfp_loss(contexts: Tensor, previous: Tensor) -> Tensor:

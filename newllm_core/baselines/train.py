@@ -14,12 +14,12 @@ from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.networks import joined_states, split_state
 from newllm_core.baselines.registry import build_network
 from newllm_core.data.stream import ring_segments
-from newllm_core.errors import refuse_not_finite
 from newllm_core.gpu_memory import DeviceBatch
 from newllm_core.head.continuous_cache import cached_nats
 from newllm_core.head.cross_entropy import Head, choose_head, with_output_bias, with_unit_columns
 from newllm_core.head.sampled_softmax import SampledHead, epochs_head
 from newllm_core.head.unigram_bias import fit_unigram
+from newllm_core.losses import refuse_not_finite
 from newllm_core.metrics.prediction import perplexity
 from newllm_core.model import NewLLM
 from newllm_core.runs.checkpoint import CheckpointPlace, with_read_data

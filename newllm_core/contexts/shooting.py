@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from newllm_core.errors import NotFiniteError
+from newllm_core.losses import NotFiniteError
 from newllm_core.model.layers import ContextBlock
-from newllm_core.triton_support import runs_kernels
+from newllm_core.runs.reproducibility import runs_kernels
 
 if TYPE_CHECKING:
     from newllm_core.contexts.triton_lockstep import LockStepKernel

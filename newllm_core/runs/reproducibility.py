@@ -6,7 +6,9 @@ import random
 import re
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +102,16 @@ def current_commit() -> str | None:
 def library_versions() -> dict[str, str]:
     names = ("torch", "numpy", "scipy", "tokenizers", "safetensors")
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+@cache
+def has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def runs_kernels(device: torch.device) -> bool:
+    """Whether Triton's kernels can run there: on a CUDA GPU where Triton is installed, as it is beside PyTorch.
+
+    Under Triton's interpreter kernels run on a CPU too; tests call them directly there, since it is slow.
+    """
+    return device.type == "cuda" and has_triton()

@@ -14,15 +14,13 @@ from torch import Tensor, nn
 
 from newllm_core.config.hyperparameters import Phase1Config
 from newllm_core.contexts.shooting import exact_contexts
-from newllm_core.errors import refuse_not_finite
 from newllm_core.gpu_memory import DeviceBatch, accumulate_in_parts
-from newllm_core.losses import cvfp_loss, diversity_loss
+from newllm_core.losses import cvfp_loss, diversity_loss, refuse_not_finite
 from newllm_core.metrics.convergence import count_converged
 from newllm_core.model import NewLLM, StreamEmbeddings
-from newllm_core.runs.reproducibility import derived_generator
+from newllm_core.runs.reproducibility import derived_generator, runs_kernels
 from newllm_core.training.captured import RECORDABLE_LOSSES, CapturedStep, NotRecordedError, device_options
 from newllm_core.training.loop import PassState
-from newllm_core.triton_support import runs_kernels
 
 # Noise is drawn in blocks of this many token positions, so that it does not depend on the batches.
 _NOISE_BLOCK = 1000

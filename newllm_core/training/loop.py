@@ -15,8 +15,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from newllm_core.errors import NotFiniteError, refuse_not_finite
 from newllm_core.gpu_memory import DeviceBatch
+from newllm_core.losses import NotFiniteError, refuse_not_finite
 from newllm_core.runs.checkpoint import (
     Checkpoint,
     CheckpointBudget,

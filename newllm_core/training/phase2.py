@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from newllm_core.config.hyperparameters import Phase2Config
 from newllm_core.config.schema import ConfigError
 from newllm_core.contexts.store import Batch, context_batches
-from newllm_core.errors import refuse_not_finite
 from newllm_core.gpu_memory import DeviceBatch, device_batch_size
 from newllm_core.head.cross_entropy import Head, choose_head
 from newllm_core.head.sampled_softmax import SampledHead, epochs_head
 from newllm_core.head.unigram_bias import fit_unigram
+from newllm_core.losses import refuse_not_finite
 from newllm_core.metrics.prediction import perplexity
 from newllm_core.model import NewLLM
 from newllm_core.runs.checkpoint import CheckpointPlace, with_read_data

@@ -25,7 +25,7 @@ from newllm_core.gpu_memory import DeviceBatch, accumulate_in_parts
 from newllm_core.losses import cvfp_loss, diversity_loss
 from newllm_core.metrics.convergence import count_converged
 from newllm_core.model import NewLLM, StreamEmbeddings
-from newllm_core.runs.reproducibility import derived_generator
+from newllm_core.runs.reproducibility import derived_generator, runs_kernels
 from newllm_core.training.captured import (
     RECORDABLE_LOSSES,
     CapturedStep,
@@ -35,7 +35,6 @@ from newllm_core.training.captured import (
 )
 from newllm_core.training.fixed_point import PassFigures, in_place
 from newllm_core.training.loop import PassState
-from newllm_core.triton_support import runs_kernels
 
 _HELD_OUT_ROWS = 1024  # of the held-out loss, computed at once
 # Of a step, in the order in which it gives them.

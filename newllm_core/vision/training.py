@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from newllm_core.errors import refuse_not_finite
 from newllm_core.gpu_memory import DeviceBatch
+from newllm_core.losses import refuse_not_finite
 from newllm_core.runs.checkpoint import CheckpointPlace, with_read_data
 from newllm_core.runs.files import refuse_full_disk
 from newllm_core.runs.reproducibility import derived_generator

@@ -22,9 +22,9 @@ from newllm_core.baselines.train import _Trainer, train_baseline
 from newllm_core.config.hyperparameters import ModelConfig
 from newllm_core.config.schema import ConfigError
 from newllm_core.data import DataError
-from newllm_core.errors import NotFiniteError
 from newllm_core.head.cross_entropy import Head, with_output_bias, with_unit_columns
 from newllm_core.head.unigram_bias import UNIGRAM_ADDED, fit_unigram
+from newllm_core.losses import NotFiniteError
 from newllm_core.model import NewLLM
 
 VOCABULARY, EMBED_DIM = 12, 8

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from newllm_core.contexts import shooting as contexts
 from newllm_core.contexts.shooting import NotConvergedError, exact_contexts, sequential_contexts, start_distances
-from newllm_core.errors import NotFiniteError
+from newllm_core.losses import NotFiniteError
 from newllm_core.metrics.forgetting import contraction_rate
 from newllm_core.model import ContextBlock, StreamEmbeddings
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from newllm_core.baselines.networks import MinGruNetwork, RecurrentNetwork
 from newllm_core.baselines.train import train_baseline
 from newllm_core.config.hyperparameters import RunConfig
-from newllm_core.errors import NotFiniteError
 from newllm_core.gpu_memory import DeviceBatch
+from newllm_core.losses import NotFiniteError
 from newllm_core.model import ContextBlock
 from newllm_core.runs import checkpoint as checkpoint_module
 from newllm_core.runs.checkpoint import CheckpointBudget, CheckpointPlace

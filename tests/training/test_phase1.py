@@ -14,7 +14,7 @@ from torch import Tensor
 from newllm_core import losses
 from newllm_core.config.hyperparameters import Phase1Config
 from newllm_core.contexts.shooting import exact_contexts, sequential_contexts
-from newllm_core.errors import NotFiniteError
+from newllm_core.losses import NotFiniteError
 from newllm_core.metrics.rank import stream_rank
 from newllm_core.model import ContextBlock, NewLLM, StreamEmbeddings
 from newllm_core.training.fixed_point import _Rows, batch_slices, context_noise

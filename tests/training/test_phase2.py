@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from newllm_core.config.hyperparameters import Phase2Config
 from newllm_core.contexts.store import Batch
-from newllm_core.errors import NotFiniteError
 from newllm_core.head.cross_entropy import Head
+from newllm_core.losses import NotFiniteError
 from newllm_core.model import NewLLM
 from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.training import evaluation, phase2

@@ -12,7 +12,7 @@ from torch.nn import functional
 from newllm_core import losses
 from newllm_core.contexts.shooting import sequential_contexts
 from newllm_core.data.stream import ring_segments
-from newllm_core.errors import NotFiniteError
+from newllm_core.losses import NotFiniteError
 from newllm_core.training.loop import PassState
 from newllm_core.training.phase1 import Phase1History, train_phase1
 from newllm_core.training.predictive import PredictivePass, contrastive_loss, regression_loss

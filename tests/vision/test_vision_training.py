@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from newllm_core.config.hyperparameters import RunConfig
 from newllm_core.config.schema import ConfigError, changed, config_values, parameter_fields
-from newllm_core.errors import NotFiniteError
+from newllm_core.losses import NotFiniteError
 from newllm_core.runs.files import RunError, read_json
 from newllm_core.runs.folder import RECORD_NAME
 from newllm_core.runs.identity import figures_of

@@ -18,7 +18,7 @@ import optuna
 from optuna.trial import Trial, TrialState
 
 from newllm_core.config.schema import ConfigError
-from newllm_core.errors import NotFiniteError
+from newllm_core.losses import NotFiniteError
 from newllm_core.runs.checkpoint import discard_checkpoint
 from newllm_core.runs.files import write_json
 from newllm_core.runs.progress import progress_bar
