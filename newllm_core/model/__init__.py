@@ -2,8 +2,9 @@
 
 from newllm_core.model.generation import generate, generate_text
 from newllm_core.model.layers import ContextBlock, ContextLayer, TokenBlock, TokenLayer
-from newllm_core.model.llm import NewLLM, StreamEmbeddings
+from newllm_core.model.llm import NewLLM
 from newllm_core.model.saved import load_model_tokenizer
+from newllm_core.model.stream import StreamEmbeddings
 
 __all__ = [
     "ContextBlock",

@@ -5,7 +5,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
-from newllm_core.model.llm import NewLLM, StreamEmbeddings
+from newllm_core.model.llm import NewLLM
+from newllm_core.model.stream import StreamEmbeddings
 
 
 @torch.no_grad()
