@@ -46,9 +46,9 @@ def disk_errors_named(path: Path, num_bytes: int | None = None) -> Iterator[None
             raise
         needed = "" if num_bytes is None else f"it needs about {_megabytes(num_bytes)}, "
         raise DiskError(
-            f"{path}: could not be written, {reason}: {needed}{_megabytes(free_bytes(path))} are free there. Files that "
-            "were finished before are whole. Make room, or use another folder, and run the same again: it goes on from "
-            "the last checkpoint"
+            f"{path}: could not be read or written, {reason}: {needed}{_megabytes(free_bytes(path))} are free there. "
+            "Files that were finished before are whole. Make room, or use another folder, and run the same again: it "
+            "goes on from the last checkpoint"
         ) from error
 
 
@@ -59,7 +59,9 @@ def _reason(error: Exception) -> str | None:
     # Of safetensors, which is written in Rust, and of torch.save, whose archive is written in C++.
     if found := re.search(r"\(os error (\d+)\)", str(error)):
         return _REASONS.get(int(found[1]))
-    return "the disk takes no more" if "PytorchStreamWriter failed" in str(error) else None
+    if isinstance(error.__context__, OSError):  # as of Optuna's lock, which says that it did not possess it
+        return _reason(error.__context__)
+    return "the disk takes no more" if "inline_container" in str(error) else None
 
 
 def _megabytes(num_bytes: int) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from newllm_core.runs.checkpoint import CheckpointPlace, discard_checkpoint
-from newllm_core.runs.files import read_json, save_tensors, write_json
+from newllm_core.runs.files import REFERENCE_DIR, read_json, save_tensors, write_json
 from newllm_core.runs.identity import Identity, refuse_other_run
 from newllm_core.runs.lock import owned, remove_abandoned_lock
 
@@ -75,7 +75,7 @@ class RunFolder:
         checkpoint: folder of what an interrupted training goes on from.
         identity: what the run must have been made with.
         check: called with the record and its path whenever it is read or written; raises RunError where it is wrong.
-        files: what a complete run has beside its record, weights of both phases included.
+        files: what a complete run has beside its record, weights of both phases included; a committed record has none.
     """
 
     record_path: Path
@@ -120,7 +120,7 @@ class RunFolder:
         record: Record = read_json(self.record_path)
         self.check(record, self.record_path)
         refuse_other_run(record, self.identity, self.record_path.parent)
-        missing = [path for path in self.files if not path.is_file()]
+        missing = [path for path in self.files if not (path.is_file() or path.is_relative_to(REFERENCE_DIR))]
         if missing:
             logger.warning("%s: %s is missing, so it is made again", self.record_path.parent, missing[0])
             return None

@@ -26,8 +26,10 @@ _LEASE_SECONDS, _LOOK_SECONDS, _SETTLE_SECONDS = 120.0, 2.0, 0.5
 @contextmanager
 def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
     """Wait for an advisory lock on the file ``path``; it ends with the process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
+    with disk_errors_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a")
+    with opened as stream:
         fcntl.flock(stream, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
 

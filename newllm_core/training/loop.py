@@ -222,8 +222,8 @@ class TrainingLoop(ABC, Generic[Row]):
             return
         if self._stop.number is not None:
             self._save_or_say()
-            saved = self.budget.saved or "before its first checkpoint"
-            self._stop.obey(f"{self.name} stopped; run the same again to go on from where it was saved: {saved}")
+            saved = self.budget.saved or "before anything could be saved"
+            self._stop.obey(f"{self.name} stopped {saved}; run the same again to go on from there")
         if self.budget.allows(self._tensors):
             self._save_or_say()
 

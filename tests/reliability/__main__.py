@@ -1,4 +1,4 @@
-"""python -m tests.reliability [--only KIND …] [--case NAME] [--report]
+"""python -m tests.reliability [--only KIND …] [--case NAME] [--minutes M] [--few] [--report]
 
 Counts how many of some thousand kills, damages, write faults, crowds and shortages a run comes through. Each case is
 noted as it ends, and is not tried again: what was stopped goes on. `results/reliability/cases.jsonl` holds what failed,
@@ -13,7 +13,7 @@ import time
 from newllm_core.runs.files import RESULTS_DIR
 
 from .cases import Case, FailedError, Workshop
-from .plan import KINDS, all_cases
+from .plan import KINDS, all_cases, few_cases
 from .process import adopt_orphans
 from .report import write_report
 from .scenarios import prepare_process
@@ -42,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, help="kinds of cases")
     parser.add_argument("--case", help="try this one alone, by name, and say what came of it")
+    parser.add_argument("--few", action="store_true", help="only what the tests try, and no report")
     parser.add_argument("--report", action="store_true", help="write record and table of what was tried; try nothing")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after these")
     arguments = parser.parse_args()
@@ -54,7 +55,8 @@ def main() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     known = {} if arguments.case else noted()
     failures = 0
-    for case in all_cases(workshop, arguments.only):
+    chosen = few_cases if arguments.few else all_cases
+    for case in chosen(workshop, arguments.only):
         if (case.kind, case.name) in known or arguments.case not in (None, case.name):
             continue
         failed = tried(case, workshop)
@@ -66,7 +68,7 @@ def main() -> None:
                 stream.write(json.dumps({"kind": case.kind, "name": case.name, "failed": failed}) + "\n")
         if time.monotonic() - began > 60 * arguments.minutes:
             break
-    if not arguments.case:
+    if not (arguments.case or arguments.few):
         write_report(noted())
     sys.exit(bool(failures))
 

@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .faults import counting
 from .process import Ended, left_behind, run
 from .scenarios import DATA, RUN, Scenario, write_user_text
-from .state import differing
+from .state import differing, values_differing
 
 SEED, OTHER_SEED = 42, 43
 
@@ -40,6 +41,7 @@ class Workshop:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._finished: dict[tuple[str, int], Path] = {}
+        self._values: dict[tuple[str, int], Any] = {}
         self._operations: dict[tuple[str, bool], int] = {}
         self.durations: dict[str, float] = {}  # seconds of an uninterrupted run, by scenario
 
@@ -65,7 +67,9 @@ class Workshop:
             if folder.exists():
                 shutil.rmtree(folder)
             _fill(folder)
-            self.must_finish(run(lambda: scenario.load(folder, seed), self.told()), "uninterrupted")
+            ended = run(lambda: scenario.load(folder, seed), self.told())
+            self.must_finish(ended, "uninterrupted")
+            self._values[key] = ended.value
             self._finished[key] = folder
         return self._finished[key]
 
@@ -95,12 +99,22 @@ class Workshop:
 
     def must_be_as_uninterrupted(self, scenario: Scenario, folder: Path, when: str) -> None:
         """Run it (again) to its end, load all, and hold files against those of the run that was left in peace."""
-        self.must_finish(run(lambda: scenario.load(folder, SEED), self.told()), when)
+        ended = run(lambda: scenario.load(folder, SEED), self.told())
+        self.must_finish(ended, when)
+        self.must_have_read(scenario, ended.value, when)
         self.must_equal(scenario, folder, when)
 
-    def must_equal(self, scenario: Scenario, folder: Path, when: str) -> None:
+    def must_have_read(self, scenario: Scenario, value: Any, when: str) -> None:
+        self.finished(scenario)
+        difference = values_differing(value, self._values[scenario.name, SEED])
+        if difference:
+            raise FailedError(f"{when}: read {difference}")
+
+    def must_equal(self, scenario: Scenario, folder: Path, when: str, but: Path | None = None) -> None:
+        """``but``: a file that may be anything, relative to ``folder``."""
         for part in (RUN, DATA):
-            difference = differing(folder / part, self.finished(scenario) / part)
+            place = but.relative_to(part) if but is not None and but.parts[0] == part else None
+            difference = differing(folder / part, self.finished(scenario) / part, place)
             if difference:
                 raise FailedError(f"{when}: {part}/{difference}")
 

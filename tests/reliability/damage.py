@@ -9,7 +9,7 @@ from random import Random
 from .cases import OTHER_SEED, SEED, Case, FailedError, Workshop
 from .faults import killing
 from .process import run
-from .scenarios import SCENARIOS, TEXT, Scenario
+from .scenarios import DATA, SCENARIOS, TEXT, Scenario
 
 Damage = Callable[[Path, Path | None, Random], bool]  # the file, another run's, what is drawn; False: impossible
 
@@ -55,14 +55,20 @@ _ADVICE = ("delete", "restore", "move", "use another", "again", "migrate")
 
 
 def damages(scenario: Scenario, workshop: Workshop, rounds: int) -> Iterator[Case]:
-    """Every file of a finished run and of one that was stopped in between, every damage, ``rounds`` times."""
+    """Every file of a finished run and of one that was stopped in between, every damage, ``rounds`` times; mixed."""
+    drawn = []
     for state, folder in (("finished", workshop.finished(scenario)), ("half", half_finished(scenario, workshop))):
         files = sorted(path.relative_to(folder) for path in folder.rglob("*") if _is_ours(path, folder))
-        for file in files:
-            for kind in DAMAGES:
-                for number in range(1 if kind in ("emptied", "swapped") else rounds):
-                    name = f"{scenario.name}-{state}-{file}-{kind}-{number}"
-                    yield Case("damage", name, partial(_damaged, scenario, state, file, kind, Random(name)))
+        drawn += [
+            (state, file, kind, number)
+            for file in files
+            for kind in DAMAGES
+            for number in range(1 if kind in ("emptied", "swapped") else rounds)
+        ]
+    Random(scenario.name).shuffle(drawn)
+    for state, file, kind, number in drawn:
+        name = f"{scenario.name}-{state}-{file}-{kind}-{number}"
+        yield Case("damage", name, partial(_damaged, scenario, state, file, kind, Random(name)))
 
 
 def _is_ours(path: Path, folder: Path) -> bool:
@@ -91,7 +97,9 @@ def _damaged(scenario: Scenario, state: str, file: Path, kind: str, random: Rand
         return
     ended = run(lambda: scenario.load(folder, SEED), workshop.told())
     if ended.how == "finished":
-        workshop.must_equal(scenario, folder, "the damage was not noticed")
+        # A file that nobody asked for may lie there as it is: what was read and made must be right.
+        workshop.must_have_read(scenario, ended.value, "the damage was not noticed")
+        workshop.must_equal(scenario, folder, "the damage was not noticed", but=file)
         return
     if ended.how != "refused":
         raise FailedError(f"{ended.how}: {ended.text[-1500:]}")
@@ -110,7 +118,8 @@ def follow(advice: str, path: Path, folder: Path) -> None:
     if named and named[0] != folder:
         shutil.rmtree(named[0])
     else:
-        path.unlink(missing_ok=True)
+        weights = path.with_name(path.name.removesuffix(".sha256"))  # a message names what a checksum is of
+        (path if str(path) in advice else weights).unlink(missing_ok=True)
 
 
 def _namesake(path: Path, source: Path, another: Path) -> Path | None:
@@ -140,4 +149,5 @@ def _changed_text(random: Random, workshop: Workshop) -> None:
     if ended.how != "refused" or "other text" not in ended.text and "content.text" not in ended.text:
         raise FailedError(f"changed text: {ended.how}: {ended.text[-800:]}")
     text.write_bytes(original)
+    shutil.rmtree(folder / DATA)  # tokens of the other text lie there too
     workshop.must_be_as_uninterrupted(scenario, folder, "with the text as it was")

@@ -49,9 +49,12 @@ def _duration(scenario: Scenario, workshop: Workshop) -> float:
     return known
 
 
-def operations(scenario: Scenario, workshop: Workshop, *, every: int = 1) -> Iterator[Case]:
-    """One case for every ``every``-th file operation of a run from nothing."""
-    for number in range(0, workshop.num_operations(scenario, with_tokens=False), every):
+def operations(scenario: Scenario, workshop: Workshop) -> Iterator[Case]:
+    """One case for every file operation of a run from nothing, in an order that spreads over the whole run."""
+    total = workshop.num_operations(scenario, with_tokens=False)
+    numbers = list(range(total))
+    Random(scenario.name).shuffle(numbers)
+    for number in numbers:
         name = f"{scenario.name}-{number}"
         yield Case("operations", name, partial(_kill_at, scenario, number))
 

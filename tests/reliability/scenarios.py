@@ -26,6 +26,7 @@ from newllm_core.experiment import run as run_module
 from newllm_core.experiment.run import MODEL_FOLDER, load_model, run_experiment
 from newllm_core.model import NewLLM
 from newllm_core.runs import checkpoint as checkpoint_module
+from newllm_core.runs.files import sha256_tensors
 from newllm_core.runs.reproducibility import seed_everything
 from newllm_core.studies import rows as rows_module
 from newllm_core.studies.runners import ExperimentRunner, Folders, RowRunner
@@ -46,8 +47,7 @@ class Scenario:
     """
     Attributes:
         run: does it in a folder, with a seed, or goes on with it.
-        load: reads all that it left, as somebody who uses it.
-        seconds: about, of an uninterrupted run, for the kills at random moments.
+        load: the same, and then reads all that it left, as somebody who uses it; gives what was read.
     """
 
     name: str
@@ -105,19 +105,37 @@ def _experiment(base: Settings, save_model: bool, folder: Path, seed: int) -> An
     )  # fmt: skip
 
 
-def _load_experiment(base: Settings, save_model: bool, folder: Path, seed: int) -> None:
+def _load_experiment(base: Settings, save_model: bool, folder: Path, seed: int) -> Any:
     record = _experiment(base, save_model, folder, seed)
-    load_model(record, folder / RUN, folder / RUN / "phase1", folder / DATA)
-    if save_model:
-        NewLLM.load(folder / RUN / MODEL_FOLDER)
+    model = load_model(record, folder / RUN, folder / RUN / "phase1", folder / DATA).model
+    saved = NewLLM.load(folder / RUN / MODEL_FOLDER) if save_model else model
+    return record, _weights(model), _weights(saved)
 
 
-def _experiments(folder: Path, seed: int) -> Any:
-    """A list of two that share Phase 1."""
+def _weights(model: torch.nn.Module) -> str:
+    return sha256_tensors(*model.state_dict().values())
+
+
+def _list(folder: Path, seed: int) -> Sweep:
+    """Two that share Phase 1."""
     run = folder / RUN
     folders = Folders(run / "experiments", run / "phase1", run / "reference", folder / DATA)
     base = _settings(BASE, folder, seed)
-    return Sweep(base, grid({"max_epochs": [1, 2]}), [seed], ExperimentRunner(folders)).run()
+    return Sweep(base, grid({"max_epochs": [1, 2]}), [seed], ExperimentRunner(folders))
+
+
+def _experiments(folder: Path, seed: int) -> Any:
+    return _list(folder, seed).run()
+
+
+def _load_experiments(folder: Path, seed: int) -> Any:
+    sweep = _list(folder, seed)
+    found = []
+    for point, record in zip(sweep.points, sweep.run(), strict=True):
+        place = sweep.runner._place(point)  # type: ignore[attr-defined]
+        model = load_model(record, place.record_path.parent, place.files[1].parent, folder / DATA).model
+        found.append((record, _weights(model)))
+    return found
 
 
 AT_MOST = {"context_dim": 12, "max_iterations": 2, "check_interval": 1, "max_epochs": 2, "adapter_rank": 2}
@@ -166,16 +184,24 @@ def _images() -> Any:
     return load_image_data(COLOUR)
 
 
-def _load_nkat(folder: Path, seed: int) -> None:
+def _load_nkat(folder: Path, seed: int) -> Any:
     _nkat(folder, seed)
-    load_trained(folder / RUN)
+    model, record = load_trained(folder / RUN)
+    return record, _weights(model)
 
 
 def _search(folder: Path, seed: int) -> Any:
     base = dataclasses.replace(VISION, train=dataclasses.replace(VISION.train, epochs=1))
     search = SearchConfig(num_trials=3, gate_threshold=0.2, startup_trials=2, pruner="off", seed=seed)
     plan = SearchPlan(base, COLOUR, (), search, SPACE)
-    return run_search(plan, folder / RUN, show_progress=False)
+    return trials_of(run_search(plan, folder / RUN, show_progress=False))
+
+
+def trials_of(summary: Mapping[str, Any]) -> Any:
+    """What was tried and what came of it, in order, without the attempts that were interrupted."""
+    finished = [trial for trial in summary["trials"] if trial["state"] in ("complete", "pruned")]
+    kept = [{name: value for name, value in one.items() if name != "number"} for one in finished]
+    return {"config": summary["config"], "trials": kept}
 
 
 # --- notebooks --------------------------------------------------------------------------------------------------------
@@ -200,6 +226,12 @@ def _batch(folder: Path, seed: int) -> Any:
     failed = [outcome.error for outcome in outcomes if outcome.status == "failed"]
     if failed:
         raise BatchError("; ".join(str(one) for one in failed))
+    return [cells_of(outcome.job.output) for outcome in outcomes]
+
+
+def cells_of(path: Path) -> Any:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [{name: value for name, value in cell.items() if name != "metadata"} for cell in cells]
 
 
 def _scenarios() -> Iterator[Scenario]:
@@ -208,7 +240,7 @@ def _scenarios() -> Iterator[Scenario]:
         saved = name == "exact"
         run, load = (functools.partial(work, base, saved) for work in (_experiment, _load_experiment))
         yield Scenario(name, run, load)
-    yield Scenario("list", _experiments, _experiments)
+    yield Scenario("list", _experiments, _load_experiments)
     for name in ("best", "gru", "kneser-ney-5"):
         work = functools.partial(_rows, (name,))
         yield Scenario(f"row-{name}", work, work)
@@ -232,6 +264,7 @@ def prepare_process() -> None:
         for name, once in (("load_tokenizer", tokenizer), ("token_byte_lengths", lengths)):
             if hasattr(module, name):
                 setattr(module, name, once)
+    measure_module.SAMPLE_PROMPTS = ("Hi",)
     tokenizer()
     lengths()
     _images()

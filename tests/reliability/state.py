@@ -8,49 +8,53 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from newllm_core.runs.files import has_valid_checksum, read_json
+from newllm_core.runs.files import RunError, has_valid_checksum, read_json
 from newllm_core.runs.identity import figures_of
 from newllm_core.runs.record_differences import differences
 
+from .scenarios import cells_of, trials_of
+
 # Stay by design: what workers of a search agree by, and what Optuna wrote before a cut.
 _KEPT = ("search.lock", "ask.lock", ".damaged")
-# Of a search that was killed: trials that were interrupted and queued again.
-_OF_INTERRUPTIONS = ("number", "folder", "state")
 
 
-def differing(found: Path, expected: Path) -> str | None:
-    """The first thing in which two results folders differ; of weights the first tensor and number; None: nothing."""
+def differing(found: Path, expected: Path, but: Path | None = None) -> str | None:
+    """The first thing in which two results folders differ; of weights the first tensor and number; None: nothing.
+
+    ``but``: a file that may be anything, relative.
+    """
     one, other = (_files(folder) for folder in (expected, found))
-    for name in sorted(one.keys() | other.keys()):
+    for name in sorted((one.keys() | other.keys()) - {"" if but is None else but.as_posix().removesuffix(".sha256")}):
         if name not in other:
             return f"{name} is missing"
         if name not in one:
             return f"{name} was left behind"
-        difference = next(_differences(one[name], other[name]), None)
+        try:
+            difference = next(_differences(one[name], other[name]), None)
+        except RunError as error:
+            difference = str(error)
         if difference:
             return f"{name}: {difference}"
     return None
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """By relative name, in which a search's trials are counted by those that were finished: others were interrupted.
-
-    A checksum beside its file belongs to that.
-    """
-    trials = _trial_folders(folder)
-    found = {}
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.name.endswith((*_KEPT, ".sha256", ".journal")):
-            place = path.relative_to(folder)
-            found[Path(*(trials.get(part, part) for part in place.parts)).as_posix()] = path
-    return found
+    """By relative name. A checksum beside its file belongs to that."""
+    return {
+        path.relative_to(folder).as_posix(): path
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith((*_KEPT, ".sha256", ".journal"))
+    }
 
 
-def _trial_folders(folder: Path) -> dict[str, str]:
-    summary = folder / "search.json"
-    trials = read_json(summary)["trials"] if summary.is_file() else []
-    finished = [trial["folder"] for trial in trials if trial["state"] in ("complete", "pruned")]
-    return {name: f"finished-{number}" for number, name in enumerate(finished)}
+def values_differing(found: Any, expected: Any) -> str | None:
+    """The first difference of what was read."""
+    one, other = (_plain(value) for value in (expected, found))
+    return next(differences(one, other), None)
+
+
+def _plain(value: Any) -> Any:
+    return without_seconds(figures_of(json.loads(json.dumps(value))))
 
 
 def _differences(expected: Path, found: Path) -> Iterator[str]:
@@ -59,11 +63,11 @@ def _differences(expected: Path, found: Path) -> Iterator[str]:
             yield "does not match its checksum"
         yield from _tensors(load_file(expected), load_file(found))
     elif expected.name == "search.json":
-        yield from differences(*(_trials(read_json(path)) for path in (expected, found)))
+        yield from differences(*(trials_of(read_json(path)) for path in (expected, found)))
     elif expected.suffix == ".json" and expected.name != "tokenizer.json":
         yield from differences(*(without_seconds(figures_of(read_json(path))) for path in (expected, found)))
     elif expected.suffix == ".ipynb":
-        yield from differences(*(_cells(path) for path in (expected, found)))
+        yield from differences(*(cells_of(path) for path in (expected, found)))
     elif expected.read_bytes() != found.read_bytes():
         yield "other content"
 
@@ -86,15 +90,3 @@ def without_seconds(figures: Any) -> Any:
     if isinstance(figures, dict):
         return {name: without_seconds(value) for name, value in figures.items() if not name.endswith("seconds")}
     return [without_seconds(value) for value in figures] if isinstance(figures, list) else figures
-
-
-def _trials(summary: Mapping[str, Any]) -> Any:
-    """What was tried and what came of it, in order, without the attempts that were interrupted."""
-    finished = [trial for trial in summary["trials"] if trial["state"] in ("complete", "pruned")]
-    kept = [{name: value for name, value in one.items() if name not in _OF_INTERRUPTIONS} for one in finished]
-    return {"config": summary["config"], "states": [one["state"] for one in finished], "trials": kept}
-
-
-def _cells(path: Path) -> Any:
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return [{name: value for name, value in cell.items() if name != "metadata"} for cell in cells]
