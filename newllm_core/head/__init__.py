@@ -1,6 +1,6 @@
 """The frozen head: cross-entropy without logits, samples of the vocabulary, biases, a cache."""
 
-from newllm_core.head.continuous_cache import cached_nats
+from newllm_core.head.continuous_cache import ContinuousCache, cached_nats
 from newllm_core.head.cross_entropy import (
     Head,
     HeadLoss,
@@ -14,6 +14,7 @@ from newllm_core.head.sampled_softmax import SampledHead, VocabularySample, epoc
 from newllm_core.head.unigram_bias import UNIGRAM_ADDED, Unigram, fit_unigram
 
 __all__ = [
+    "ContinuousCache",
     "Head",
     "HeadLoss",
     "SampledHead",
