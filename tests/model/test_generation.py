@@ -15,7 +15,8 @@ from newllm_core.config.hyperparameters import GenerationConfig, ModelConfig
 from newllm_core.config.schema import ConfigError
 from newllm_core.data import load_tokenizer
 from newllm_core.head.continuous_cache import ContinuousCache, cached_nats
-from newllm_core.model import NewLLM, StreamEmbeddings, stream_tokens
+from newllm_core.model import NewLLM, StreamEmbeddings
+from newllm_core.model.generation import stream_tokens
 from newllm_core.runs.files import PROJECT_ROOT, RunError
 
 KINDS: list[dict[str, Any]] = [
@@ -180,7 +181,7 @@ from benchmarks.machine import forget_peak, peak_mb
 from core_helpers import make_model, rng
 from newllm_core.config.hyperparameters import GenerationConfig
 from newllm_core.head.continuous_cache import ContinuousCache
-from newllm_core.model import stream_tokens
+from newllm_core.model.generation import stream_tokens
 
 torch.set_num_threads(1)
 model = make_model(num_input_tokens=2)
