@@ -1,7 +1,7 @@
 """What the site adds to `docs/`: the repository's other pages, its notebooks as executed, a reference of the code.
 
-Nothing of it is written into the repository; MkDocs is handed each page as it is built. A link that leaves `docs/` leads
-to the page made of its target, to a copy of the file, or to a list of a folder's files.
+Nothing of it is written into the repository; MkDocs is handed each page as it is built. A link out of `docs/` leads to
+the page made of its target, to a copy of the file, or to a list of a folder's files.
 """
 
 import posixpath
