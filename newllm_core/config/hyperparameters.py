@@ -184,6 +184,22 @@ class ScalingConfig:
 
 
 @dataclass(frozen=True)
+class GenerationConfig:
+    """How text is written; no part of a run, whose samples are written with these values."""
+
+    num_tokens: int = number(40, low=0)  # after the prompt, unless a stop text comes first
+    temperature: float = number(0.8, low=0)  # 0: the most probable token, always
+    top_k: int | None = number(40, low=1)  # drawn from so many most probable tokens; None: from all
+    top_p: float = number(1.0, above=0, high=1)  # from the fewest most probable ones that have this probability
+    min_p: float = number(0.0, low=0, high=1)  # from those with at least this share of the largest probability
+    repetition_penalty: float = number(1.0, above=0)  # of tokens that the text has; above 1: fewer repetitions
+    seed: int = number(42, low=0, high=2**32 - 1)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """What a run needs beside the experiment itself: its figures depend on all three."""
 
