@@ -14,7 +14,7 @@ usage: bash colab_setup.sh VERB
   setup          check the machine, install what is missing (a second time: a few seconds)
   check          check only, change nothing
   test [...]     set up, then run the tests on up to four cores; the rest is handed to pytest
-  run            set up, then run every notebook with its defaults into results/notebooks/
+  run            set up, then run every notebook with its defaults; results/index.html shows what came out
 
 On Colab everything goes into the runtime's own Python and its torch stays. Elsewhere it goes into .venv.
 
@@ -151,13 +151,6 @@ check() {
     fi
 }
 
-list_results() {
-    echo "Executed notebooks:"
-    find results/notebooks -name '*.ipynb' | sort | sed 's/^/  /'
-    echo "Records of runs (every figure) and pictures:"
-    find results \( -path results/reference -o -path results/vision \) -prune -o \( -name run.json -o -name '*.png' \) -print | sort | sed 's/^/  /'
-}
-
 run_notebooks() {
     set -- notebooks/[0-9]*.ipynb
     [ -e "$1" ] || fail "notebooks: there are none in notebooks/" "git checkout -- notebooks"
@@ -165,7 +158,7 @@ run_notebooks() {
     # Two at a time where there are two cores; on Colab they would share one GPU's memory.
     on_colab || workers=$("$python" -c 'import os; print(min(2, os.cpu_count() or 1))')
     "$python" -m newllm_core.batch "$@" --out results/notebooks --workers "$workers" || status=$?
-    list_results
+    "$python" -m newllm_core.report || status=$? # what came out, and the page that shows it
     return "$status"
 }
 

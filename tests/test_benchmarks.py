@@ -14,11 +14,11 @@ from benchmarks.phase2_epoch import trained_epoch
 from benchmarks.plain_notes import PlainLayer, PlainNotes, PlainPhase1, PlainPhase2, effective_rank, train_phase1
 from benchmarks.scaling_with_tokens import exponent
 from benchmarks.timing import calls_that_last, compared, interleaved
-from newllm_core import metrics
 from newllm_core.config.hyperparameters import ModelConfig, Phase1Config, Phase2Config
 from newllm_core.contexts.shooting import sequential_contexts
 from newllm_core.contexts.store import context_batches
 from newllm_core.head.cross_entropy import Head
+from newllm_core.metrics import rank
 from newllm_core.model import ContextBlock, ContextLayer, NewLLM, TokenBlock, TokenLayer
 from newllm_core.training import evaluation, phase1, phase2
 from newllm_core.training.fixed_point import CvfpPass, context_noise
@@ -129,14 +129,14 @@ def test_plain_validation_rank_is_the_projects() -> None:
     model = tiny_model()
     plain = PlainPhase1(PlainNotes(model), tiny_tokens(100), SMALL_PHASE1)
     validation, few = tiny_tokens(80, seed=2), SMALL_PHASE1.effective_rank_tokens
-    ours = metrics.stream_rank(phase1.all_contexts(model, validation[: few + 1])[:, -1], few)
+    ours = rank.stream_rank(phase1.all_contexts(model, validation[: few + 1])[:, -1], few)
     assert plain.validation_rank(validation) == pytest.approx(ours.value, rel=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(50, 12), (12, 50)])
 def test_plain_effective_rank_is_the_projects(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape) @ torch.diag(torch.linspace(0.1, 2, shape[1]))
-    assert effective_rank(matrix) == pytest.approx(metrics.effective_rank(matrix), rel=1e-4)
+    assert effective_rank(matrix) == pytest.approx(rank.effective_rank(matrix), rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["direct", "blocks"])

@@ -1,8 +1,6 @@
 """Hyperparameters: the dataclasses, their kinds and ranges."""
 
 from newllm_core.config.hyperparameters import (
-    INITIAL_GAINS,
-    INITIAL_TOKEN_SHARE,
     DataConfig,
     ModelConfig,
     Phase1Config,
@@ -11,39 +9,16 @@ from newllm_core.config.hyperparameters import (
     ScalingConfig,
     Settings,
 )
-from newllm_core.config.schema import (
-    AnySettings,
-    Config,
-    ConfigError,
-    changed,
-    choice,
-    config_hash,
-    from_mapping,
-    number,
-    parameter_fields,
-    unknown_name_message,
-    validate,
-)
+from newllm_core.config.schema import ConfigError, config_hash
 
 __all__ = [
-    "AnySettings",
-    "Config",
     "ConfigError",
     "DataConfig",
-    "INITIAL_GAINS",
-    "INITIAL_TOKEN_SHARE",
     "ModelConfig",
     "Phase1Config",
     "Phase2Config",
     "RunConfig",
     "ScalingConfig",
     "Settings",
-    "changed",
-    "choice",
     "config_hash",
-    "from_mapping",
-    "number",
-    "parameter_fields",
-    "unknown_name_message",
-    "validate",
 ]

@@ -155,6 +155,7 @@ class TokenData:
     train: TokenStream
     validation: TokenStream
     statistics: TokenStatistics
+    tokenizer: Tokenizer
 
 
 def token_statistics(train: TokenStream, validation: TokenStream) -> TokenStatistics:
@@ -193,7 +194,7 @@ def load_token_streams(config: DataConfig, data_dir: Path) -> TokenData:
     boundaries = cached[1][: config.num_samples + 1]
     indices = select_samples(config, conversations_needed(config))
     train = TokenStream(cached[0][: boundaries[-1]], boundaries, tuple(indices), origin)
-    return TokenData(train, validation, token_statistics(train, validation))
+    return TokenData(train, validation, token_statistics(train, validation), tokenizer)
 
 
 def token_cache_path(config: DataConfig, corpus: Corpus, data_dir: Path) -> Path:

@@ -4,33 +4,7 @@ A new measure of the contexts' spectrum is an entry of ``spectrum.SPECTRUM_MEASU
 then on. Any other measure is a function here, called in ``experiment/measure.py``.
 """
 
-from newllm_core.metrics.convergence import Convergence, count_converged
-from newllm_core.metrics.few_tokens import few_token_rank
-from newllm_core.metrics.forgetting import contraction_rate, forgetting_horizon
-from newllm_core.metrics.prediction import bits_per_byte, perplexity
-from newllm_core.metrics.rank import (
-    StreamRank,
-    calibrated_effective_rank,
-    effective_rank,
-    noise_effective_rank,
-    singular_values,
-    stream_rank,
-)
-from newllm_core.metrics.spectrum import spectrum_figures
+from newllm_core.metrics.forgetting import contraction_rate
+from newllm_core.metrics.rank import calibrated_effective_rank, effective_rank
 
-__all__ = [
-    "Convergence",
-    "StreamRank",
-    "bits_per_byte",
-    "calibrated_effective_rank",
-    "contraction_rate",
-    "count_converged",
-    "effective_rank",
-    "few_token_rank",
-    "forgetting_horizon",
-    "noise_effective_rank",
-    "perplexity",
-    "singular_values",
-    "spectrum_figures",
-    "stream_rank",
-]
+__all__ = ["calibrated_effective_rank", "contraction_rate", "effective_rank"]

@@ -1,6 +1,5 @@
 """The network: context layers that carry a vector along the text, token layers that predict from it."""
 
-from newllm_core.model.generation import generate, generate_text
 from newllm_core.model.layers import ContextBlock, ContextLayer, TokenBlock, TokenLayer
 from newllm_core.model.llm import NewLLM
 from newllm_core.model.saved import load_model_tokenizer
@@ -13,7 +12,5 @@ __all__ = [
     "StreamEmbeddings",
     "TokenBlock",
     "TokenLayer",
-    "generate",
-    "generate_text",
     "load_model_tokenizer",
 ]

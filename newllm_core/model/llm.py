@@ -1,15 +1,19 @@
 """NewLLM: frozen embeddings, a ContextBlock, a TokenBlock and a head that is the embedding matrix again."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from newllm_core.config.hyperparameters import ModelConfig
+from newllm_core.config.hyperparameters import GenerationConfig, ModelConfig
+from newllm_core.config.schema import from_mapping
+from newllm_core.head.continuous_cache import ContinuousCache
 from newllm_core.head.cross_entropy import with_output_bias, with_unit_columns
+from newllm_core.model.generation import generate, stream_text
 from newllm_core.model.layers import ContextBlock, TokenBlock, initialise_normal
 from newllm_core.model.readout import LinearBlock, Readout
 from newllm_core.model.saved import read_model, write_model
@@ -30,6 +34,9 @@ class NewLLM(nn.Module):
 
     frozen_embedding: Tensor
     output_bias: Tensor | None
+    # What text is read and written with, beside the weights.
+    tokenizer: Tokenizer | None = None
+    continuous_cache: ContinuousCache | None = None
 
     def __init__(self, model_config: ModelConfig, embedding_matrix: Tensor, seed: int = 42) -> None:
         super().__init__()
@@ -68,6 +75,14 @@ class NewLLM(nn.Module):
         self.register_buffer("output_bias", None)
         if not model_config.tie_weights:
             self.untied_head = nn.Parameter(self.embedding.detach().clone())
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.embedding)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
 
     @property
     def head_weight(self) -> Tensor:
@@ -113,6 +128,31 @@ class NewLLM(nn.Module):
         hidden: Tensor = self.readout(token)
         return hidden if self.output_bias is None else with_unit_columns(hidden)
 
+    def generate(self, prompts: str | Sequence[str], *, stop: Sequence[str] = (), **values: Any) -> list[str]:
+        """What the model writes after each prompt, without it; the prompts are read side by side.
+
+        Args:
+            prompts: at least one token each; the zero context is what stands before them.
+            stop: a text ends before the first of these.
+            values: of ``GenerationConfig``: num_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed.
+
+        Raises ConfigError for an unknown or impossible value, ValueError for an empty prompt, RunError for a model
+        that has no tokenizer.
+        """
+        return generate(self, self._own_tokenizer(), _as_list(prompts), from_mapping(GenerationConfig, values), stop)
+
+    def stream(
+        self, prompts: str | Sequence[str], *, stop: Sequence[str] = (), **values: Any
+    ) -> Iterator[tuple[int, str]]:
+        """As ``generate``, while it is written: pairs of a prompt's number and the next piece of its text."""
+        config = from_mapping(GenerationConfig, values)
+        return stream_text(self, self._own_tokenizer(), _as_list(prompts), config, stop)
+
+    def _own_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise RunError("this model has no tokenizer; set model.tokenizer, for example to data.load_tokenizer()")
+        return self.tokenizer
+
     def parameter_counts(self) -> dict[str, int]:
         """Parameters per part, their total, and how many of them Phase 1 and Phase 2 train."""
         parts: dict[str, Iterable[nn.Parameter]] = {
@@ -157,3 +197,7 @@ class NewLLM(nn.Module):
         except RuntimeError as error:
             raise RunError(f"{folder}: the weights do not fit the configuration: {error}") from error
         return model
+
+
+def _as_list(prompts: str | Sequence[str]) -> list[str]:
+    return [prompts] if isinstance(prompts, str) else list(prompts)

@@ -2,14 +2,12 @@
 
 from newllm_core.studies.rows import read_rows
 from newllm_core.studies.runners import ExperimentRunner, RowRunner
-from newllm_core.studies.sweep import Sweep, SweepError, Variant, grid, one_axis_at_a_time
+from newllm_core.studies.sweep import Variant, grid, one_axis_at_a_time
 from newllm_core.studies.variants import known_variants, variant
 
 __all__ = [
     "ExperimentRunner",
     "RowRunner",
-    "Sweep",
-    "SweepError",
     "Variant",
     "grid",
     "known_variants",

@@ -19,7 +19,8 @@ from newllm_core.losses import cvfp_loss, diversity_loss, refuse_not_finite
 from newllm_core.metrics.convergence import count_converged
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.model.stream import PartsByType
-from newllm_core.runs.reproducibility import derived_generator, has_bf16_products, runs_kernels
+from newllm_core.runs.products import has_bf16_products
+from newllm_core.runs.reproducibility import derived_generator, runs_kernels
 from newllm_core.training.batch_gradient import BatchGradient
 from newllm_core.training.captured import RECORDABLE_LOSSES, CapturedStep, NotRecordedError, device_options
 from newllm_core.training.loop import PassState

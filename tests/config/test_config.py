@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from newllm_core.config.hyperparameters import (
     DataConfig,
+    GenerationConfig,
     ModelConfig,
     Phase1Config,
     Phase2Config,
@@ -20,9 +21,10 @@ from newllm_core.config.hyperparameters import (
 )
 from newllm_core.config.schema import ConfigError, config_hash, config_values, from_mapping, parameter_fields
 
-CONFIG_TYPES = (DataConfig, ModelConfig, Phase1Config, Phase2Config, ScalingConfig, RunConfig)
-FIELDS = [(config, spec.name) for config in CONFIG_TYPES for spec in dataclasses.fields(config)]
-NUMBERS = [(owner, spec.name) for owner in CONFIG_TYPES for spec in dataclasses.fields(owner) if "low" in spec.metadata]
+CONFIG_TYPES = (DataConfig, ModelConfig, Phase1Config, Phase2Config, ScalingConfig, RunConfig)  # of Settings
+ALL_TYPES = (*CONFIG_TYPES, GenerationConfig)
+FIELDS = [(config, spec.name) for config in ALL_TYPES for spec in dataclasses.fields(config)]
+NUMBERS = [(owner, spec.name) for owner in ALL_TYPES for spec in dataclasses.fields(owner) if "low" in spec.metadata]
 
 
 def test_the_defaults_are_the_notes() -> None:
@@ -166,7 +168,7 @@ def test_a_config_comes_back_from_its_mapping(config_type: type) -> None:
 
 def test_every_field_is_one_parameter_and_shared_names_carry_their_section() -> None:
     fields = parameter_fields(Settings)
-    assert len(fields) == len(set(fields.values())) == len(FIELDS)
+    assert len(fields) == len(set(fields.values())) == sum(owner in CONFIG_TYPES for owner, _ in FIELDS)
     assert fields["phase1_learning_rate"] == ("phase1", "learning_rate")
     assert fields["phase2_learning_rate"] == ("phase2", "learning_rate")
     assert fields["context_dim"] == ("model", "context_dim")
@@ -214,7 +216,7 @@ def test_extra_names_are_left_out_and_named_in_errors() -> None:
 
 UNLIKE_THE_DEFAULT = {
     "train_range": (0, 5), "device_batch_size": 8, "diversity_algorithm": "ODCM", "initial_exponent": -0.1,
-    "logit_scale": 0.5, "dropout": 0.1, "unseen_sample": 5, "cache_weight": 0.1,
+    "logit_scale": 0.5, "dropout": 0.1, "unseen_sample": 5, "cache_weight": 0.1, "min_p": 0.1,
     "multiplier": 3.0,
 }  # fmt: skip
 

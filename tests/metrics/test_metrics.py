@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from newllm_core import metrics
 from newllm_core.contexts.shooting import sequential_contexts
+from newllm_core.metrics import prediction
 from newllm_core.metrics.convergence import Convergence, count_converged
 from newllm_core.metrics.forgetting import contraction_rate, forgetting_horizon
-from newllm_core.metrics.rank import StreamRank, calibrated_effective_rank, effective_rank, stream_rank
+from newllm_core.metrics.rank import StreamRank, calibrated_effective_rank, effective_rank, singular_values, stream_rank
 from newllm_core.model import ContextBlock
 
 
@@ -27,7 +27,7 @@ def noise(num_tokens: int, context_dim: int, seed: int = 0) -> Tensor:
 def test_effective_rank_is_that_of_the_singular_values(rows: int, columns: int, seed: int, scale: float) -> None:
     matrix = scale * noise(rows, columns, seed)
     sigma = torch.linalg.svdvals(matrix)
-    assert torch.allclose(metrics.singular_values(matrix), sigma, rtol=1e-6, atol=float(sigma[0]) * 1e-6)
+    assert torch.allclose(singular_values(matrix), sigma, rtol=1e-6, atol=float(sigma[0]) * 1e-6)
     share = sigma / sigma.sum()
     expected = math.exp(-float(torch.special.xlogy(share, share).sum()))
     assert effective_rank(matrix) == pytest.approx(expected, rel=1e-5)
@@ -129,18 +129,18 @@ def test_convergence_is_shown_with_its_counts() -> None:
 
 
 def test_perplexity_of_a_uniform_guess_is_the_vocabulary() -> None:
-    assert metrics.perplexity(math.log(50257)) == pytest.approx(50257)
-    assert metrics.perplexity(0.0) == 1.0
-    assert metrics.perplexity(1e4) == math.inf
+    assert prediction.perplexity(math.log(50257)) == pytest.approx(50257)
+    assert prediction.perplexity(0.0) == 1.0
+    assert prediction.perplexity(1e4) == math.inf
 
 
 def test_perplexity_of_no_number_is_no_number() -> None:
-    assert math.isnan(metrics.perplexity(math.nan))
+    assert math.isnan(prediction.perplexity(math.nan))
 
 
 def test_bits_per_byte_by_hand() -> None:
     # Four tokens of 3 bits each over 6 bytes.
-    assert metrics.bits_per_byte(12 * math.log(2), 6) == pytest.approx(2.0)
+    assert prediction.bits_per_byte(12 * math.log(2), 6) == pytest.approx(2.0)
 
 
 def block_with_known_rate(seed: int) -> tuple[ContextBlock, float]:

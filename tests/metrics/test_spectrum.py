@@ -15,6 +15,7 @@ from torch import Tensor
 
 from newllm_core import metrics
 from newllm_core.metrics.moments import Moments, weighted_moments
+from newllm_core.metrics.rank import singular_values
 from newllm_core.metrics.spectrum import (
     NUM_RESAMPLES,
     SPECTRUM_MEASURES,
@@ -84,7 +85,7 @@ def test_uncentred_ranks_are_those_of_metrics(rows: int, columns: int, seed: int
     whole = spectrum(contexts)
     assert entropy_rank(whole) == pytest.approx(metrics.effective_rank(contexts), rel=1e-5)
     assert calibrated_entropy_rank(whole) == pytest.approx(metrics.calibrated_effective_rank(contexts), rel=1e-5)
-    torch.testing.assert_close(whole.squares.sqrt()[: min(rows, columns)], metrics.singular_values(contexts))
+    torch.testing.assert_close(whole.squares.sqrt()[: min(rows, columns)], singular_values(contexts))
 
 
 @pytest.mark.parametrize("num_tokens", [12, 40, 200])

@@ -12,7 +12,7 @@ from core_helpers import make_model, make_tokens, rng
 
 from newllm_core.config.hyperparameters import ModelConfig
 from newllm_core.data import load_tokenizer
-from newllm_core.model import NewLLM, generate_text, load_model_tokenizer
+from newllm_core.model import NewLLM, load_model_tokenizer
 from newllm_core.runs.files import PROJECT_ROOT, RunError, read_json, save_tensors, write_json
 from newllm_core.training.phase1 import all_contexts
 
@@ -33,14 +33,15 @@ def unreachable(*names):
 
 packages.locate = importlib.util.find_spec = unreachable
 import torch
-from newllm_core.model import NewLLM, generate_text, load_model_tokenizer
+from newllm_core.model import NewLLM, load_model_tokenizer
 from newllm_core.training.phase1 import all_contexts
 
 folder, prompt = Path(sys.argv[1]), sys.argv[2]
 model, tokenizer = NewLLM.load(folder), load_model_tokenizer(folder)
 tokens = torch.tensor(tokenizer.encode(prompt).ids)
 logits = model.logits(model.hidden(all_contexts(model, tokens), tokens)).detach()
-text = generate_text(model, tokenizer, prompt, num_tokens=6, generator=torch.Generator().manual_seed(1))
+model.tokenizer = tokenizer
+text = model.generate(prompt, num_tokens=6)[0]
 print(json.dumps([float(logits.double().square().sum()), logits[-1, :50].tolist(), text]))
 """
 
@@ -69,13 +70,14 @@ def test_a_fresh_process_without_corpus_packages_writes_the_same_text(tmp_path: 
     matrix = torch.randn(tokenizer.get_vocab_size(), 8, generator=rng(3))
     model = NewLLM(ModelConfig(context_dim=6, embed_dim=8), matrix)
     model.output_bias = torch.randn(len(matrix), generator=rng(4))
+    model.tokenizer = tokenizer
     model.save(tmp_path / "model", tokenizer)
     tokens = torch.tensor(tokenizer.encode(prompt).ids)
     logits = logits_of(model, tokens)
     expected = [
         float(logits.double().square().sum()),
         logits[-1, :50].tolist(),
-        generate_text(model, tokenizer, prompt, num_tokens=6, generator=rng(1)),
+        model.generate(prompt, num_tokens=6)[0],
     ]
     command = [sys.executable, "-c", FRESH_PROCESS, str(tmp_path / "model"), prompt]
     printed = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_ROOT, check=False)

@@ -16,9 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from newllm_core import runs
-from newllm_core.runs import reproducibility
+from newllm_core.runs import files, reproducibility
 from newllm_core.runs.files import RunError
+from newllm_core.runs.folder import is_complete
+from newllm_core.runs.identity import figures_of
 
 
 def names_in(folder: Path) -> set[str]:
@@ -27,19 +28,19 @@ def names_in(folder: Path) -> set[str]:
 
 def test_an_atomic_write_leaves_the_new_file_alone_in_its_folder(tmp_path: Path) -> None:
     target = tmp_path / "new" / "folder" / "figures.txt"
-    runs.write_atomically(target, lambda temporary: temporary.write_text("whole"))
+    files.write_atomically(target, lambda temporary: temporary.write_text("whole"))
     assert target.read_text() == "whole"
     assert names_in(target.parent) == {"figures.txt"}
 
 
 def test_the_temporary_file_is_in_the_targets_folder_and_not_the_target(tmp_path: Path) -> None:
     seen: list[Path] = []
-    runs.write_atomically(tmp_path / "target", lambda temporary: (seen.append(temporary), temporary.write_text("x")))
+    files.write_atomically(tmp_path / "target", lambda temporary: (seen.append(temporary), temporary.write_text("x")))
     assert seen[0].parent == tmp_path and seen[0].name != "target"
 
 
 def test_others_may_read_what_was_written(tmp_path: Path) -> None:
-    runs.write_text(tmp_path / "note", "x")
+    files.write_text(tmp_path / "note", "x")
     assert stat.S_IMODE((tmp_path / "note").stat().st_mode) == 0o644
 
 
@@ -53,7 +54,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path: P
         raise error
 
     with pytest.raises(type(error)):
-        runs.write_atomically(target, fail_halfway)
+        files.write_atomically(target, fail_halfway)
     assert target.read_text() == "old"
     assert names_in(tmp_path) == {"figures.txt"}
 
@@ -65,7 +66,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 @settings(deadline=None, max_examples=25)
 def test_text_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     target = tmp_path_factory.mktemp("text") / "note"
-    runs.write_text(target, text)
+    files.write_text(target, text)
     assert target.read_bytes() == text.encode()
 
 
@@ -80,10 +81,10 @@ JSON_VALUES = st.recursive(
 @settings(deadline=None, max_examples=25)
 def test_json_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, value: dict[str, Any]) -> None:
     target = tmp_path_factory.mktemp("json") / "value.json"
-    runs.write_json(target, value)
-    assert runs.read_json(target) == value
-    runs.write_text(target, json.dumps(json.loads(target.read_text("utf-8"))))  # laid out otherwise
-    assert runs.read_json(target) == value
+    files.write_json(target, value)
+    assert files.read_json(target) == value
+    files.write_text(target, json.dumps(json.loads(target.read_text("utf-8"))))  # laid out otherwise
+    assert files.read_json(target) == value
 
 
 RECORD = {"loss": 2.5, "epochs": [{"epoch": 10, "missing": None}], "text": "a 1", "sizes": (3, 4), 5: True}
@@ -92,13 +93,13 @@ RECORD = {"loss": 2.5, "epochs": [{"epoch": 10, "missing": None}], "text": "a 1"
 def test_json_with_one_altered_character_is_never_used(tmp_path: Path) -> None:
     """Every digit, letter and bracket of a record, replaced by others of its kind."""
     path = tmp_path / "run.json"
-    runs.write_json(path, RECORD)
-    whole, plain = path.read_text("utf-8"), runs.read_json(path)
+    files.write_json(path, RECORD)
+    whole, plain = path.read_text("utf-8"), files.read_json(path)
     for place, character in enumerate(whole):
         for other in ("7" if character != "7" else "8", "x", "}", chr(ord(character) ^ 1)):
             path.write_text(whole[:place] + other + whole[place + 1 :], "utf-8")
             try:
-                found = runs.read_json(path)
+                found = files.read_json(path)
             except RunError as error:
                 assert str(path) in str(error) and "Delete it to make it again" in str(error)  # noqa: PT017
             else:
@@ -108,7 +109,7 @@ def test_json_with_one_altered_character_is_never_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["cut", "emptied", "without its checksum", "a list", "too deep"])
 def test_json_that_is_cut_or_has_no_checksum_is_not_used(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "run.json"
-    runs.write_json(path, RECORD)
+    files.write_json(path, RECORD)
     whole = path.read_text("utf-8")
     damaged = {
         "cut": whole[:-10], "emptied": "", "without its checksum": json.dumps({"loss": 2.5}), "a list": "[1]",
@@ -116,31 +117,31 @@ def test_json_that_is_cut_or_has_no_checksum_is_not_used(damage: str, tmp_path: 
     }  # fmt: skip
     path.write_text(damaged[damage], "utf-8")
     with pytest.raises(RunError, match=r"run\.json.* Delete it to make it again"):
-        runs.read_json(path)
+        files.read_json(path)
 
 
 def test_a_deliberate_edit_is_signed_with_the_command_that_the_message_names(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
-    runs.write_json(path, RECORD)
+    files.write_json(path, RECORD)
     path.write_text(path.read_text("utf-8").replace("2.5", "2.6"), "utf-8")
     with pytest.raises(RunError) as refused:
-        runs.read_json(path)
+        files.read_json(path)
     command = str(refused.value).split("stand by: python ")[1].split()
-    subprocess.run([sys.executable, *command], check=True, cwd=runs.PROJECT_ROOT)
-    assert runs.read_json(path)["loss"] == 2.6
+    subprocess.run([sys.executable, *command], check=True, cwd=files.PROJECT_ROOT)
+    assert files.read_json(path)["loss"] == 2.6
 
 
 def test_every_committed_json_file_matches_its_checksum() -> None:
-    paths = list((runs.PROJECT_ROOT / "results" / "reference").rglob("*.json"))
+    paths = list((files.PROJECT_ROOT / "results" / "reference").rglob("*.json"))
     assert len(paths) > 100
     for path in paths:
-        runs.read_json(path)
+        files.read_json(path)
 
 
 @pytest.mark.parametrize("figure", [math.nan, math.inf, -math.inf])
 def test_json_refuses_figures_that_are_not_finite(tmp_path: Path, figure: float) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        runs.write_json(tmp_path / "record.json", {"loss": figure})
+        files.write_json(tmp_path / "record.json", {"loss": figure})
     assert not names_in(tmp_path)
 
 
@@ -149,13 +150,13 @@ def test_a_file_that_is_not_json_is_an_error_that_names_it(tmp_path: Path, conte
     damaged = tmp_path / "run.json"
     damaged.write_bytes(content)
     with pytest.raises(RunError, match=r"run\.json: expected JSON, found something else .* Delete it to make it again"):
-        runs.read_json(damaged)
+        files.read_json(damaged)
 
 
 def test_sha256_is_the_known_one_of_abc(tmp_path: Path) -> None:
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     (tmp_path / "abc").write_bytes(b"abc")
-    assert runs.sha256_bytes(b"abc") == runs.sha256_file(tmp_path / "abc") == known
+    assert files.sha256_bytes(b"abc") == files.sha256_file(tmp_path / "abc") == known
 
 
 @given(st.lists(st.sampled_from([torch.float32, torch.float64, torch.int64, torch.bfloat16]), min_size=1, max_size=3))
@@ -163,8 +164,8 @@ def test_sha256_is_the_known_one_of_abc(tmp_path: Path) -> None:
 def test_tensors_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, dtypes: list[torch.dtype]) -> None:
     path = tmp_path_factory.mktemp("tensors") / "weights.safetensors"
     tensors = {f"part.{i}": (100 * torch.rand(3, 4)).to(dtype) for i, dtype in enumerate(dtypes)}
-    runs.save_tensors(path, tensors)
-    loaded = runs.load_tensors(path)
+    files.save_tensors(path, tensors)
+    loaded = files.load_tensors(path)
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
 
@@ -172,31 +173,31 @@ def test_tensors_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory
 def test_views_and_trained_tensors_can_be_saved(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     weights = torch.nn.Parameter(torch.rand(3, 4))
-    runs.save_tensors(path, {"transposed": weights.T})
-    assert torch.equal(runs.load_tensors(path)["transposed"], weights.detach().T)
+    files.save_tensors(path, {"transposed": weights.T})
+    assert torch.equal(files.load_tensors(path)["transposed"], weights.detach().T)
 
 
 def saved(folder: Path) -> Path:
     path = folder / "weights.safetensors"
-    runs.save_tensors(path, {"a": torch.arange(6.0)})
+    files.save_tensors(path, {"a": torch.arange(6.0)})
     return path
 
 
 def test_an_altered_file_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path)
-    assert runs.has_valid_checksum(path)
+    assert files.has_valid_checksum(path)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert not runs.has_valid_checksum(path)
+    assert not files.has_valid_checksum(path)
     with pytest.raises(RunError, match=r"weights\.safetensors: the file is missing or does not match its checksum"):
-        runs.load_tensors(path)
+        files.load_tensors(path)
 
 
 def test_a_damaged_checksum_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path)
-    runs.checksum_path(path).write_bytes(b"\xff\xfe")
-    assert not runs.has_valid_checksum(path)
+    files.checksum_path(path).write_bytes(b"\xff\xfe")
+    assert not files.has_valid_checksum(path)
 
 
 @pytest.mark.parametrize("missing", ["weights.safetensors", "weights.safetensors.sha256"])
@@ -204,22 +205,22 @@ def test_a_missing_file_or_checksum_is_refused(tmp_path: Path, missing: str) -> 
     path = saved(tmp_path)
     (tmp_path / missing).unlink()
     with pytest.raises(RunError, match="missing or does not match"):
-        runs.load_tensors(path)
+        files.load_tensors(path)
 
 
 def test_the_same_seed_gives_the_same_numbers_from_all_three_generators() -> None:
     def draw() -> tuple[float, float, float]:
-        runs.seed_everything(7, num_threads=1)
+        reproducibility.seed_everything(7, num_threads=1)
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 
     first = draw()
     assert draw() == first
-    runs.seed_everything(8, num_threads=1)
+    reproducibility.seed_everything(8, num_threads=1)
     assert random.random() != first[0]
 
 
 def test_seeding_sets_threads_and_deterministic_algorithms() -> None:
-    runs.seed_everything(0, num_threads=1)
+    reproducibility.seed_everything(0, num_threads=1)
     assert torch.get_num_threads() == 1
     assert torch.are_deterministic_algorithms_enabled()
 
@@ -228,7 +229,7 @@ PARTS = st.lists(st.integers(-5, 5) | st.sampled_from(["a", "b", "1", ""]), max_
 
 
 def draws(parts: list[int | str]) -> list[int]:
-    return torch.randint(0, 2**62, (4,), generator=runs.derived_generator(*parts)).tolist()
+    return torch.randint(0, 2**62, (4,), generator=reproducibility.derived_generator(*parts)).tolist()
 
 
 @given(PARTS, PARTS)
@@ -245,20 +246,20 @@ def test_parts_do_not_run_together() -> None:
 def test_cuda_that_is_absent_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RunError, match="device 'cuda' was asked for, .* use device='cpu' or 'auto'"):
-        runs.resolve_device("cuda")
-    assert runs.resolve_device("auto") == runs.resolve_device("cpu") == torch.device("cpu")
+        reproducibility.resolve_device("cuda")
+    assert reproducibility.resolve_device("auto") == reproducibility.resolve_device("cpu") == torch.device("cpu")
 
 
 def test_auto_takes_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
-    assert runs.resolve_device("auto") == runs.resolve_device("cuda") == torch.device("cuda")
-    assert runs.resolve_device("cpu") == torch.device("cpu")
-    assert runs.device_name(torch.device("cuda")) == "Some GPU"
+    assert reproducibility.resolve_device("auto") == reproducibility.resolve_device("cuda") == torch.device("cuda")
+    assert reproducibility.resolve_device("cpu") == torch.device("cpu")
+    assert reproducibility.device_name(torch.device("cuda")) == "Some GPU"
 
 
 def test_a_cpu_is_named_with_its_architecture() -> None:
-    assert runs.device_name(torch.device("cpu")) == f"CPU {os.uname().machine}"
+    assert reproducibility.device_name(torch.device("cpu")) == f"CPU {os.uname().machine}"
 
 
 def git(folder: Path, *command: str) -> None:
@@ -272,47 +273,47 @@ def test_the_commit_says_when_files_differ_from_it(tmp_path: Path, monkeypatch: 
     (tmp_path / "file").write_text("one")
     git(tmp_path, "add", "file")
     git(tmp_path, "commit", "-m", "first")
-    commit = runs.current_commit()
+    commit = reproducibility.current_commit()
     assert commit is not None and len(commit) == 40
     (tmp_path / "not tracked").write_text("")
-    assert runs.current_commit() == commit
+    assert reproducibility.current_commit() == commit
     (tmp_path / "file").write_text("two")
-    assert runs.current_commit() == commit + "+changes"
+    assert reproducibility.current_commit() == commit + "+changes"
 
 
 def test_outside_a_checkout_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reproducibility, "PROJECT_ROOT", tmp_path)
-    assert runs.current_commit() is None
+    assert reproducibility.current_commit() is None
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert runs.current_commit() is None
+    assert reproducibility.current_commit() is None
 
 
 def test_versions_are_of_what_is_installed() -> None:
-    versions = runs.library_versions()
+    versions = reproducibility.library_versions()
     assert versions["numpy"] == np.__version__
     assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert None not in versions.values()
 
 
 def test_a_run_is_complete_when_its_record_is_there(tmp_path: Path) -> None:
-    assert not runs.is_complete(tmp_path)
+    assert not is_complete(tmp_path)
     (tmp_path / "contexts.safetensors").touch()
-    assert not runs.is_complete(tmp_path)
-    runs.write_json(tmp_path / "run.json", {})
-    assert runs.is_complete(tmp_path)
+    assert not is_complete(tmp_path)
+    files.write_json(tmp_path / "run.json", {})
+    assert is_complete(tmp_path)
 
 
 def test_figures_are_the_record_without_its_circumstances_at_every_depth() -> None:
     circumstances = {"start": "now", "seconds": 1.5, "commit": None, "paths": ["/a"]}
     record = {"loss": 2.0, **circumstances, "phase2": {"best": {"seconds": 3, "perplexity": 7.4}, "commit": "abc"}}
-    assert runs.figures_of(record) == {"loss": 2.0, "phase2": {"best": {"perplexity": 7.4}}}
+    assert figures_of(record) == {"loss": 2.0, "phase2": {"best": {"perplexity": 7.4}}}
 
 
 def test_circumstances_inside_lists_are_left_out_as_well() -> None:
-    assert runs.figures_of({"iterations": [{"seconds": 1.0, "cvfp": 0.5}]}) == {"iterations": [{"cvfp": 0.5}]}
+    assert figures_of({"iterations": [{"seconds": 1.0, "cvfp": 0.5}]}) == {"iterations": [{"cvfp": 0.5}]}
 
 
 def test_taking_figures_leaves_the_record_alone() -> None:
     record = {"a": {"seconds": 1}}
-    runs.figures_of(record)
+    figures_of(record)
     assert record == {"a": {"seconds": 1}}

@@ -18,14 +18,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from newllm_core.config.schema import ConfigError
+from newllm_core.data.errors import DataError
 from newllm_core.runs.files import DATA_DIR
 from newllm_core.vision.config import DATASET_NAMES, VisionDataConfig
 from newllm_core.vision.data import (
     IMAGE_SOURCES,
-    DataError,
     ImageData,
     OneTestReading,
-    channel_statistics,
     load_image_data,
     locate_source,
     normalised,
@@ -44,7 +43,7 @@ from newllm_core.vision.data.hub import HUB_CIFAR10, HUB_EMNIST_LETTERS, HubData
 from newllm_core.vision.data.idx import parse_idx
 from newllm_core.vision.data.image_file import decode_image
 from newllm_core.vision.data.mnist5k import MNIST_5K, read_mnist_5k
-from newllm_core.vision.data.records import zero_based_labels
+from newllm_core.vision.data.records import channel_statistics, zero_based_labels
 from newllm_core.vision.data.registry import CIFAR10, DEBIAN_FASHION_MNIST, LETTERS
 from newllm_core.vision.data.splits import split_indices, stratified_order
 
