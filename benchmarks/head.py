@@ -21,7 +21,8 @@ from benchmarks.timing import compared, interleaved
 from newllm_core.config.hyperparameters import ModelConfig, Phase2Config
 from newllm_core.data import VOCAB_SIZE
 from newllm_core.head.cross_entropy import Head
-from newllm_core.runs.reproducibility import derived_generator, has_bf16_products
+from newllm_core.runs.products import has_bf16_products
+from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.training.phase1 import all_contexts
 
 Way = Callable[[Tensor, Tensor], Tensor]  # hidden, targets -> mean loss, after backward

@@ -122,7 +122,7 @@ def profiles() -> str:
     """The two whole runs."""
     records = {name: read_json(REFERENCE_DIR / "runs" / f"{name}.json") for name in ("notes", "cpu")}
     rows = [[what, *(read(record) for record in records.values())] for what, read in _PROFILE_ROWS.items()]
-    return markdown(["", *(f"`{name}`" for name in records)], rows)
+    return markdown(["figure", *(f"`{name}`" for name in records)], rows)
 
 
 def _rank(value: float, record: Mapping[str, Any]) -> str:
@@ -180,7 +180,7 @@ def context_source() -> str:
         [*line("PPL after five epochs", "validation_perplexity", "{:.1f}"), f"× {_verdict(ratio)}"],
         [*line("seconds of Phase 1", "phase1_seconds", "{:.0f}"), ""],
     ]
-    return markdown(["", "stale", "exact", "difference"], rows)
+    return markdown(["figure", "stale", "exact", "difference"], rows)
 
 
 def scaling() -> str:
@@ -250,7 +250,7 @@ def speed() -> str:
     ]
     for what, key in (("Phase 1", "ratio_phase1"), ("Phase 2", "ratio_phase2"), ("both", "ratio")):
         rows.append([f"the whole `cpu` profile with {whole['project']['epochs']} epochs: {what}", f"{whole[key]:.2f}"])
-    return markdown(["", "times as fast as plain (rounds)"], rows)
+    return markdown(["what", "times as fast as plain (rounds)"], rows)
 
 
 def few_tokens() -> str:

@@ -24,7 +24,12 @@ TrainAndMeasure = Callable[[CheckpointPlace], tuple[Phase1Result, Mapping[str, A
 
 def phase1_place(folder: Path, identity: Identity) -> RunFolder:
     """Phase 1 as it is kept in ``folder``."""
-    return RunFolder(folder / PHASE1_RECORD, folder / PHASE1_CHECKPOINT, identity)
+    return RunFolder(folder / PHASE1_RECORD, folder / PHASE1_CHECKPOINT, identity, files=phase1_files(folder))
+
+
+def phase1_files(folder: Path) -> tuple[Path, ...]:
+    """All that a complete Phase 1 is."""
+    return folder / PHASE1_RECORD, folder / CONTEXT_WEIGHTS
 
 
 def phase1_in_folder(

@@ -13,7 +13,8 @@ from newllm_core.config.schema import ConfigError
 from newllm_core.data import DataError, EmbeddingMatrix, TokenData, load_embeddings, load_token_streams
 from newllm_core.metrics.forgetting import MIN_FORGETTING_TOKENS
 from newllm_core.model import NewLLM, StreamEmbeddings
-from newllm_core.runs.files import DATA_DIR, refuse_full_disk
+from newllm_core.runs.disk import refuse_full_disk
+from newllm_core.runs.files import DATA_DIR
 from newllm_core.runs.reproducibility import resolve_device, seed_everything
 from newllm_core.training.initialisation import scale_to_exponent
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from newllm_core.config.hyperparameters import DataConfig, ModelConfig, Phase1Config, Phase2Config, RunConfig, Settings
 from newllm_core.experiment.folder_names import identity_of, run_identity, settings_of
 from newllm_core.experiment.measure import describe, measure_phase1, phase2_record, validation_spectrum
-from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS, PHASE1_RECORD, phase1_in_folder
+from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS, PHASE1_RECORD, phase1_files, phase1_in_folder
 from newllm_core.experiment.prepare import Prepared, check_phase1, prepare
 from newllm_core.experiment.record_keys import check_run_record
 from newllm_core.head.continuous_cache import ContinuousCache
@@ -69,9 +69,26 @@ def _phase1_figures(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in ("config", "read", "cpu_seconds")}
 
 
-def experiment_place(settings: Settings, run_dir: Path) -> RunFolder:
-    """A whole experiment as it is kept in ``run_dir``."""
-    return RunFolder(run_dir / RECORD_NAME, run_dir / PHASE2_CHECKPOINT, run_identity(settings), check_run_record)
+def experiment_place(settings: Settings, run_dir: Path, phase1_dir: Path | None = None) -> RunFolder:
+    """A whole experiment as it is kept in ``run_dir``, its Phase 1 in ``phase1_dir``; None: inside ``run_dir``."""
+    files = run_dir / TOKEN_WEIGHTS, *phase1_files(phase1_dir or run_dir / "phase1")
+    identity = run_identity(settings)
+    return RunFolder(run_dir / RECORD_NAME, run_dir / PHASE2_CHECKPOINT, identity, check_run_record, files)
+
+
+def run_phase1_only(settings: Settings, run_dir: Path, phase1_dir: Path, data_dir: Path) -> Record:
+    """A run that ends after Phase 1; its record is kept in ``run_dir``, and has no `phase2`."""
+    with phase1_only_place(settings, run_dir, phase1_dir).held() as held:
+        if held.record is not None:
+            return held.record
+        prepared = prepare(settings.data, settings.model, settings.run, data_dir)
+        return held.keep(phase1_only_record(prepared, run_phase1(prepared, settings.phase1, phase1_dir)[1]))
+
+
+def phase1_only_place(settings: Settings, run_dir: Path, phase1_dir: Path) -> RunFolder:
+    """The same as it is kept."""
+    identity = run_identity(settings, phase1_only=True)
+    return RunFolder(run_dir / RECORD_NAME, run_dir / PHASE2_CHECKPOINT, identity, files=phase1_files(phase1_dir))
 
 
 def run_experiment(
@@ -103,7 +120,7 @@ def run_experiment(
     Raises ConfigError, DataError, RunError (another configuration in the folder) or NotFiniteError.
     """
     settings = Settings(data=data, model=model, phase1=phase1, phase2=phase2, run=run)
-    place = experiment_place(settings, run_dir)
+    place = experiment_place(settings, run_dir, phase1_dir)
     phase1_dir = phase1_dir or run_dir / "phase1"
     with place.held() as held:
         if held.record is not None:

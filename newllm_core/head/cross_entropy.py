@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from newllm_core.runs.reproducibility import has_bf16_products, runs_kernels
+from newllm_core.runs.products import has_bf16_products
+from newllm_core.runs.reproducibility import runs_kernels
 
 # Measured, not chosen at run time: a choice made anew at each run would make two runs differ. Two cores with
 # AVX512-BF16, V = 50,257 (benchmarks/head.py): blocks-bf16 > blocks > torch's linear_cross_entropy ≈ direct.

@@ -70,7 +70,7 @@ def find_runs(folder: Path) -> tuple[list[FoundRun], list[str]]:
     """
     runs, unusable = [], []
     for path in sorted(folder.rglob("*.json")):
-        if path.relative_to(folder).parts[0] == "reference" or path.name.startswith("."):
+        if path.relative_to(folder).parts[0] == "reference" or not _may_be_record(path):
             continue
         try:
             record = read_json(path)
@@ -81,6 +81,13 @@ def find_runs(folder: Path) -> tuple[list[FoundRun], list[str]]:
         if kind is not None:
             runs.append(_found(kind, path, record))
     return sorted(runs, key=lambda run: KINDS.index(run.kind)), unusable
+
+
+def _may_be_record(path: Path) -> bool:
+    """By its name, or by the checksum that every file of the project has; other JSON files are somebody else's."""
+    if path.name.startswith("."):
+        return False
+    return path.stem in _RECORD_STEMS or b'"own_sha256"' in path.read_bytes()
 
 
 def _kind(record: Mapping[str, Any]) -> str | None:

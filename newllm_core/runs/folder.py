@@ -7,8 +7,9 @@ Everybody who keeps a run (an experiment, Phase 1, a row, an image run) goes thr
             run.finish(figures, {"model.safetensors": weights})
 """
 
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,11 @@ from typing import Any
 from torch import Tensor
 
 from newllm_core.runs.checkpoint import CheckpointPlace, discard_checkpoint
-from newllm_core.runs.files import read_json, save_tensors, write_json
+from newllm_core.runs.files import REFERENCE_DIR, read_json, save_tensors, write_json
 from newllm_core.runs.identity import Identity, refuse_other_run
-from newllm_core.runs.lock import owned
+from newllm_core.runs.lock import owned, remove_abandoned_lock
+
+logger = logging.getLogger("newllm")
 
 RECORD_NAME = "run.json"
 Record = dict[str, Any]
@@ -72,12 +75,14 @@ class RunFolder:
         checkpoint: folder of what an interrupted training goes on from.
         identity: what the run must have been made with.
         check: called with the record and its path whenever it is read or written; raises RunError where it is wrong.
+        files: what a complete run has beside its record, weights of both phases included; a committed record has none.
     """
 
     record_path: Path
     checkpoint: Path
     identity: Identity
     check: Callable[[Record, Path], None] = lambda record, path: None
+    files: Sequence[Path] = ()
 
     @contextmanager
     def held(self) -> Iterator[HeldRun]:
@@ -89,11 +94,21 @@ class RunFolder:
         if self.record_path.is_file() and not os.access(folder, os.W_OK):
             yield HeldRun(self, self._read())  # an archive, which nobody works on
             return
-        with owned(folder / f".{self.record_path.name}.lock"):
-            yield HeldRun(self, self.finished())
+        with owned(self._lock):
+            yield HeldRun(self, self._finished())
+
+    @property
+    def _lock(self) -> Path:
+        return self.record_path.with_name(f".{self.record_path.name}.lock")
 
     def finished(self) -> Record | None:
         """The record of the complete run, at once, whoever works on it. Raises RunError as ``held``."""
+        record = self._finished()
+        if record is not None and os.access(self.record_path.parent, os.W_OK):
+            remove_abandoned_lock(self._lock)
+        return record
+
+    def _finished(self) -> Record | None:
         record = self._read()
         if record is not None and os.access(self.record_path.parent, os.W_OK):
             discard_checkpoint(self.checkpoint)  # of an interruption just before it was discarded
@@ -105,4 +120,8 @@ class RunFolder:
         record: Record = read_json(self.record_path)
         self.check(record, self.record_path)
         refuse_other_run(record, self.identity, self.record_path.parent)
+        missing = [path for path in self.files if not (path.is_file() or path.is_relative_to(REFERENCE_DIR))]
+        if missing:
+            logger.warning("%s: %s is missing, so it is made again", self.record_path.parent, missing[0])
+            return None
         return record

@@ -15,10 +15,10 @@ from newllm_core.experiment.estimate import estimate
 from newllm_core.experiment.folder_names import identity_of, phase1_folder_name, run_folder_name, run_identity
 from newllm_core.experiment.prepare import Prepared, prepare, refuse_short_texts, refuse_short_training
 from newllm_core.experiment.record_keys import check_run_record
-from newllm_core.experiment.run import experiment_place, phase1_only_record, run_experiment, run_phase1
+from newllm_core.experiment.run import experiment_place, phase1_only_place, run_experiment, run_phase1_only
 from newllm_core.losses import diversity_loss
-from newllm_core.runs.files import DATA_DIR, REFERENCE_DIR, RESULTS_DIR, read_json, write_json
-from newllm_core.runs.folder import RECORD_NAME, RunFolder
+from newllm_core.runs.files import DATA_DIR, REFERENCE_DIR, RESULTS_DIR, read_json
+from newllm_core.runs.folder import RunFolder
 from newllm_core.runs.identity import refuse_other_run
 from newllm_core.runs.reproducibility import resolve_device
 from newllm_core.studies.row_keys import check_row_record
@@ -83,17 +83,26 @@ class ExperimentRunner:
     def finished(self, point: Point) -> Record | None:
         """Its own record, else a committed one."""
         name = self.key(point)
-        own, committed = self.folders.experiments / name, self.folders.reference / f"{name}.json"
-        if not self.phase1_only and (found := experiment_place(point.settings, own).finished()) is not None:
-            return found
-        for path in (own / RECORD_NAME, committed):
-            if path.is_file():
-                record: Record = read_json(path)
-                refuse_other_run(record, run_identity(point.settings, phase1_only=self.phase1_only), path)
-                if not self.phase1_only:
-                    check_run_record(record, path)
-                return record
-        return None
+        own = self._place(point).finished()
+        committed = self.folders.reference / f"{name}.json"
+        if own is not None or not committed.is_file():
+            return own
+        record: Record = read_json(committed)
+        refuse_other_run(record, run_identity(point.settings, phase1_only=self.phase1_only), committed)
+        if not self.phase1_only:
+            check_run_record(record, committed)
+        return record
+
+    def _place(self, point: Point) -> RunFolder:
+        run_dir, phase1_dir = self._run_dir(point), self._phase1_dir(point)
+        place = phase1_only_place if self.phase1_only else experiment_place
+        return place(point.settings, run_dir, phase1_dir)
+
+    def _run_dir(self, point: Point) -> Path:
+        return self.folders.experiments / self.key(point)
+
+    def _phase1_dir(self, point: Point) -> Path:
+        return self.folders.phase1 / self._phase1_name(point.settings)
 
     def check(self, points: Sequence[Point]) -> None:
         _check_settings([point.settings for point in points], self.folders.data)
@@ -109,18 +118,14 @@ class ExperimentRunner:
         return Cost(60 * (one.phase1_minutes if self.phase1_only else one.longest_minutes), one.memory_gb)
 
     def run(self, point: Point) -> Record:
-        settings, folders = point.settings, self.folders
-        phase1_dir = folders.phase1 / self._phase1_name(settings)
-        if not self.phase1_only:
-            return run_experiment(
-                settings.data, settings.model, settings.phase1, settings.phase2, folders.experiments / self.key(point),
-                run=settings.run, data_dir=folders.data, phase1_dir=phase1_dir,
-            )  # fmt: skip
-        prepared = prepare(settings.data, settings.model, settings.run, folders.data)
-        _, phase1 = run_phase1(prepared, settings.phase1, phase1_dir)
-        record = phase1_only_record(prepared, phase1)
-        write_json(folders.experiments / phase1_dir.name / RECORD_NAME, record)
-        return record
+        settings, data_dir = point.settings, self.folders.data
+        run_dir, phase1_dir = self._run_dir(point), self._phase1_dir(point)
+        if self.phase1_only:
+            return run_phase1_only(settings, run_dir, phase1_dir, data_dir)
+        return run_experiment(
+            settings.data, settings.model, settings.phase1, settings.phase2, run_dir,
+            run=settings.run, data_dir=data_dir, phase1_dir=phase1_dir,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

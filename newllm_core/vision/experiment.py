@@ -58,7 +58,8 @@ SCORES = ("tpe_scalar", "tpe_params")  # by the λ they divide by
 
 def vision_place(run_dir: Path, identity: Identity) -> RunFolder:
     """A run on images as it is kept in ``run_dir``."""
-    return RunFolder(run_dir / RECORD_NAME, run_dir / CHECKPOINT_DIR, identity, check_vision_record)
+    checkpoint, weights = run_dir / CHECKPOINT_DIR, run_dir / WEIGHTS_NAME
+    return RunFolder(run_dir / RECORD_NAME, checkpoint, identity, check_vision_record, (weights,))
 
 
 def run_vision(

@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from newllm_core.head import cross_entropy as head
 from newllm_core.head.cross_entropy import Head, choose_head, frozen_head_cross_entropy
-from newllm_core.runs.reproducibility import has_bf16_products
 
 METHODS = ["direct", "blocks", "blocks-bf16"]
 
@@ -239,7 +238,3 @@ def test_auto_is_the_constant_of_the_device(
     monkeypatch.setattr(head, "runs_kernels", lambda device: triton)
     assert choose_head("auto", torch.device(device)) == expected
     assert choose_head("direct", torch.device(device)) == "direct"
-
-
-def test_the_processor_says_whether_it_multiplies_bfloat16() -> None:
-    assert has_bf16_products() in (True, False)

@@ -56,6 +56,7 @@ def results(tmp_path: Path) -> Path:
     figure, _ = new_axes(1)
     save_figure(figure, folder / "vision/colour-w48/training.png")
     save_figure(figure, folder / "04_alpha/8076c59d/alpha & rank.png")
+    (folder / "somebody_elses.json").write_text('{"config": {}}')
     (folder / "notebooks").mkdir()
     (folder / "notebooks/03_phase2.ipynb").write_text("{}")
     return folder
