@@ -2,7 +2,6 @@
 
 from newllm_core.model.layers import ContextBlock, ContextLayer, TokenBlock, TokenLayer
 from newllm_core.model.llm import NewLLM, StreamEmbeddings
-from newllm_core.model.saved import load_model_tokenizer
 
 __all__ = [
     "ContextBlock",
@@ -11,5 +10,4 @@ __all__ = [
     "StreamEmbeddings",
     "TokenBlock",
     "TokenLayer",
-    "load_model_tokenizer",
 ]
