@@ -65,6 +65,16 @@ class Run:
             raise ConfigError(f"{kind} {name!r}: this run ended after Phase 1; nl.run(settings) has both")
         return known[name]
 
+    def save_pretrained(self, folder: str | Path, *, embedding: str = "stored") -> None:
+        """The model in a folder of its own, with a card that has this run's figures (``NewLLM.save_pretrained``)."""
+        self.model.save_pretrained(folder, embedding=embedding, record=self.record)
+
+    def push_to_hub(
+        self, repository: str, *, embedding: str = "stored", private: bool | None = None, token: str | None = None
+    ) -> str:
+        """The same into a repository on the Hugging Face Hub; returns the commit's address. Raises RunError."""
+        return self.model.push_to_hub(repository, embedding=embedding, record=self.record, private=private, token=token)
+
     @cached_property
     def model(self) -> NewLLM:
         """With the weights that were kept. Raises RunError when what it was trained on has changed since."""

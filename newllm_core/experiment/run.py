@@ -15,7 +15,6 @@ from typing import Any
 from torch import Tensor
 
 from newllm_core.config.hyperparameters import DataConfig, ModelConfig, Phase1Config, Phase2Config, RunConfig, Settings
-from newllm_core.data import load_tokenizer
 from newllm_core.experiment.folder_names import identity_of, run_identity, settings_of
 from newllm_core.experiment.measure import describe, measure_phase1, phase2_record, validation_spectrum
 from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS, PHASE1_RECORD, phase1_files, phase1_in_folder
@@ -74,7 +73,8 @@ def experiment_place(settings: Settings, run_dir: Path, phase1_dir: Path | None 
     """A whole experiment as it is kept in ``run_dir``, its Phase 1 in ``phase1_dir``; None: inside ``run_dir``."""
     files = run_dir / TOKEN_WEIGHTS, *phase1_files(phase1_dir or run_dir / "phase1")
     identity = run_identity(settings)
-    return RunFolder(run_dir / RECORD_NAME, run_dir / PHASE2_CHECKPOINT, identity, check_run_record, files)
+    copy_to = settings.run.copy_to
+    return RunFolder(run_dir / RECORD_NAME, run_dir / PHASE2_CHECKPOINT, identity, check_run_record, files, copy_to)
 
 
 def run_phase1_only(settings: Settings, run_dir: Path, phase1_dir: Path, data_dir: Path) -> Record:
@@ -114,8 +114,9 @@ def run_experiment(
         run: seed, threads, device.
         data_dir: where token cache and validation text are kept.
         phase1_dir: where Phase 1 is kept; runs that differ in Phase 2 alone can share one. None: inside ``run_dir``.
-        save_model: also keep the whole model in ``run_dir / "model"``, where `NewLLM.load` reads it alone. Only when
-            asked: the embedding matrix, 77 MB of Whisper's, would stand in every run; its own weights do anyway.
+        save_model: also keep the whole model in ``run_dir / "model"``, where `NewLLM.from_pretrained` reads it alone.
+            Only when asked: the embedding matrix, 77 MB of Whisper's, would stand in every run; its own weights do
+            anyway.
 
     Raises ConfigError, DataError, RunError (another configuration in the folder) or NotFiniteError.
     """
@@ -128,7 +129,7 @@ def run_experiment(
         record = held.record or _run(held, settings, data_dir, phase1_dir)
     if save_model:
         trained = load_model(record, run_dir, phase1_dir, data_dir)
-        trained.model.save(run_dir / MODEL_FOLDER, load_tokenizer())
+        trained.model.save_pretrained(run_dir / MODEL_FOLDER, record=record)
     return record
 
 

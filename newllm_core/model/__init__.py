@@ -2,7 +2,6 @@
 
 from newllm_core.model.layers import ContextBlock, ContextLayer, TokenBlock, TokenLayer
 from newllm_core.model.llm import NewLLM
-from newllm_core.model.saved import load_model_tokenizer
 from newllm_core.model.stream import StreamEmbeddings
 
 __all__ = [
@@ -12,5 +11,4 @@ __all__ = [
     "StreamEmbeddings",
     "TokenBlock",
     "TokenLayer",
-    "load_model_tokenizer",
 ]

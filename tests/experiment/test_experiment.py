@@ -223,7 +223,7 @@ def test_the_better_model_is_recorded_drawn_and_loaded_like_any_other(folder: Pa
     assert "contrastive-MCDL-w0.1" in run_folder_name(BETTER)
     loaded = load_model(record, folder / "better", folder / "better" / "phase1", folder / "data")
     run_small(folder / "better", folder / "data", BETTER, save_model=True)
-    alone = NewLLM.load(folder / "better" / "model")
+    alone = NewLLM.from_pretrained(folder / "better" / "model")
     assert alone.state_dict().keys() == loaded.model.state_dict().keys() >= {"output_bias", "readout.up.weight"}
     assert all(torch.equal(value, loaded.model.state_dict()[name]) for name, value in alone.state_dict().items())
     contexts, tokens = all_contexts(loaded.model, loaded.validation_tokens), loaded.validation_tokens
