@@ -48,9 +48,9 @@ def measure(settings: BenchmarkSettings) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def default_model(settings: BenchmarkSettings) -> NewLLM:
-    """C = 500 on Whisper's embeddings."""
-    return new_model(ModelConfig.context_dim, WHISPER_WIDTH, settings.seed)
+def default_model(settings: BenchmarkSettings, seed: int | None = None) -> NewLLM:
+    """C = 500 on Whisper's embeddings, from ``seed`` or the settings' one."""
+    return new_model(ModelConfig.context_dim, WHISPER_WIDTH, settings.seed if seed is None else seed)
 
 
 def project_trainer(model: NewLLM, streams: Streams, context_source: str, seed: int) -> CvfpPass:

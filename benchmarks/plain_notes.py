@@ -164,20 +164,32 @@ class PlainPhase1:
         return effective_rank(contexts[:-1])
 
 
+@dataclass(frozen=True)
+class TrainedPhase1:
+    """Contexts of both streams `[N, L, C]` under the weights of the best check, and how many iterations were done."""
+
+    train: Tensor
+    validation: Tensor
+    iterations: int
+
+
 def train_phase1(
-    model: PlainNotes, tokens: Tensor, validation: Tensor, config: Phase1Config, iterations: int, noise: NoiseSource
-) -> tuple[Tensor, Tensor]:
-    """That many iterations, the weights of the best check kept; contexts of both streams `[N, L, C]`."""
+    model: PlainNotes, tokens: Tensor, validation: Tensor, config: Phase1Config, noise: NoiseSource
+) -> TrainedPhase1:
+    """Iterations until `patience` checks in a row bring no better rank, the weights of the best one kept."""
     phase = PlainPhase1(model, tokens, config, noise)
-    best_rank, best_weights = -math.inf, model.context_layers.state_dict()
-    for iteration in range(1, iterations + 1):
+    best_rank, best_weights, worse = -math.inf, model.context_layers.state_dict(), 0
+    for iteration in range(1, config.max_iterations + 1):
         phase.iterate(iteration)
-        if iteration % config.check_interval == 0 or iteration == config.max_iterations:
-            rank = phase.validation_rank(validation)
-            if rank > best_rank:
-                best_rank, best_weights = rank, copy.deepcopy(model.context_layers.state_dict())
+        if iteration % config.check_interval and iteration != config.max_iterations:
+            continue
+        rank, worse = phase.validation_rank(validation), worse + 1
+        if rank > best_rank:
+            best_rank, best_weights, worse = rank, copy.deepcopy(model.context_layers.state_dict()), 0
+        if worse >= config.patience and iteration >= config.min_iterations:
+            break
     model.context_layers.load_state_dict(best_weights)
-    return model.stream_contexts(tokens), model.stream_contexts(validation)
+    return TrainedPhase1(model.stream_contexts(tokens), model.stream_contexts(validation), iteration)
 
 
 @dataclass(frozen=True)

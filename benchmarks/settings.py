@@ -41,6 +41,7 @@ class BenchmarkSettings:
     # (d) the whole run
     whole_run_iterations: int | None = None  # at most; None: what the config says
     whole_run_epochs: int = 5  # at most: the plain side takes minutes for each
+    whole_run_seeds: tuple[int, ...] = (42, 43, 44)
 
 
 FULL = BenchmarkSettings()
@@ -72,4 +73,5 @@ QUICK = dataclasses.replace(
     scaling_repetitions=1,
     whole_run_iterations=1,
     whole_run_epochs=1,
+    whole_run_seeds=(42,),
 )

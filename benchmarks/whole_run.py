@@ -1,11 +1,12 @@
-"""(d) The whole cpu profile, project against plain: seconds and validation perplexity. Each in a process of its own.
+"""(d) The whole cpu profile, project against plain: seconds and validation perplexity over seeds.
 
-The project stops early by its own rules; the plain side then does the same number of iterations and epochs, on the
-same noise and in the same order, and keeps its best weights likewise.
+Each side of each seed runs in a process of its own, on the same noise and in the same order, and stops by the same
+rules for itself: a check without a better rank ends Phase 1, an epoch without a better loss Phase 2.
 """
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from benchmarks.plain_notes import PlainNotes, PlainPhase2
 from benchmarks.plain_notes import train_phase1 as train_plain_phase1
 from benchmarks.settings import BenchmarkSettings
 from newllm_core.config.hyperparameters import Phase1Config, Phase2Config
+from newllm_core.intervals import paired_difference
 from newllm_core.metrics.prediction import perplexity
 from newllm_core.training.fixed_point import context_noise
 from newllm_core.training.phase1 import train_phase1
@@ -25,18 +27,34 @@ from newllm_core.training.phase2 import train_phase2
 
 
 def measure(settings: BenchmarkSettings) -> dict[str, Any]:
-    phase1, phase2 = phase_configs(settings)
-    fresh = settings.seed, settings.num_threads
     load_streams(settings.num_conversations)  # parsed and cached once: reading the corpus is not what is measured
-    ours = in_fresh_process(run_project, *fresh, settings, phase1, phase2)
-    plain = in_fresh_process(run_plain, *fresh, settings, phase1, phase2, ours["iterations"], ours["epochs"])
+    return summary([measure_seed(settings, seed) for seed in settings.whole_run_seeds])
+
+
+def measure_seed(settings: BenchmarkSettings, seed: int) -> dict[str, Any]:
+    """One run of each side."""
+    phase1, phase2 = phase_configs(settings)
+    fresh = seed, settings.num_threads
+    ours = in_fresh_process(run_project, *fresh, settings, phase1, phase2, seed)
+    plain = in_fresh_process(run_plain, *fresh, settings, phase1, phase2, seed)
+    return {"seed": seed, "project": ours, "plain": plain}
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Ratios of summed seconds, of the clock and of the processor, and the paired difference of log perplexities."""
+
+    def ratio(name: str) -> float:
+        plain, ours = (sum(run[side][name] for run in runs) for side in ("plain", "project"))
+        return float(plain / ours)
+
+    logarithms = [[math.log(run[side]["perplexity"]) for run in runs] for side in ("project", "plain")]
+    over_plain = paired_difference(*logarithms).exp()
     return {
-        "project": ours, "plain": plain,
-        "ratio": plain["seconds"] / ours["seconds"],
-        "ratio_phase1": plain["seconds_phase1"] / ours["seconds_phase1"],
-        "ratio_phase2": plain["seconds_phase2"] / ours["seconds_phase2"],
-        "perplexity_over_plain": ours["perplexity"] / plain["perplexity"],
-    }  # fmt: skip
+        "runs": list(runs),
+        **{name.replace("seconds", "ratio"): ratio(name) for name in _SECONDS},
+        "perplexity_over_plain": over_plain.value,
+        "perplexity_over_plain_interval": over_plain.interval and list(over_plain.interval),
+    }
 
 
 def phase_configs(settings: BenchmarkSettings) -> tuple[Phase1Config, Phase2Config]:
@@ -47,16 +65,16 @@ def phase_configs(settings: BenchmarkSettings) -> tuple[Phase1Config, Phase2Conf
     return Phase1Config(min_iterations=1, max_iterations=settings.whole_run_iterations, products="auto"), phase2
 
 
-def run_project(settings: BenchmarkSettings, phase1: Phase1Config, phase2: Phase2Config) -> dict[str, Any]:
+def run_project(settings: BenchmarkSettings, phase1: Phase1Config, phase2: Phase2Config, seed: int) -> dict[str, Any]:
     streams = load_streams(settings.num_conversations)
-    model = default_model(settings)
-    began = time.perf_counter()
-    contexts = train_phase1(model, streams.train, streams.validation, phase1, settings.seed)
+    model = default_model(settings, seed)
+    watch = _Watch()
+    contexts = train_phase1(model, streams.train, streams.validation, phase1, seed)
     assert contexts.history is not None
-    between = time.perf_counter()
-    result = train_phase2(model, contexts, streams.train, streams.validation, phase2, settings.seed)
+    watch.between()
+    result = train_phase2(model, contexts, streams.train, streams.validation, phase2, seed)
     return {
-        **_seconds(began, between), "iterations": len(contexts.history.iterations), "epochs": len(result.epochs),
+        **watch.seconds(), "iterations": len(contexts.history.iterations), "epochs": len(result.epochs),
         "train_tokens": len(streams.train), "validation_tokens": len(streams.validation),
         "context_source": phase1.context_source, "head": result.head_method,
         "perplexity": result.best.validation_perplexity, "accuracy": result.best.validation_accuracy,
@@ -64,31 +82,47 @@ def run_project(settings: BenchmarkSettings, phase1: Phase1Config, phase2: Phase
     }  # fmt: skip
 
 
-def run_plain(
-    settings: BenchmarkSettings, phase1: Phase1Config, phase2: Phase2Config, iterations: int, epochs: int
-) -> dict[str, Any]:
+def run_plain(settings: BenchmarkSettings, phase1: Phase1Config, phase2: Phase2Config, seed: int) -> dict[str, Any]:
     streams = load_streams(settings.num_conversations)
-    model = PlainNotes(default_model(settings))
+    model = PlainNotes(default_model(settings, seed))
 
     def same_noise(rows: slice, width: int, iteration: int) -> Tensor:
-        return context_noise(rows, width, 1.0, settings.seed, iteration)
+        return context_noise(rows, width, 1.0, seed, iteration)
 
-    began = time.perf_counter()
-    train, validation = train_plain_phase1(model, streams.train, streams.validation, phase1, iterations, same_noise)
-    between = time.perf_counter()
-    phase = PlainPhase2(model, train, streams.train, phase2)
-    best, accuracy = math.inf, math.nan
-    for epoch in range(1, epochs + 1):
-        phase.epoch(shuffled(len(streams.train) - 1, settings.seed, epoch))
-        figures = phase.evaluate(validation, streams.validation)
+    watch = _Watch()
+    trained = train_plain_phase1(model, streams.train, streams.validation, phase1, same_noise)
+    watch.between()
+    phase = PlainPhase2(model, trained.train, streams.train, phase2)
+    best, accuracy, worse, epoch = math.inf, math.nan, 0, 0
+    while worse < phase2.patience and epoch < phase2.max_epochs:
+        epoch, worse = epoch + 1, worse + 1
+        phase.epoch(shuffled(len(streams.train) - 1, seed, epoch))
+        figures = phase.evaluate(trained.validation, streams.validation)
         if figures.mean_nats < best:
-            best, accuracy = figures.mean_nats, figures.accuracy
+            best, accuracy, worse = figures.mean_nats, figures.accuracy, 0
     return {
-        **_seconds(began, between), "iterations": iterations, "epochs": epochs,
+        **watch.seconds(), "iterations": trained.iterations, "epochs": epoch, "context_source": "previous_iteration",
         "perplexity": perplexity(best), "accuracy": accuracy, "peak_mb": peak_mb(),
     }  # fmt: skip
 
 
-def _seconds(began: float, between: float) -> dict[str, float]:
-    now = time.perf_counter()
-    return {"seconds": now - began, "seconds_phase1": between - began, "seconds_phase2": now - between}
+_SECONDS = [f"{kind}seconds{part}" for kind in ("", "cpu_") for part in ("", "_phase1", "_phase2")]
+
+
+class _Watch:
+    """Seconds of the clock and of the processor, of both phases and of each; the clock's are those of a quiet machine
+    only."""
+
+    def __init__(self) -> None:
+        self.marks = [(time.perf_counter(), time.process_time())]
+
+    def between(self) -> None:
+        self.marks.append((time.perf_counter(), time.process_time()))
+
+    def seconds(self) -> dict[str, float]:
+        self.between()
+        parts = []
+        for clock in range(2):
+            first, second, third = (mark[clock] for mark in self.marks)
+            parts += [third - first, second - first, third - second]
+        return dict(zip(_SECONDS, parts, strict=True))

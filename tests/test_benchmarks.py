@@ -119,10 +119,10 @@ def test_without_noise_the_noise_source_does_not_matter() -> None:
 def test_plain_phase1_training_ends_at_the_projects_contexts() -> None:
     model, tokens, validation = tiny_model(), tiny_tokens(200), tiny_tokens(80, seed=2)
     plain = PlainNotes(model)
-    found = train_phase1(plain, tokens, validation, SMALL_PHASE1, 3, project_noise)
+    found = train_phase1(plain, tokens, validation, SMALL_PHASE1, project_noise)
     expected = phase1.train_phase1(model, tokens, validation, SMALL_PHASE1, SEED)
-    torch.testing.assert_close(found[0], expected.train_contexts, rtol=0, atol=1e-3)
-    torch.testing.assert_close(found[1], expected.validation_contexts, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.train, expected.train_contexts, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.validation, expected.validation_contexts, rtol=0, atol=1e-3)
 
 
 def test_plain_validation_rank_is_the_projects() -> None:
