@@ -214,7 +214,9 @@ def main(arguments: "list[str] | None" = None) -> int:
     if options.is_set_up:
         current = options.environment is not None and is_set_up(options.environment)
         return 0 if current and all(check.ok for check in package_checks(not options.without_tests)) else 1
-    checks = package_checks(not options.without_tests) if options.packages else machine_checks(options.environment, options.colab)
+    if options.packages:
+        return 0 if report(package_checks(not options.without_tests)) else 1
+    checks = machine_checks(options.environment, options.colab)
     return 0 if report(checks) else 1
 
 
