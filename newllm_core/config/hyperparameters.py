@@ -110,6 +110,10 @@ class Phase1Config:
     diversity_algorithm: str = "MCDL"  # a name in losses.DIVERSITY_ALGORITHMS
     dist_reg_weight: float = number(0.9, low=0, high=1)  # w: (1 - w) · objective + w · diversity
     context_source: str = choice("exact", "previous_iteration")
+    # Largest jump of the exact contexts that training starts from, far below the noise; reported ones keep to 1e-5.
+    context_tolerance: float = later(number(0.01, low=1e-6, high=1))
+    # What the fixed-point objective multiplies: bfloat16 always, or where this CPU is faster with it (auto).
+    products: str = later(choice("float32", "auto", "bfloat16"))
     context_noise: float = number(0.1, low=0)  # std added to the input contexts while training
     learning_rate: float = number(0.002, above=0)
     gradient_clip: float = number(2.0, above=0)
