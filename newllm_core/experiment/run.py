@@ -73,7 +73,8 @@ def experiment_place(settings: Settings, run_dir: Path, phase1_dir: Path | None 
     """A whole experiment as it is kept in ``run_dir``, its Phase 1 in ``phase1_dir``; None: inside ``run_dir``."""
     files = run_dir / TOKEN_WEIGHTS, *phase1_files(phase1_dir or run_dir / "phase1")
     identity = run_identity(settings)
-    return RunFolder(run_dir / RECORD_NAME, run_dir / PHASE2_CHECKPOINT, identity, check_run_record, files)
+    copy_to = settings.run.copy_to
+    return RunFolder(run_dir / RECORD_NAME, run_dir / PHASE2_CHECKPOINT, identity, check_run_record, files, copy_to)
 
 
 def run_phase1_only(settings: Settings, run_dir: Path, phase1_dir: Path, data_dir: Path) -> Record:

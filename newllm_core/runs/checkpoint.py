@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from newllm_core.runs.copies import copy_files
 from newllm_core.runs.disk import RunError, disk_errors_named
 from newllm_core.runs.files import (
     read_json,
@@ -41,10 +42,14 @@ _NUM_KEPT = 2
 
 @dataclass(frozen=True)
 class CheckpointPlace:
-    """Where a training keeps its checkpoints, and the configuration they belong to, by section."""
+    """Where a training keeps its checkpoints, and the configuration they belong to, by section.
+
+    ``copies``: a second place for the newest one; None: none.
+    """
 
     folder: Path
     configs: Mapping[str, Any]
+    copies: Path | None = None
 
 
 def with_read_data(
@@ -52,7 +57,7 @@ def with_read_data(
 ) -> CheckpointPlace:
     """With the device and the hashes of ``tensors``: the same configuration can meet other data."""
     hashes = {name: sha256_tensors(*read) for name, read in tensors.items()}
-    return CheckpointPlace(place.folder, {**place.configs, "read": {"device": device.type, **others, **hashes}})
+    return replace(place, configs={**place.configs, "read": {"device": device.type, **others, **hashes}})
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,16 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     with disk_errors_named(folder):
         for path in sorted(set(folder.iterdir()) - kept, key=lambda path: path.suffix != ".json"):
             path.unlink()
+
+
+CHECKPOINT_NAME = "checkpoint/"  # of its files, in a copy
+
+
+def copy_checkpoint(place: CheckpointPlace) -> bool:
+    """The newest one to the second place; False where it does not take it now."""
+    assert place.copies is not None
+    newest = _paths(place.folder, _newest_first(place.folder)[0])
+    return copy_files(place.copies, {f"{CHECKPOINT_NAME}{path.name}": path for path in newest})
 
 
 def _num_bytes(states: Any) -> int:

@@ -167,7 +167,8 @@ class RowRunner:
     def _place(self, point: Point) -> RunFolder:
         path = self.key(point)
         checkpoint = self.folder / CHECKPOINTS_FOLDER / path.stem
-        return RunFolder(path, checkpoint, identity_of(self._sections(point)), check_row_record)
+        copy_to = point.settings.run.copy_to
+        return RunFolder(path, checkpoint, identity_of(self._sections(point)), check_row_record, copy_to=copy_to)
 
     def finished(self, point: Point) -> Record | None:
         return self._place(point).finished()

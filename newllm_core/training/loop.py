@@ -22,6 +22,7 @@ from newllm_core.runs.checkpoint import (
     Checkpoint,
     CheckpointBudget,
     CheckpointPlace,
+    copy_checkpoint,
     joined,
     load_checkpoint,
     parted,
@@ -105,7 +106,7 @@ class TrainingLoop(ABC, Generic[Row]):
         self.device_batch, self.show_progress = device_batch or DeviceBatch(device, 1), show_progress
         self.report, self.rows = report, list[Row]()
         self.best, self.within = Best(), PassState()
-        self.watch, self.budget = Stopwatch(), CheckpointBudget()
+        self.watch, self.budget, self.copying = Stopwatch(), CheckpointBudget(), CheckpointBudget()
 
     # --- what a training says ---------------------------------------------------------------------------------------
 
@@ -233,6 +234,12 @@ class TrainingLoop(ABC, Generic[Row]):
             self.save()
         except DiskError as error:
             logger.warning("%s. %s goes on in memory; %s", error, self.name, self._last_checkpoint())
+            return
+        assert self.place is not None
+        # A drive is slower than a disk: its copies have a share of the time of their own.
+        if self.place.copies is not None and (self._stop.number is not None or self.copying.allows(self._tensors)):
+            with self.copying.timed(self._where()):
+                copy_checkpoint(self.place)
 
     def _where(self) -> str:
         return f"after {len(self.rows)} {self.unit}s and {self.within.steps} steps"

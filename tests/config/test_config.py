@@ -153,7 +153,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_one() -> None:
 
 
 def test_a_key_that_resembles_none_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="unknown key of RunConfig 'xyz'. Expected one of: device, num_threads, seed"):
+    known = "copy_to, device, num_threads, seed"
+    with pytest.raises(ConfigError, match=f"unknown key of RunConfig 'xyz'. Expected one of: {known}"):
         from_mapping(RunConfig, {"xyz": 3})
 
 
@@ -235,7 +236,8 @@ def changed(value: Any, spec: dataclasses.Field[Any]) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("config_type", "name"), [pair for pair in FIELDS if pair[1] not in ("conversations_file", "missing_text")]
+    ("config_type", "name"),
+    [pair for pair in FIELDS if pair[1] not in ("conversations_file", "missing_text", "copy_to")],
 )
 def test_the_hash_changes_with_any_field(config_type: type, name: str) -> None:
     spec = next(spec for spec in dataclasses.fields(config_type) if spec.name == name)
@@ -250,6 +252,10 @@ def test_a_file_is_no_part_of_the_hash_by_its_place_but_what_is_left_out_of_it_i
     assert config_hash(one) == config_hash(other) != config_hash(skipping)
     assert config_values(one)["conversations_file"] is None and "missing_text" not in config_values(one)
     assert config_values(skipping)["missing_text"] == "skip-message"
+    # A location that came later is in no record at all: names of earlier runs stay what they are.
+    assert config_values(RunConfig(copy_to="a")) == config_values(RunConfig()) == {
+        "seed": 42, "num_threads": 2, "device": "auto",
+    }  # fmt: skip
     with pytest.raises(ConfigError, match="missing_text: only for corpus='file', given corpus='chitchat'"):
         DataConfig(missing_text="skip-message")
 
