@@ -108,7 +108,7 @@ def _experiment(base: Settings, save_model: bool, folder: Path, seed: int) -> An
 def _load_experiment(base: Settings, save_model: bool, folder: Path, seed: int) -> Any:
     record = _experiment(base, save_model, folder, seed)
     model = load_model(record, folder / RUN, folder / RUN / "phase1", folder / DATA).model
-    saved = NewLLM.load(folder / RUN / MODEL_FOLDER) if save_model else model
+    saved = NewLLM.from_pretrained(folder / RUN / MODEL_FOLDER) if save_model else model
     return record, _weights(model), _weights(saved)
 
 
@@ -230,8 +230,13 @@ def _batch(folder: Path, seed: int) -> Any:
 
 
 def cells_of(path: Path) -> Any:
+    """Sources and outputs, however what was printed reached the notebook in pieces."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return [{name: value for name, value in cell.items() if name != "metadata"} for cell in cells]
+    for cell in cells:
+        printed = "".join(line for output in cell.get("outputs", []) for line in output.get("text", []))
+        others = [output for output in cell.get("outputs", []) if "text" not in output]
+        cell["outputs"] = [printed, *others]
+    return [{name: value for name, value in cell.items() if name not in ("metadata", "id")} for cell in cells]
 
 
 def _scenarios() -> Iterator[Scenario]:
