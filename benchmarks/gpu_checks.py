@@ -158,7 +158,9 @@ def _noise(inputs: LanguageInputs) -> Iterator[Check]:
 
 def _fixed_point(inputs: LanguageInputs) -> Iterator[Check]:
     for source in ("exact", "previous_iteration"):
-        config = dataclasses.replace(Phase1Config(), context_noise=0.0, context_source=source, batch_tokens=1000)
+        config = dataclasses.replace(
+            Phase1Config(), context_noise=0.0, context_source=source, batch_tokens=1000, context_tolerance=1e-5
+        )
         yield from _objective(f"fixed point, {source}", CvfpPass, config, inputs)
 
 

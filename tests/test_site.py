@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from browser_helpers import Watched, chromium
 
 ROOT = Path(__file__).resolve().parents[1]
 pytest.importorskip("mkdocs", reason="pip install -e '.[docs]'")
@@ -73,3 +74,11 @@ def test_the_reference_has_the_public_functions_with_what_they_say(site: Path) -
     contexts = (site / "api" / "contexts.html").read_text(encoding="utf-8")
     assert 'id="newllm_core.contexts.shooting.exact_contexts"' in contexts
     assert 'id="newllm_core.model.llm.NewLLM"' in (site / "api" / "model.html").read_text(encoding="utf-8")
+
+
+def test_its_pages_are_accessible_and_ask_nobody_for_anything(site: Path) -> None:
+    with chromium() as browser:
+        for name in ("index.html", "results.html", "api/contexts.html", "compatibility.html", "ja.html"):
+            watched = Watched(browser, site / name)
+            assert watched.wrong == [] and watched.objections() == [], name
+            watched.page.close()

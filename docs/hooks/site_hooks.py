@@ -27,7 +27,7 @@ PAGES = {
     "reproduce/README.md": "reproduce.md",
     "notebooks/README.md": "notebooks/index.md",
     "results/reference/gpu.md": "gpu.md",
-    "results/reference/nkat/README.md": "nkat.md",
+    "results/reference/nkat/README.md": "vision.md",
 }
 _LINK = re.compile(r"(\]\(|src=\"|href=\")(?!https?:|#|mailto:|data:)([^)\"\s#]+)(#[\w-]+)?(?=[)\"])")
 _CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.M | re.S)

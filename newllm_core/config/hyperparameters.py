@@ -24,7 +24,11 @@ class DataConfig:
     num_samples: int = number(80, low=1)  # training conversations, in corpus order
     train_range: tuple[int, int] | None = None  # (first, past the last) to take them from; None: all but validation
     validation_range: tuple[int, int] = (1000, 1020)  # notes: samples 1000–1019
-    embeddings: str = choice("whisper-tiny.en", "gpt2", "ppmi-svd", "random")
+    # The last: of any causal model on the Hub, with its tokenizer.
+    embeddings: str = choice(
+        "whisper-tiny.en", "gpt2", "ppmi-svd", "random",
+        pattern=r"hub:[\w.-]+/[\w.-]+(@[\w./-]+)?", example="hub:owner/name@revision",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if "auto_split" in (self.validation_range, self.train_range, self.corpus):
@@ -110,6 +114,10 @@ class Phase1Config:
     diversity_algorithm: str = "MCDL"  # a name in losses.DIVERSITY_ALGORITHMS
     dist_reg_weight: float = number(0.9, low=0, high=1)  # w: (1 - w) · objective + w · diversity
     context_source: str = choice("exact", "previous_iteration")
+    # Largest jump of the exact contexts that training starts from, far below the noise; reported ones keep to 1e-5.
+    context_tolerance: float = later(number(0.01, low=1e-6, high=1))
+    # What the fixed-point objective multiplies: bfloat16 always, or where this CPU is faster with it (auto).
+    products: str = later(choice("float32", "auto", "bfloat16"))
     context_noise: float = number(0.1, low=0)  # std added to the input contexts while training
     learning_rate: float = number(0.002, above=0)
     gradient_clip: float = number(2.0, above=0)

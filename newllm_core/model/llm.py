@@ -255,34 +255,3 @@ class NewLLM(nn.Module):
 
 def _as_list(prompts: str | Sequence[str]) -> list[str]:
     return [prompts] if isinstance(prompts, str) else list(prompts)
-
-
-class StreamEmbeddings:
-    """The ContextBlock's token input `[N, E·T]` of a stream, computed slice by slice.
-
-    A stream of a million tokens would need gigabytes at once; ``embeddings[a:b]`` computes rows a … b-1: the last
-    T normalised embeddings up to each token, oldest first, zeros before the start.
-    """
-
-    def __init__(self, model: NewLLM, tokens: Tensor) -> None:
-        self.model = model
-        self.tokens = tokens
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.tokens), self.model.config.embed_dim * self.model.config.num_input_tokens
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @torch.no_grad()
-    def __getitem__(self, rows: slice) -> Tensor:
-        start, stop, step = rows.indices(len(self.tokens))
-        if step != 1:
-            raise ValueError(f"StreamEmbeddings: expected a slice of step 1, given {step}")
-        earlier = self.model.config.num_input_tokens - 1
-        first = max(start - earlier, 0)
-        embedded = self.model.embed_for_contexts(self.tokens[first:stop])
-        missing = earlier - (start - first)
-        padded = functional.pad(embedded, (0, 0, missing, 0))
-        return torch.cat([padded[lag : lag + stop - start] for lag in range(earlier + 1)], dim=1)

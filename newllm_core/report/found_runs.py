@@ -173,10 +173,14 @@ def closing_lines(runs: Sequence[FoundRun], unusable: Sequence[str], num_noteboo
 
 
 def _best_text(runs: Sequence[FoundRun]) -> str:
-    """Of whole runs and of the leaderboard's rows, each at the largest number of training tokens."""
+    """Of whole runs and of the leaderboard's rows, each at the largest number of training tokens.
+
+    Where pictures of a run were asked for, such as in notebook 03, only those are looked at; others belong to a sweep.
+    """
     parts = []
     for kind in (LANGUAGE, ROW):
         known = [run for run in runs if run.kind == kind and run.table["PPL"] is not None]
+        known = [run for run in known if run.pictures] or known
         if known:
             best = min(known, key=lambda run: (-(run.table["tokens"] or 0), run.table["PPL"]))
             parts.append(f"{best.table['PPL']:,.1f} of {best.what} ({best.table['tokens']:,.0f} training tokens)")

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from newllm_core.head import cross_entropy as head
+from newllm_core.head import rounded_softmax
 from newllm_core.head.cross_entropy import Head, choose_head, frozen_head_cross_entropy
 
 METHODS = ["direct", "blocks", "blocks-bf16"]
@@ -43,6 +44,8 @@ def relative(found: Tensor | None, expected: Tensor) -> float:
 def block_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(head._BLOCK_COLUMNS, "cpu", request.param[0])
     monkeypatch.setitem(head._BLOCK_ROWS, "cpu", request.param[1])
+    monkeypatch.setattr(rounded_softmax, "_BLOCK_COLUMNS", request.param[0])
+    monkeypatch.setattr(rounded_softmax, "BLOCK_ROWS", request.param[1])
 
 
 SHAPES = {"count": st.integers(1, 23), "width": st.integers(1, 9), "vocab": st.integers(2, 40)}
