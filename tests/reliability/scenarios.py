@@ -20,9 +20,8 @@ from newllm_core.batch.jobs import BatchError, Job
 from newllm_core.batch.notebooks import run_batch
 from newllm_core.config.hyperparameters import DataConfig, ModelConfig, Phase1Config, Phase2Config, RunConfig, Settings
 from newllm_core.config.schema import changed
-from newllm_core.data import tokens as tokens_module
+from newllm_core.data import vocabulary as vocabulary_module
 from newllm_core.experiment import measure as measure_module
-from newllm_core.experiment import run as run_module
 from newllm_core.experiment.run import MODEL_FOLDER, load_model, run_experiment
 from newllm_core.model import NewLLM
 from newllm_core.runs import checkpoint as checkpoint_module
@@ -263,14 +262,10 @@ def prepare_process() -> None:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     checkpoint_module.CHECKPOINT_SHARE = math.inf
-    tokenizer = functools.cache(tokens_module.load_tokenizer)
-    lengths = functools.cache(tokens_module.token_byte_lengths)
-    for module in (tokens_module, measure_module, run_module, rows_module):
-        for name, once in (("load_tokenizer", tokenizer), ("token_byte_lengths", lengths)):
-            if hasattr(module, name):
-                setattr(module, name, once)
+    vocabulary_module.load_tokenizer = functools.cache(vocabulary_module.load_tokenizer)
+    lengths = vocabulary_module.token_byte_lengths()
+    for module in (measure_module, rows_module):
+        module.token_byte_lengths = lambda vocabulary: lengths  # type: ignore[attr-defined]
     measure_module.SAMPLE_PROMPTS = ("Hi",)
-    tokenizer()
-    lengths()
     _images()
     seed_everything(0, 1)  # imports a thousand modules of torch at its first call
