@@ -25,6 +25,7 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 INJECTED = {"validation_range": [1000, 1002]}
 CHANGES = {
+    "00_tour": {"context_dim": 12, "sentence": "Hello there, how are you"},
     "01_data_prep": {"num_samples": 3, "embed_dim": 8},
     "02_phase1": {"context_dim": 12, "seed": 7},
     "03_phase2": {"context_dim": 12, "seed": 7},
