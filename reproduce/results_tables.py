@@ -27,10 +27,11 @@ from newllm_core.comparison.leaderboard import (
 )
 from newllm_core.comparison.paired import paired_difference, paired_perplexity_ratio
 from newllm_core.intervals import NOT_DISTINGUISHABLE, NOT_MEASURED, Estimate, over_seeds, paired_ratio
+from newllm_core.losses import DIVERSITY_ALGORITHMS
 from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, read_json, write_text
 from newllm_core.studies.rows import read_rows
 from reproduce.controls import RATIOS
-from reproduce.reference_experiments import SEEDS, diversity_sweep
+from reproduce.reference_experiments import DIVERSITY_ITERATIONS
 
 PAGE = PROJECT_ROOT / "docs" / "results.md"
 _BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
@@ -197,8 +198,10 @@ def scaling() -> str:
 
 def diversity() -> str:
     """Each loss against the first; milliseconds are of the forward and backward pass over one batch of contexts."""
-    sweep = diversity_sweep(SEEDS, phase1_only=False)
-    records = [record for point in sweep.points if (record := sweep.runner.finished(point)) is not None]
+    every = [read_json(path) for path in sorted((REFERENCE_DIR / "experiments").glob("*.json"))]
+    compared = [one for one in every if one["config"]["phase1"]["max_iterations"] == DIVERSITY_ITERATIONS]
+    order = list(DIVERSITY_ALGORITHMS)
+    records = sorted(compared, key=lambda one: order.index(one["config"]["phase1"]["diversity_algorithm"]))
     cost = {one["name"]: one for one in read_json(REFERENCE_DIR / "diversity" / "cost.json")["losses"]}
     groups, rows = groups_of(records), []
     for one in groups:
