@@ -77,8 +77,10 @@ def measure_all(names: list[str], settings: BenchmarkSettings, path: Path) -> No
     """Each part is written as soon as it is done."""
     for name in names:
         print(f"({name}) {PARTS[name][0]} …", flush=True)
-        part = measure_part(name, settings)
-        parts = {**stored_parts(path), name: part}
+        part, stored = measure_part(name, settings), stored_parts(path)
+        if name == "d" and name in stored and settings.whole_run_seeds != FULL.whole_run_seeds:
+            part["figures"] = whole_run.with_runs_of(part["figures"], stored[name]["figures"])
+        parts = {**stored, name: part}
         write_json(path, {"command": "python -m benchmarks.core", "parts": dict(sorted(parts.items()))})
         print(report.part_report(name, part["figures"]), f"\n{part['seconds']} s\n", flush=True)
 
@@ -86,13 +88,17 @@ def measure_all(names: list[str], settings: BenchmarkSettings, path: Path) -> No
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=sorted(PARTS), default=sorted(PARTS), help="parts to measure")
+    parser.add_argument("--seeds", nargs="+", type=int, help="of part d; runs of other seeds stay")
     parser.add_argument("--quick", action="store_true", help="tiny sizes; figures mean nothing")
     parser.add_argument("--report", action="store_true", help="tables and plots of the JSON file, nothing measured")
     parser.add_argument("--output", type=Path, default=None, help="JSON file to write")
     arguments = parser.parse_args()
     path = arguments.output or (QUICK_OUTPUT if arguments.quick else OUTPUT)
     if not arguments.report:
-        measure_all(arguments.only, QUICK if arguments.quick else FULL, path)
+        settings = QUICK if arguments.quick else FULL
+        if arguments.seeds:
+            settings = dataclasses.replace(settings, whole_run_seeds=tuple(arguments.seeds))
+        measure_all(arguments.only, settings, path)
     parts = stored_parts(path)
     for name in arguments.only if arguments.report else []:
         if name in parts:

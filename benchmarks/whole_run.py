@@ -6,7 +6,7 @@ rules for itself: a check without a better rank ends Phase 1, an epoch without a
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +21,7 @@ from benchmarks.settings import BenchmarkSettings
 from newllm_core.config.hyperparameters import Phase1Config, Phase2Config
 from newllm_core.intervals import paired_difference
 from newllm_core.metrics.prediction import perplexity
+from newllm_core.runs.reproducibility import current_commit
 from newllm_core.training.fixed_point import context_noise
 from newllm_core.training.phase1 import train_phase1
 from newllm_core.training.phase2 import train_phase2
@@ -31,13 +32,20 @@ def measure(settings: BenchmarkSettings) -> dict[str, Any]:
     return summary([measure_seed(settings, seed) for seed in settings.whole_run_seeds])
 
 
+def with_runs_of(figures: dict[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with the runs of other seeds that ``stored`` has, each of its own commit."""
+    measured = {run["seed"] for run in figures["runs"]}
+    runs = figures["runs"] + [run for run in stored.get("runs", []) if run["seed"] not in measured]
+    return summary(sorted(runs, key=lambda run: int(run["seed"])))
+
+
 def measure_seed(settings: BenchmarkSettings, seed: int) -> dict[str, Any]:
     """One run of each side."""
     phase1, phase2 = phase_configs(settings)
     fresh = seed, settings.num_threads
     ours = in_fresh_process(run_project, *fresh, settings, phase1, phase2, seed)
     plain = in_fresh_process(run_plain, *fresh, settings, phase1, phase2, seed)
-    return {"seed": seed, "project": ours, "plain": plain}
+    return {"seed": seed, "commit": current_commit(), "project": ours, "plain": plain}
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
