@@ -59,6 +59,16 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def computed_by(device: torch.device) -> dict[str, Any]:
+    """What a record says of the machine and the code that made it."""
+    return {
+        "device": device_name(device),
+        "arithmetic": arithmetic(),
+        "versions": library_versions(),
+        "commit": current_commit(),
+    }
+
+
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
 
