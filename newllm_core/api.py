@@ -14,7 +14,7 @@ from newllm_core.config.schema import ConfigError, config_hash, unknown_name_mes
 from newllm_core.experiment.folder_names import phase1_folder_name, run_folder_name
 from newllm_core.experiment.prepare import Prepared
 from newllm_core.experiment.prepare import prepare as prepare_parts
-from newllm_core.experiment.run import load_model, phase1_only_record, run_experiment, run_phase1
+from newllm_core.experiment.run import load_model, run_experiment, run_phase1, run_phase1_alone
 from newllm_core.model import NewLLM
 from newllm_core.report import phases, text
 from newllm_core.report.gallery import Gallery
@@ -89,9 +89,7 @@ def run(settings: Settings, *, phase1_only: bool = False) -> Run:
     name = phase1_folder_name(settings.data, settings.model, settings.phase1, settings.run)
     phase1_folder = RESULTS_DIR / "phase1" / name
     if phase1_only:
-        prepared = prepare(settings)
-        _, phase1 = run_phase1(prepared, settings.phase1, phase1_folder)
-        return Run(settings, phase1_only_record(prepared, phase1), phase1_folder, phase1_folder)
+        return Run(settings, run_phase1_alone(settings, phase1_folder), phase1_folder, phase1_folder)
     folder = RESULTS_DIR / "experiments" / run_folder_name(settings)
     record = run_experiment(
         settings.data, settings.model, settings.phase1, settings.phase2, folder, run=settings.run,

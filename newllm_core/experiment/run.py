@@ -58,10 +58,12 @@ def run_phase1(prepared: Prepared, config: Phase1Config, phase1_dir: Path) -> tu
     return phase1_in_folder(prepared, identity_of(sections), phase1_dir, train)
 
 
-def phase1_only_record(prepared: Prepared, phase1_record: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's record before Phase 2, for reports and plots of Phase 1 alone."""
-    identity = {name: phase1_record[name] for name in ("config", "read")}
-    return {**identity, **describe(prepared), "phase1": _phase1_figures(phase1_record)}
+def run_phase1_alone(settings: Settings, phase1_dir: Path, data_dir: Path = DATA_DIR) -> Record:
+    """A run's record before Phase 2, for reports and plots of Phase 1 alone. Raises as ``run_experiment``."""
+    prepared = prepare(settings.data, settings.model, settings.run, data_dir)
+    _, record = run_phase1(prepared, settings.phase1, phase1_dir)
+    identity = {name: record[name] for name in ("config", "read")}
+    return {**identity, **describe(prepared), "phase1": _phase1_figures(record)}
 
 
 def _phase1_figures(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,5 +104,7 @@ class RunFolder:
             return None
         record: Record = read_json(self.record_path)
         self.check(record, self.record_path)
-        refuse_other_run(record, self.identity, self.record_path.parent)
+        # A record with a name of its own may share its folder with others, which are not to be moved away.
+        shared = self.record_path.name != RECORD_NAME
+        refuse_other_run(record, self.identity, self.record_path if shared else self.record_path.parent)
         return record

@@ -14,12 +14,10 @@ from newllm_core.data import corpus_key, load_embeddings, load_token_streams
 from newllm_core.experiment.estimate import estimate
 from newllm_core.experiment.folder_names import identity_of, phase1_folder_name, run_folder_name, run_identity
 from newllm_core.experiment.prepare import Prepared, prepare, refuse_short_texts, refuse_short_training
-from newllm_core.experiment.record_keys import check_run_record
-from newllm_core.experiment.run import experiment_place, phase1_only_record, run_experiment, run_phase1
+from newllm_core.experiment.run import experiment_place, run_experiment, run_phase1_alone
 from newllm_core.losses import diversity_loss
-from newllm_core.runs.files import DATA_DIR, REFERENCE_DIR, RESULTS_DIR, read_json, write_json
+from newllm_core.runs.files import DATA_DIR, REFERENCE_DIR, RESULTS_DIR
 from newllm_core.runs.folder import RECORD_NAME, RunFolder
-from newllm_core.runs.identity import refuse_other_run
 from newllm_core.runs.reproducibility import resolve_device
 from newllm_core.studies.row_keys import check_row_record
 from newllm_core.studies.rows import run_row
@@ -82,18 +80,17 @@ class ExperimentRunner:
 
     def finished(self, point: Point) -> Record | None:
         """Its own record, else a committed one."""
-        name = self.key(point)
-        own, committed = self.folders.experiments / name, self.folders.reference / f"{name}.json"
-        if not self.phase1_only and (found := experiment_place(point.settings, own).finished()) is not None:
-            return found
-        for path in (own / RECORD_NAME, committed):
-            if path.is_file():
-                record: Record = read_json(path)
-                refuse_other_run(record, run_identity(point.settings, phase1_only=self.phase1_only), path)
-                if not self.phase1_only:
-                    check_run_record(record, path)
-                return record
-        return None
+        own = self._place(point)
+        committed = replace(own, record_path=self.folders.reference / f"{self.key(point)}.json")
+        return own.finished() or committed.finished()
+
+    def _place(self, point: Point) -> RunFolder:
+        folder = self.folders.experiments / self.key(point)
+        if not self.phase1_only:
+            return experiment_place(point.settings, folder)
+        # What its training goes on from lies with Phase 1 itself.
+        identity = run_identity(point.settings, phase1_only=True)
+        return RunFolder(folder / RECORD_NAME, folder / "checkpoint", identity)
 
     def check(self, points: Sequence[Point]) -> None:
         _check_settings([point.settings for point in points], self.folders.data)
@@ -116,11 +113,8 @@ class ExperimentRunner:
                 settings.data, settings.model, settings.phase1, settings.phase2, folders.experiments / self.key(point),
                 run=settings.run, data_dir=folders.data, phase1_dir=phase1_dir,
             )  # fmt: skip
-        prepared = prepare(settings.data, settings.model, settings.run, folders.data)
-        _, phase1 = run_phase1(prepared, settings.phase1, phase1_dir)
-        record = phase1_only_record(prepared, phase1)
-        write_json(folders.experiments / phase1_dir.name / RECORD_NAME, record)
-        return record
+        with self._place(point).held() as held:
+            return held.record or held.keep(run_phase1_alone(settings, phase1_dir, folders.data))
 
 
 @dataclass(frozen=True)

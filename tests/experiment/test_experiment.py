@@ -22,9 +22,8 @@ from newllm_core.experiment.run import (
     PHASE2_CHECKPOINT,
     TOKEN_WEIGHTS,
     load_model,
-    phase1_only_record,
     run_experiment,
-    run_phase1,
+    run_phase1_alone,
 )
 from newllm_core.head.cross_entropy import Head
 from newllm_core.model import NewLLM
@@ -306,9 +305,7 @@ def test_token_pictures_and_table(folder: Path, record: dict[str, Any]) -> None:
 
 
 def test_phase1_alone_can_be_reported(folder: Path, record: dict[str, Any]) -> None:
-    prepared = prepare(SMALL.data, SMALL.model, SMALL.run, folder / "data")
-    _, phase1 = run_phase1(prepared, SMALL.phase1, folder / "run" / "phase1")
-    alone = phase1_only_record(prepared, phase1)
+    alone = run_phase1_alone(SMALL, folder / "run" / "phase1", folder / "data")
     assert figures_of(alone["phase1"]) == figures_of(record["phase1"])
     assert "Phase 2" not in report(alone).split("\n")
 

@@ -334,10 +334,10 @@ def test_a_points_own_record_is_preferred_to_a_committed_one(complete: Folders, 
 
 def test_a_committed_record_of_another_configuration_is_refused(complete: Folders, folders: Folders) -> None:
     record = record_of(complete, SMALL)
-    record["config"]["phase2"]["max_epochs"] = 9
+    record["config"]["phase2"]["gradient_clip"] = 9.0
     path = folders.reference / f"{run_folder_name(SMALL)}.json"
     write_json(path, record)
-    with pytest.raises(RunError, match="phase2.max_epochs = 9, asked for 1") as refusal:
+    with pytest.raises(RunError, match="phase2.gradient_clip = 9.0, asked for 1.0") as refusal:
         sweep_of(THREE[:1], folders).run()
     # The file, not the folder that holds every committed record: the message advises to delete it.
     assert str(refusal.value).startswith(str(path))
@@ -367,7 +367,7 @@ def test_phase1_only_records_have_no_phase2_and_are_found_again(
         assert "phase2" not in record
         assert record["phase1"] == record_of(complete, point)["phase1"]
     assert names_in(folders.experiments) == {phase1_name(point) for point in points}
-    monkeypatch.setattr(runners_module, "run_phase1", must_not_run)
+    monkeypatch.setattr(runners_module, "run_phase1_alone", must_not_run)
     assert sweep_of(two, shared, phase1_only=True).run() == json.loads(json.dumps(records))
 
 
