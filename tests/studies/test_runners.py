@@ -14,11 +14,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from newllm_core.baselines import gpt2 as gpt2_module
 from newllm_core.baselines.gpt2 import gpt2_nats
 from newllm_core.baselines.registry import BASELINES
+from newllm_core.comparison.figures import perplexity_ratio
 from newllm_core.comparison.groups import ComparisonError
 from newllm_core.comparison.leaderboard import (
     contexts_table,
     expectation_sentences,
-    perplexity_ratio,
     standings,
     standings_table,
 )
