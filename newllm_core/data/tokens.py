@@ -40,10 +40,15 @@ def load_tokenizer() -> Tokenizer:
     """GPT-2's byte-level BPE.
 
     One source for every corpus: `openai-community/gpt2` holds the same vocabulary and merges, and reading them from the
-    installed package needs no network and cannot differ from run to run.
+    installed package needs no network and cannot differ from run to run. The same object at every call: do not change it.
     Raises DataError when the package is missing or altered, or the tokenizer fails its self-check.
     """
-    tokenizer = Tokenizer(models.BPE.from_file(str(locate(GPT2_ENCODER)), str(locate(GPT2_MERGES))))
+    return _tokenizer_of(locate(GPT2_ENCODER), locate(GPT2_MERGES))
+
+
+@functools.cache  # reading them takes a quarter of a second, and a run asks four times
+def _tokenizer_of(encoder: Path, merges: Path) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE.from_file(str(encoder), str(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     check_tokenizer(tokenizer)
@@ -67,11 +72,10 @@ def token_byte_lengths() -> Tensor:
     GPT-2's byte-level vocabulary writes every byte as one character; its end-of-text token, written as markup,
     stands for no text.
     """
-    vocabulary = load_tokenizer().get_vocab()
-    lengths = torch.zeros(VOCAB_SIZE, dtype=torch.int64)
-    for token, number in vocabulary.items():
+    lengths = [0] * VOCAB_SIZE
+    for token, number in load_tokenizer().get_vocab().items():
         lengths[number] = 0 if token == "<|endoftext|>" else len(token)
-    return lengths
+    return torch.tensor(lengths)
 
 
 @dataclass(frozen=True)
