@@ -40,7 +40,7 @@ from reproduce.reference_experiments import centre
 
 # Two validation conversations, for an interval.
 SMALL = dataclasses.replace(
-    ONE_CONVERSATION, data=dataclasses.replace(ONE_CONVERSATION.data, validation_range=(10, 12))
+    ONE_CONVERSATION, data=dataclasses.replace(ONE_CONVERSATION.data, validation_range=(14, 16))
 )
 LEADERS = [name for name, one in known_variants().items() if one.group == "leaderboard"]
 NETWORKS = [name for name, one in BASELINES.items() if one.kind == "network"]

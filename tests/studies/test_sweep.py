@@ -245,7 +245,7 @@ def test_no_variant_and_two_of_one_name_are_refused(variants: list[Variant]) -> 
 
 def test_more_samples_than_the_corpus_has_is_refused_before_anything_is_trained(folders: Folders) -> None:
     sweep = sweep_of(grid({"num_samples": [2, 100_000]}), folders)
-    with pytest.raises(DataError, match=r"100000 training samples asked for, \d{4} exist"):
+    with pytest.raises(DataError, match=r"100000 training samples asked for, \d+ exist"):
         sweep.run()
     assert not folders.experiments.exists() and not folders.phase1.exists()
 
