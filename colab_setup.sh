@@ -177,7 +177,7 @@ case "$verb" in
     test)
         set_up
         # A test uses one thread: one process a core, and no more than memory has room for.
-        exec "$python" -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile "$@"
+        exec "$python" -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
         ;;
     run)
         set_up

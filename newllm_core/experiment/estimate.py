@@ -18,7 +18,7 @@ from newllm_core.training.fixed_point import batch_slices
 
 # A Phase 1 batch costs its forward and backward pass, noise, losses and effective rank: about five forward passes.
 _PHASE1_FORWARDS = 5
-_TIMED_TOKENS = 512
+_TIMED_TOKENS = 256
 
 
 def duration_text(seconds: float) -> str:
