@@ -4,7 +4,7 @@ colab_setup.sh runs this before it installs anything, so it needs the standard l
 Python 3.6, so that an old Python can still say that it is too old (annotations newer than that are quoted).
 
     python check_environment.py                the machine: Python, venv, disk, memory, package registry
-    python check_environment.py --packages     what is installed beside this Python, against requirements.txt
+    python check_environment.py --packages     what is installed beside this Python, against requirements*.txt
     python check_environment.py --fingerprint  what a finished set-up writes into its stamp file
 """
 
@@ -23,7 +23,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent
 STAMP_NAME = ".newllm-setup"
 SETUP_COMMAND = "bash colab_setup.sh setup"
-SETUP_FILES = ("requirements.txt", "constraints.txt", "pyproject.toml")
+REQUIREMENTS, TEST_REQUIREMENTS = "requirements.txt", "requirements-tests.txt"
+SETUP_FILES = (REQUIREMENTS, TEST_REQUIREMENTS, "constraints.txt", "pyproject.toml")
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
 GIGABYTE = 10**9
 DISK_BEFORE_SETUP_GB = 4.0  # the environment with a CPU build of torch takes 2 GB, downloads and results the rest
@@ -113,7 +114,7 @@ def check_registry(probe: "list[str]", seconds: float = REGISTRY_SECONDS) -> Che
 
 
 def fingerprint(root: Path = ROOT) -> str:
-    """Changes with what a set-up depends on: the three files, and the folder the editable install points to."""
+    """Changes with what a set-up depends on: the four files, and the folder the editable install points to."""
     digest = hashlib.sha256(str(root).encode())
     for name in SETUP_FILES:
         digest.update(hashlib.sha256((root / name).read_bytes()).digest())
@@ -146,13 +147,13 @@ def machine_checks(environment: "Path | None", colab: bool) -> "list[Check]":
 
 
 def parse_requirement(line: str) -> "tuple[str, str, str] | None":
-    """(name, "==" or ">=", version) of a line of requirements.txt; None for a line without a requirement."""
+    """(name, "==" or ">=", version) of a line of a requirements file; None for a line without a requirement."""
     text = line.split("#")[0].strip()
     if not text:
         return None
     match = re.match(r"^([A-Za-z0-9._-]+)(==|>=)([0-9.]+)$", text)
     if match is None:
-        raise ValueError("requirements.txt: expected name==version or name>=version, given {!r}".format(text))
+        raise ValueError("requirements: expected name==version or name>=version, given {!r}".format(text))
     return match.group(1), match.group(2), match.group(3)
 
 
@@ -180,8 +181,10 @@ def installed_version(name: str) -> "str | None":
     return next((found.version for found in metadata.distributions(name=name, path=elsewhere)), None)
 
 
-def package_checks(root: Path = ROOT) -> "list[Check]":
-    lines = (root / "requirements.txt").read_text(encoding="utf-8").splitlines()
+def package_checks(with_tests: bool, root: Path = ROOT) -> "list[Check]":
+    """Of what the notebooks need, and of what the tests need beside."""
+    names = [REQUIREMENTS] + [TEST_REQUIREMENTS] * with_tests
+    lines = [line for name in names for line in (root / name).read_text(encoding="utf-8").splitlines()]
     wanted = [parsed for parsed in map(parse_requirement, lines) if parsed is not None]
     wanted.append(("newllm_core", ">=", "0"))
     return [check_package(name, relation, version, installed_version(name)) for name, relation, version in wanted]
@@ -201,6 +204,7 @@ def main(arguments: "list[str] | None" = None) -> int:
     parser.add_argument("--environment", type=Path, help="folder of the environment, when there is one")
     parser.add_argument("--colab", action="store_true", help="no virtual environment is made on Colab")
     parser.add_argument("--packages", action="store_true", help="check the installed packages, not the machine")
+    parser.add_argument("--without-tests", action="store_true", help="leave out what only the tests need")
     parser.add_argument("--is-set-up", action="store_true", help="exit status 0 when nothing needs installing")
     parser.add_argument("--fingerprint", action="store_true", help="print what a finished set-up leaves in its stamp")
     options = parser.parse_args(arguments)
@@ -209,8 +213,10 @@ def main(arguments: "list[str] | None" = None) -> int:
         return 0
     if options.is_set_up:
         current = options.environment is not None and is_set_up(options.environment)
-        return 0 if current and all(check.ok for check in package_checks()) else 1
-    checks = package_checks() if options.packages else machine_checks(options.environment, options.colab)
+        return 0 if current and all(check.ok for check in package_checks(not options.without_tests)) else 1
+    if options.packages:
+        return 0 if report(package_checks(not options.without_tests)) else 1
+    checks = machine_checks(options.environment, options.colab)
     return 0 if report(checks) else 1
 
 

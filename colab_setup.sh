@@ -14,9 +14,10 @@ usage: bash colab_setup.sh VERB
   setup          check the machine, install what is missing (a second time: a few seconds)
   check          check only, change nothing
   test [...]     set up, then run the tests on up to four cores; the rest is handed to pytest
-  run            set up, then run every notebook with its defaults into results/notebooks/
+  run            set up, then run every notebook with its defaults; results/index.html shows what came out
 
-On Colab everything goes into the runtime's own Python and its torch stays. Elsewhere it goes into .venv.
+On Colab everything goes into the runtime's own Python, whose torch, NumPy, ipykernel and setuptools stay; what only
+the tests need comes with them alone. Elsewhere it goes into .venv.
 
   PYTHON=python3.12         the Python to make .venv with (3.11, 3.12 or 3.13)
   TORCH_INDEX_URL=https://  one more package index to look for torch in. On Linux the usual registry has torch with
@@ -81,21 +82,22 @@ inspect_existing_environment() { # an interrupted one is thrown away, an unusabl
     fi
 }
 
-install_packages() { # the file with the version constraints
-    local quiet=--quiet
+install_packages() { # the file with the version constraints; further options of the editable install
+    local constraints=$1 quiet=--quiet
+    shift
     if [ -t 1 ]; then quiet=--progress-bar=on; fi
-    echo "Installing the packages of requirements.txt (2 GB on disk with a CPU build of torch; minutes the first time)."
-    "$python" -m pip install "$quiet" --disable-pip-version-check --no-input -r requirements.txt -c "$1" \
+    echo "Installing what the project needs (2 GB on disk with a CPU build of torch; minutes the first time)."
+    "$python" -m pip install "$quiet" --disable-pip-version-check --no-input -r requirements.txt \
+        ${with_tests:+-r requirements-tests.txt} ${builder:-} -c "$constraints" \
         ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} </dev/null &&
-        "$python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps --no-build-isolation \
-            -e . </dev/null ||
+        "$python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps "$@" -e . </dev/null ||
         fail "packages: pip stopped before everything was installed; its reason is above" \
             "bash colab_setup.sh setup (starts over, keeps what was downloaded)"
     "$python" check_environment.py --fingerprint >"$environment/.newllm-setup"
 }
 
 is_set_up() {
-    "$python" check_environment.py --is-set-up --environment "$environment"
+    "$python" check_environment.py --is-set-up --environment "$environment" ${with_tests:---without-tests}
 }
 
 set_up_on_colab() {
@@ -105,9 +107,10 @@ set_up_on_colab() {
     if ! is_set_up; then
         local kept
         kept=$(mktemp)
-        # Another torch would not fit the runtime's GPU driver; another numpy would need a restart of the runtime.
+        # Another torch would not fit the runtime's GPU driver, another numpy or ipykernel would need a restart of the
+        # runtime, and without the pkg_resources of its setuptools other packages of the runtime stop working.
         python3 -m pip list --format=freeze --disable-pip-version-check 2>/dev/null |
-            grep -E '^(torch|numpy)==' >"$kept" || true
+            grep -E '^(torch|numpy|ipykernel|setuptools)==' >"$kept" || true
         install_packages "$kept"
         rm "$kept"
     fi
@@ -124,22 +127,23 @@ set_up_in_venv() {
     if [ ! -e .venv ] || ! is_set_up; then
         touch .venv.unfinished
         [ -e .venv ] || "$base_python" -m venv .venv
-        install_packages constraints.txt
+        local builder="setuptools>=77" # of the editable install, which then needs no download of its own
+        install_packages constraints.txt --no-build-isolation
         rm .venv.unfinished
     fi
     exec 9>&-
 }
 
-set_up() {
+set_up() { # with_tests: empty where what only the tests need is left out
     if on_colab; then set_up_on_colab; else set_up_in_venv; fi
-    "$python" check_environment.py --packages
+    "$python" check_environment.py --packages ${with_tests:---without-tests}
     echo "Set up: $("$python" -c 'import sys; print(sys.executable)')"
 }
 
 check() {
     if on_colab; then
         python3 check_environment.py --colab --environment "$(python3 -c 'import sys; print(sys.prefix)')"
-        python3 check_environment.py --packages
+        python3 check_environment.py --packages --without-tests
     elif [ -e .venv ] && [ ! -e .venv.unfinished ]; then
         inspect_existing_environment
         .venv/bin/python check_environment.py --environment .venv
@@ -151,13 +155,6 @@ check() {
     fi
 }
 
-list_results() {
-    echo "Executed notebooks:"
-    find results/notebooks -name '*.ipynb' | sort | sed 's/^/  /'
-    echo "Records of runs (every figure) and pictures:"
-    find results \( -path results/reference -o -path results/vision \) -prune -o \( -name run.json -o -name '*.png' \) -print | sort | sed 's/^/  /'
-}
-
 run_notebooks() {
     set -- notebooks/[0-9]*.ipynb
     [ -e "$1" ] || fail "notebooks: there are none in notebooks/" "git checkout -- notebooks"
@@ -165,11 +162,13 @@ run_notebooks() {
     # Two at a time where there are two cores; on Colab they would share one GPU's memory.
     on_colab || workers=$("$python" -c 'import os; print(min(2, os.cpu_count() or 1))')
     "$python" -m newllm_core.batch "$@" --out results/notebooks --workers "$workers" || status=$?
-    list_results
+    "$python" -m newllm_core.report || status=$? # what came out, and the page that shows it
     return "$status"
 }
 
+with_tests=yes
 verb=${1:-}
+if on_colab && [ "$verb" != test ]; then with_tests=; fi
 if [ $# -gt 0 ]; then shift; fi
 case "$verb" in
     setup) set_up ;;

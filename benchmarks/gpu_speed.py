@@ -19,11 +19,11 @@ from benchmarks.gpu_inputs import LanguageInputs, best_settings
 from benchmarks.gpu_timing import Work, interleaved, kernels, milliseconds, peak_mb, summary
 from benchmarks.phase2_epoch import trained_epoch
 from benchmarks.plain_notes import PlainNotes, PlainPhase1, PlainPhase2
-from newllm_core.config.hyperparameters import ModelConfig, Phase1Config, Phase2Config
+from newllm_core.config.hyperparameters import GenerationConfig, ModelConfig, Phase1Config, Phase2Config
 from newllm_core.contexts import shooting
 from newllm_core.head.cross_entropy import Head
 from newllm_core.model import NewLLM, StreamEmbeddings
-from newllm_core.model.generation import generate
+from newllm_core.model.generation import stream_tokens
 from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.training import phase2
 from newllm_core.training.fixed_point import CvfpPass
@@ -283,10 +283,11 @@ def predictive_step(inputs: LanguageInputs) -> dict[str, Any]:
 def generation(inputs: LanguageInputs) -> dict[str, Any]:
     """Tokens a second, one text."""
     model = NewLLM(ModelConfig(), inputs.embeddings).to(GPU)
-    prompt = inputs.train[:50].to(GPU)
+    prompt, config = inputs.train[:50], GenerationConfig(num_tokens=100, temperature=1.0, top_k=50)
 
     def text() -> None:
-        generate(model, prompt, 100, 1.0, 50, derived_generator("gpu generation"))
+        written = stream_tokens(model, [prompt], config, [derived_generator("gpu generation")])
+        assert sum(1 for _ in written) == 100
 
     text()
     times = [milliseconds(text) for _ in range(3)]

@@ -5,6 +5,7 @@ returns the mean loss with the gradient left in `hidden.grad`. Only the direct w
 whether the target was the arg-max; the others would need a second sweep for that.
 """
 
+import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,11 +18,12 @@ from benchmarks.inputs import load_streams, new_model
 from benchmarks.machine import MB, forget_peak, in_fresh_process, peak_mb, resident_mb
 from benchmarks.phase2_epoch import project_trainer, trained_epoch
 from benchmarks.settings import BenchmarkSettings
-from benchmarks.timing import compared, interleaved
+from benchmarks.timing import Work, compared, interleaved
 from newllm_core.config.hyperparameters import ModelConfig, Phase2Config
 from newllm_core.data import VOCAB_SIZE
-from newllm_core.head.cross_entropy import Head
-from newllm_core.runs.reproducibility import derived_generator, has_bf16_products
+from newllm_core.head.cross_entropy import Head, with_output_bias, with_unit_columns
+from newllm_core.runs.products import has_bf16_products
+from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.training.phase1 import all_contexts
 
 Way = Callable[[Tensor, Tensor], Tensor]  # hidden, targets -> mean loss, after backward
@@ -68,6 +70,7 @@ def preparations() -> dict[str, Preparation]:
         ways["linear_cross_entropy, chunks of 256"] = _plainly(torch_linear(options(batch_chunk_size=256)))
     if has_bf16_products():
         ways["blocks-bf16"] = _project("blocks-bf16")
+        ways["blocks-bf16 with bias"] = _project_with_bias("blocks-bf16")
         ways["direct, bf16"] = _plainly(direct, torch.bfloat16)
         if has_torch_linear:
             ways["linear_cross_entropy, bf16"] = _plainly(torch_linear(options(batch_chunk_size=256)), torch.bfloat16)
@@ -90,6 +93,27 @@ def _project(method: str) -> Preparation:
     return prepare
 
 
+def _project_with_bias(method: str) -> Preparation:
+    """Of zeros, so that loss and gradient stay those of the others."""
+
+    def prepare(weight: Tensor) -> Way:
+        head = Head(with_output_bias(weight, weight.new_zeros(len(weight))), method)
+        return _with_backward(lambda hidden, targets: head.loss(with_unit_columns(hidden), targets).mean_nats)
+
+    return prepare
+
+
+def bare_products(hidden: Tensor, weight: Tensor) -> dict[str, Work]:
+    """By precision, what no head can leave out: `hidden @ weightᵀ`, and that times ``weight``, each one call."""
+    kinds = ["float32", *(["bfloat16"] if has_bf16_products() else [])]
+    operands = {name: (hidden.to(getattr(torch, name)), weight.to(getattr(torch, name))) for name in kinds}
+    return {name: partial(_two_products, *pair) for name, pair in operands.items()}
+
+
+def _two_products(hidden: Tensor, weight: Tensor) -> Tensor:
+    return torch.mm(torch.mm(hidden, weight.T), weight)
+
+
 def _with_backward(loss: Callable[[Tensor, Tensor], Tensor]) -> Way:
     def run(hidden: Tensor, targets: Tensor) -> Tensor:
         hidden.grad = None
@@ -106,19 +130,35 @@ def measure(settings: BenchmarkSettings) -> list[dict[str, Any]]:
         hidden, weight, targets = trained_hidden_states(settings, embed_dim)
         ways = {name: prepare(weight) for name, prepare in preparations().items()}
         for batch in settings.batch_sizes:
-            seconds = _timings(ways, hidden[:batch], targets[:batch], settings.head_repetitions)
-            cases.append({"embed_dim": embed_dim, "batch": batch, **compared(seconds, DIRECT)})
+            bare = bare_products(hidden[:batch], weight)
+            seconds = _timings(ways, bare, hidden[:batch], targets[:batch], settings.head_repetitions)
+            products = {name: seconds.pop(name) for name in bare}
+            found = compared(seconds, DIRECT)
+            shares = of_two_products(found["median_seconds"], products)
+            cases.append({"embed_dim": embed_dim, "batch": batch, **found, **shares})
         rows = slice(0, settings.reference_rows)
         cases[-1]["exactness"] = exactness(ways, hidden[rows], weight, targets[rows])
         cases[-1]["extra_memory_mb"] = {name: _memory(settings, embed_dim, name) for name in ways}
     return cases
 
 
-def _timings(ways: dict[str, Way], hidden: Tensor, targets: Tensor, rounds: int) -> dict[str, list[float]]:
+def of_two_products(medians: dict[str, float], products: dict[str, list[float]]) -> dict[str, Any]:
+    """How fast the project's ways are, held against two bare products in the precision of their own."""
+    bare = {name: statistics.median(values) for name, values in products.items()}
+    shares = {
+        name: bare["bfloat16" if "bf16" in name else "float32"] / seconds
+        for name, seconds in medians.items() if name.startswith("blocks")
+    }  # fmt: skip
+    return {"two_products_seconds": products, "of_two_products": shares}
+
+
+def _timings(
+    ways: dict[str, Way], bare: dict[str, Work], hidden: Tensor, targets: Tensor, rounds: int
+) -> dict[str, list[float]]:
     part = hidden.detach().clone().requires_grad_()
     for way in ways.values():
         way(part[:_WARM_UP_ROWS].detach().requires_grad_(), targets[:_WARM_UP_ROWS])
-    return interleaved({name: partial(way, part, targets) for name, way in ways.items()}, rounds)
+    return interleaved({**{name: partial(way, part, targets) for name, way in ways.items()}, **bare}, rounds)
 
 
 def trained_hidden_states(settings: BenchmarkSettings, embed_dim: int) -> tuple[Tensor, Tensor, Tensor]:

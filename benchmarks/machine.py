@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import torch
 
 from newllm_core.head.cross_entropy import choose_head
+from newllm_core.runs.products import has_bf16_products, instruction_set
 from newllm_core.runs.reproducibility import (
     cpu_name,
     current_commit,
-    has_bf16_products,
     library_versions,
     seed_everything,
 )
@@ -32,6 +32,7 @@ def machine_facts() -> dict[str, Any]:
         "memory_mb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / MB),
         "system": platform.platform(terse=True),
         "threads": torch.get_num_threads(),
+        "instruction_set": instruction_set(),
         "bf16_products": has_bf16_products(),
         "head": choose_head("auto", torch.device("cpu")),
         "versions": library_versions(),

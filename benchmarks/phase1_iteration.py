@@ -55,7 +55,7 @@ def default_model(settings: BenchmarkSettings) -> NewLLM:
 
 def project_trainer(model: NewLLM, streams: Streams, context_source: str, seed: int) -> CvfpPass:
     """The project's trainer just before its first iteration."""
-    config = dataclasses.replace(Phase1Config(), context_source=context_source)
+    config = dataclasses.replace(Phase1Config(), context_source=context_source, products="auto")
     return CvfpPass(model, streams.train, config, seed)
 
 

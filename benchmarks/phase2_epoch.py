@@ -13,7 +13,8 @@ from benchmarks.plain_notes import PlainNotes, PlainPhase2
 from benchmarks.settings import BenchmarkSettings
 from benchmarks.timing import compared, interleaved
 from newllm_core.config.hyperparameters import ModelConfig, Phase2Config
-from newllm_core.runs.reproducibility import derived_generator, has_bf16_products
+from newllm_core.runs.products import has_bf16_products
+from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.training import phase2
 from newllm_core.training.evaluation import evaluation_head
 from newllm_core.training.loop import PassState

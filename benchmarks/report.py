@@ -98,9 +98,12 @@ def _head(figures: dict[str, Any]) -> str:
 
 def _candidates(cases: Sequence[dict[str, Any]]) -> str:
     speed = table(
-        ["E", "batch", "way", "tokens/s", "ratio to direct"],
+        ["E", "batch", "way", "tokens/s", "ratio to direct", "of two bare products"],
         [
-            [case["embed_dim"], case["batch"], name, case["batch"] / seconds, case["ratio"].get(name, 1.0)]
+            [
+                case["embed_dim"], case["batch"], name, case["batch"] / seconds, case["ratio"].get(name, 1.0),
+                case.get("of_two_products", {}).get(name, ""),
+            ]
             for case in cases for name, seconds in case["median_seconds"].items()
         ],
     )  # fmt: skip

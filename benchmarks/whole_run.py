@@ -43,8 +43,8 @@ def phase_configs(settings: BenchmarkSettings) -> tuple[Phase1Config, Phase2Conf
     """The defaults, with fewer epochs; a quick run only goes through the motions."""
     phase2 = Phase2Config(max_epochs=settings.whole_run_epochs)
     if settings.whole_run_iterations is None:
-        return Phase1Config(), phase2
-    return Phase1Config(min_iterations=1, max_iterations=settings.whole_run_iterations), phase2
+        return Phase1Config(products="auto"), phase2
+    return Phase1Config(min_iterations=1, max_iterations=settings.whole_run_iterations, products="auto"), phase2
 
 
 def run_project(settings: BenchmarkSettings, phase1: Phase1Config, phase2: Phase2Config) -> dict[str, Any]:

@@ -12,9 +12,11 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 DiversityLoss = Callable[[Tensor], Tensor]
@@ -50,7 +52,28 @@ def mcdl_loss(contexts: Tensor) -> Tensor:
 
     `[n, d]`; a scalar <= 0. It does not see rank: see `tests/test_losses.py`.
     """
-    return -torch.linalg.vector_norm(contexts - contexts.mean(dim=0)) / contexts.shape[0]
+    dispersion: Tensor = _Dispersion.apply(contexts)  # type: ignore[no-untyped-call]
+    return dispersion
+
+
+class _Dispersion(torch.autograd.Function):
+    """MCDL with its gradient in one pass, `-(X - mean(X)) / (n ‖X - mean(X)‖)`: autograd goes through the mean again,
+    where rows that sum to zero give nothing, and takes four times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, contexts: Tensor) -> Tensor:
+        centred = contexts - contexts.mean(dim=0)
+        norm = torch.linalg.vector_norm(centred)
+        ctx.save_for_backward(centred, norm)
+        return -norm / len(contexts)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, led: Tensor) -> Tensor:
+        centred, norm = ctx.saved_tensors
+        # Where all contexts are the same there is no direction, and nothing to push along.
+        scale = torch.where(norm > 0, -led / (len(centred) * norm), 0.0)
+        return centred * scale
 
 
 def odcm_terms(contexts: Tensor) -> dict[str, Tensor]:

@@ -1,10 +1,10 @@
-"""The committed records of whole runs: `notes` and `cpu`, and the picture on the README's first screen.
+"""The committed records of whole runs: `notes` and `cpu`, and their picture.
 
     python -m newllm_core.batch notebooks/03_phase2.ipynb -f notebooks/profiles/notes.yaml --out results/notebooks/notes
     python -m newllm_core.batch notebooks/03_phase2.ipynb -f notebooks/profiles/cpu.yaml --out results/notebooks/cpu
     python -m reproduce.reference_runs            # copies what these two left; nothing is trained here
 
-Writes results/reference/runs/<profile>.json and results/reference/readme.png.
+Writes results/reference/runs/<profile>.json and results/reference/runs/phases.png.
 """
 
 from pathlib import Path
@@ -77,7 +77,7 @@ def main() -> None:
     reference = REFERENCE_DIR
     for profile, record in records.items():
         write_json(reference / "runs" / f"{profile}.json", record)
-    path: Path = save_figure(picture(records), reference / "readme.png")
+    path: Path = save_figure(picture(records), reference / "runs" / "phases.png")
     print(f"{', '.join(records)}: {reference / 'runs'}; {path}")
 
 

@@ -11,7 +11,6 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-
 # A file runs on one worker, so a long one that comes last leaves the others idle. These take 15 to 140 s of one core.
 LONGEST_FIRST = (
     "notebooks/test_run_again.py", "experiment/test_quick_profile.py", "vision/test_vision_search.py",

@@ -60,7 +60,7 @@ def phase1_config(**values: Any) -> Phase1Config:
     small = {
         "batch_tokens": 100, "min_last_batch": 20, "effective_rank_tokens": 200, "min_iterations": 1,
         "max_iterations": 2, "check_interval": 1, "patience": 100, "validation_passes": 3,
-        "context_source": "previous_iteration",
+        "context_source": "previous_iteration", "context_tolerance": 1e-6, "products": "float32",
     }  # fmt: skip
     return Phase1Config(**{**small, **values})
 

@@ -24,7 +24,7 @@ from newllm_core.training import evaluation, phase1, phase2
 from newllm_core.training.fixed_point import CvfpPass, context_noise
 
 VOCAB, SEED = 40, 7
-SMALL_PHASE1 = Phase1Config(
+SMALL_PHASE1 = Phase1Config(products="float32", 
     batch_tokens=60, min_last_batch=20, effective_rank_tokens=50, min_iterations=1, max_iterations=3, check_interval=1,
     patience=3, context_source="previous_iteration",
 )  # fmt: skip

@@ -94,7 +94,8 @@ def test_package_lines_say_what_is_there_and_what_is_needed(relation: str, insta
 
 
 def test_every_requirement_is_checked_has_a_reason_and_is_pinned() -> None:
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    names = (env.REQUIREMENTS, env.TEST_REQUIREMENTS)
+    lines = [line for name in names for line in (ROOT / name).read_text().splitlines()]
     wanted = {line.split("#")[0].strip(): line for line in lines if env.parse_requirement(line)}
     pins = (ROOT / "constraints.txt").read_text().lower().replace("_", "-")
     for requirement, line in wanted.items():
@@ -159,6 +160,14 @@ def test_this_environment_has_every_package() -> None:
     done = subprocess.run([sys.executable, ROOT / "check_environment.py", "--packages"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[OK] torch " in done.stdout and "[OK] newllm_core " in done.stdout
+
+
+def test_what_only_the_tests_need_is_told_apart() -> None:
+    everything, notebooks = (
+        {check.found.split()[0].rstrip(":") for check in env.package_checks(with_tests)} for with_tests in (True, False)
+    )
+    assert notebooks < everything and {"pytest", "ruff", "mypy"} <= everything - notebooks
+    assert {"torch", "papermill", "newllm_core"} <= notebooks
 
 
 def test_set_up_script_without_a_verb_explains_itself() -> None:

@@ -17,12 +17,16 @@ import torch
 from core_helpers import make_model, make_tokens, phase1_config, phase2_config, rng
 from torch import Tensor
 
+from newllm_core.config.hyperparameters import GenerationConfig
 from newllm_core.contexts import shooting
 from newllm_core.head import cross_entropy, sampled_softmax
-from newllm_core.model import generation, layers, llm, readout
+from newllm_core.model import generation, layers, llm, reading, readout, sampling
 from newllm_core.training import evaluation, phase1, phase2, predictive
 
-MODULES = (layers, llm, readout, generation, cross_entropy, sampled_softmax, shooting, evaluation, phase1, predictive)
+MODULES = (
+    layers, llm, readout, reading, sampling, generation, cross_entropy, sampled_softmax, shooting, evaluation, phase1,
+    predictive,
+)  # fmt: skip
 SHAPE = re.compile(r"\[([^\]]+)\]")
 
 
@@ -147,8 +151,9 @@ def test_training_calls_every_function_with_the_shapes_that_its_docstring_gives(
     train, validation = make_tokens(301), make_tokens(101, seed=2)
     found = phase1.train_phase1(model, train, validation, phase1_config(**phase1_values), seed=1)
     phase2.train_phase2(model, found, train, validation, phase2_config(**phase2_values), seed=1)
-    generation.generate(model, train[:5], 2, 1.0, 3, rng(0))
-    expected = {"all_contexts", "evaluate", "generate", "NewLLM.hidden", "NewLLM.embed", "ContextBlock.token_parts"}
+    written = GenerationConfig(num_tokens=2, top_p=0.9, repetition_penalty=1.1)
+    assert len(list(generation.stream_tokens(model, [train[:5]], written, [rng(0)]))) == 2
+    expected = {"all_contexts", "evaluate", "choose", "NewLLM.hidden", "NewLLM.embed", "ContextBlock.token_parts"}
     assert expected <= calls, expected - calls
     assert len(calls) >= 12, calls
 

@@ -70,7 +70,12 @@ def is_finished(job: Job) -> bool:
 
 
 def run_notebook(
-    notebook: Path, output: Path, parameters: Mapping[str, Any] | None = None, profile: Path | None = None
+    notebook: Path,
+    output: Path,
+    parameters: Mapping[str, Any] | None = None,
+    profile: Path | None = None,
+    *,
+    progress_bar: bool = True,
 ) -> Path:
     """Run one notebook and write it, executed, to ``output``; returns ``output``.
 
@@ -86,7 +91,7 @@ def run_notebook(
     # papermill warns of each parameter that the notebook does not declare; job_parameters has checked them.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
-        executed = papermill.execute_notebook(notebook, partial, injected)
+        executed = papermill.execute_notebook(notebook, partial, injected, progress_bar=progress_bar)
     except Exception as error:
         reason = f"{error.ename}: {error.evalue}" if isinstance(error, PapermillExecutionError) else repr(error)
         if partial.exists():
@@ -118,12 +123,14 @@ def _check_all(jobs: Sequence[Job]) -> None:
             raise BatchError(f"{job.output}: the output of two jobs; give each its own")
 
 
-def _run_job(job: Job, again: bool) -> Outcome:
+def _run_job(job: Job, again: bool, progress_bar: bool) -> Outcome:
     if not again and is_finished(job):
         return Outcome(job, "skipped")
     start = time.perf_counter()
+    if not progress_bar:
+        print(f"{job.notebook.name} started", flush=True)
     try:
-        run_notebook(job.notebook, job.output, job.parameters, job.profile)
+        run_notebook(job.notebook, job.output, job.parameters, job.profile, progress_bar=progress_bar)
     except (BatchError, OSError) as error:
         return Outcome(job, "failed", time.perf_counter() - start, str(error))
     return Outcome(job, "finished", time.perf_counter() - start)
@@ -152,12 +159,13 @@ def run_batch(jobs: Sequence[Job | Mapping[str, Any]], again: bool = False, work
 def _as_they_end(jobs: Sequence[Job], again: bool, workers: int) -> Iterator[tuple[int, Outcome]]:
     """Each job's place in the list, and what became of it."""
     if workers == 1:
-        yield from ((place, _run_job(job, again)) for place, job in enumerate(jobs))
+        yield from ((place, _run_job(job, again, True)) for place, job in enumerate(jobs))
         return
     # Processes rather than threads: an interruption from the keyboard reaches each of them, and so its kernel.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, initializer=_end_with_the_parent) as pool:
-        places = {pool.submit(_run_job, job, again): place for place, job in enumerate(jobs)}
+        # Without bars: those of two notebooks would write over each other.
+        places = {pool.submit(_run_job, job, again, False): place for place, job in enumerate(jobs)}
         try:
             for ended in as_completed(places):
                 yield places[ended], ended.result()

@@ -110,6 +110,10 @@ class Phase1Config:
     diversity_algorithm: str = "MCDL"  # a name in losses.DIVERSITY_ALGORITHMS
     dist_reg_weight: float = number(0.9, low=0, high=1)  # w: (1 - w) · objective + w · diversity
     context_source: str = choice("exact", "previous_iteration")
+    # Largest jump of the exact contexts that training starts from, far below the noise; reported ones keep to 1e-5.
+    context_tolerance: float = later(number(0.01, low=1e-6, high=1))
+    # What the fixed-point objective multiplies: bfloat16 always, or where this CPU is faster with it (auto).
+    products: str = later(choice("float32", "auto", "bfloat16"))
     context_noise: float = number(0.1, low=0)  # std added to the input contexts while training
     learning_rate: float = number(0.002, above=0)
     gradient_clip: float = number(2.0, above=0)
@@ -184,12 +188,30 @@ class ScalingConfig:
 
 
 @dataclass(frozen=True)
+class GenerationConfig:
+    """How text is written; no part of a run, whose samples are written with these values."""
+
+    num_tokens: int = number(40, low=0)  # after the prompt, unless a stop text comes first
+    temperature: float = number(0.8, low=0)  # 0: the most probable token, always
+    top_k: int | None = number(40, low=1)  # drawn from so many most probable tokens; None: from all
+    top_p: float = number(1.0, above=0, high=1)  # from the fewest most probable ones that have this probability
+    min_p: float = number(0.0, low=0, high=1)  # from those with at least this share of the largest probability
+    repetition_penalty: float = number(1.0, above=0)  # of tokens that the text has; above 1: fewer repetitions
+    seed: int = number(42, low=0, high=2**32 - 1)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True)
 class RunConfig:
-    """What a run needs beside the experiment itself: its figures depend on all three."""
+    """What a run needs beside the experiment itself: its figures depend on the first three."""
 
     seed: int = number(42, low=0, high=2**32 - 1)  # what NumPy accepts
     num_threads: int = number(2, low=1)  # sums of floats depend on it
     device: str = choice("auto", "cpu", "cuda")
+    # A second folder for checkpoints and results, e.g. of a mounted drive; a fresh machine goes on from there.
+    copy_to: str | None = later(location())
 
     def __post_init__(self) -> None:
         validate(self)

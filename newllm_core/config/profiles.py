@@ -35,12 +35,12 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: nested too deeply for a file of parameters") from error
 
 
-def load_profile(path: Path) -> dict[str, Any]:
+def load_profile(path: Path | str) -> dict[str, Any]:
     """The parameters of a profile, a flat YAML mapping, as text and lists of text.
 
     ``Settings.from_parameters`` gives each its kind. Raises ConfigError for anything else than such a mapping.
     """
-    profile = read_yaml(path)
+    profile = read_yaml(Path(path))
     if not isinstance(profile, dict):
         found = "nothing" if profile in (None, "") else type(profile).__name__
         raise ConfigError(f"{path}: expected lines of the form name: value, found {found}")

@@ -42,7 +42,8 @@ def location() -> Any:
 
 
 def later(spec: Any) -> Any:
-    """A field that was added after runs had been kept: names and records leave it out at its default."""
+    """A field that was added after runs had been kept: names and records leave it out at its default, a location
+    always."""
     return field(default=spec.default, metadata={**spec.metadata, "later": True})
 
 
@@ -196,7 +197,9 @@ def _values(value: Any) -> Any:
     return {
         spec.name: None if spec.metadata.get("location") else _values(getattr(value, spec.name))
         for spec in dataclasses.fields(value)
-        if not (spec.metadata.get("later") and getattr(value, spec.name) == spec.default)
+        if not (
+            spec.metadata.get("later") and (spec.metadata.get("location") or getattr(value, spec.name) == spec.default)
+        )
     }
 
 

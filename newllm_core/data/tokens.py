@@ -40,8 +40,8 @@ def load_tokenizer() -> Tokenizer:
     """GPT-2's byte-level BPE.
 
     One source for every corpus: `openai-community/gpt2` holds the same vocabulary and merges, and reading them from the
-    installed package needs no network and cannot differ from run to run. The same object at every call: do not change it.
-    Raises DataError when the package is missing or altered, or the tokenizer fails its self-check.
+    installed package needs no network and cannot differ from run to run. Every call gives the same object, which
+    nobody is to change. Raises DataError when the package is missing or altered, or the tokenizer fails its self-check.
     """
     return _tokenizer_of(locate(GPT2_ENCODER), locate(GPT2_MERGES))
 
@@ -159,6 +159,7 @@ class TokenData:
     train: TokenStream
     validation: TokenStream
     statistics: TokenStatistics
+    tokenizer: Tokenizer
 
 
 def token_statistics(train: TokenStream, validation: TokenStream) -> TokenStatistics:
@@ -197,7 +198,7 @@ def load_token_streams(config: DataConfig, data_dir: Path) -> TokenData:
     boundaries = cached[1][: config.num_samples + 1]
     indices = select_samples(config, conversations_needed(config))
     train = TokenStream(cached[0][: boundaries[-1]], boundaries, tuple(indices), origin)
-    return TokenData(train, validation, token_statistics(train, validation))
+    return TokenData(train, validation, token_statistics(train, validation), tokenizer)
 
 
 def token_cache_path(config: DataConfig, corpus: Corpus, data_dir: Path) -> Path:

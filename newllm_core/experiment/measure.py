@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from newllm_core.config.hyperparameters import Phase1Config
-from newllm_core.data import load_tokenizer, token_byte_lengths
+from newllm_core.data import token_byte_lengths
 from newllm_core.experiment.checks import (
     RepeatedPasses,
     compare_stale,
@@ -28,9 +28,9 @@ from newllm_core.metrics.forgetting import (
 from newllm_core.metrics.prediction import bits_per_byte
 from newllm_core.metrics.rank import singular_values, stream_rank
 from newllm_core.metrics.spectrum import spectrum_figures
-from newllm_core.model import ContextBlock, StreamEmbeddings, generate_text
+from newllm_core.model import ContextBlock, StreamEmbeddings
 from newllm_core.runs.key_kinds import FORMAT
-from newllm_core.runs.reproducibility import computed_by, derived_generator
+from newllm_core.runs.reproducibility import computed_by
 from newllm_core.training.phase1 import IterationRecord, Phase1History, Phase1Result, all_contexts
 from newllm_core.training.phase2 import Phase2Result
 
@@ -191,5 +191,4 @@ def per_conversation_sums(nats: Tensor, boundaries: Tensor) -> dict[str, list[fl
 
 def sample_text(prepared: Prepared, prompt: str) -> str:
     """A continuation sampled with a fixed seed: the same model writes the same text."""
-    generator = derived_generator("generate", prepared.run.seed, prompt)
-    return generate_text(prepared.model, load_tokenizer(), prompt, generator=generator)
+    return prepared.model.generate(prompt, seed=prepared.run.seed)[0]

@@ -22,9 +22,15 @@ PHASE1_CHECKPOINT = "phase1_checkpoint"
 TrainAndMeasure = Callable[[CheckpointPlace], tuple[Phase1Result, Mapping[str, Any]]]
 
 
-def phase1_place(folder: Path, identity: Identity) -> RunFolder:
+def phase1_place(folder: Path, identity: Identity, copy_to: str | None = None) -> RunFolder:
     """Phase 1 as it is kept in ``folder``."""
-    return RunFolder(folder / PHASE1_RECORD, folder / PHASE1_CHECKPOINT, identity)
+    record, checkpoint = folder / PHASE1_RECORD, folder / PHASE1_CHECKPOINT
+    return RunFolder(record, checkpoint, identity, files=phase1_files(folder), copy_to=copy_to)
+
+
+def phase1_files(folder: Path) -> tuple[Path, ...]:
+    """All that a complete Phase 1 is."""
+    return folder / PHASE1_RECORD, folder / CONTEXT_WEIGHTS
 
 
 def phase1_in_folder(
@@ -43,7 +49,7 @@ def phase1_in_folder(
 
     Raises RunError when the folder holds another Phase 1 or a damaged file.
     """
-    with phase1_place(folder, identity).held() as run:
+    with phase1_place(folder, identity, prepared.run.copy_to).held() as run:
         if run.record is not None:
             return _read(prepared, folder), run.record
         watch = Stopwatch()

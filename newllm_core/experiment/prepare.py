@@ -13,7 +13,8 @@ from newllm_core.config.schema import ConfigError
 from newllm_core.data import DataError, EmbeddingMatrix, TokenData, load_embeddings, load_token_streams
 from newllm_core.metrics.forgetting import MIN_FORGETTING_TOKENS
 from newllm_core.model import NewLLM, StreamEmbeddings
-from newllm_core.runs.files import DATA_DIR, refuse_full_disk
+from newllm_core.runs.disk import refuse_full_disk
+from newllm_core.runs.files import DATA_DIR
 from newllm_core.runs.reproducibility import resolve_device, seed_everything
 from newllm_core.training.initialisation import scale_to_exponent
 
@@ -45,6 +46,7 @@ def prepare(data: DataConfig, model: ModelConfig, run: RunConfig, data_dir: Path
     refuse_short_texts(data, token_data, model)
     embeddings = load_embeddings(data, model.embed_dim, run.seed, token_data.train.tokens, data_dir)
     network = NewLLM(model, embeddings.matrix, run.seed).to(device)
+    network.tokenizer, network.embedding_source = token_data.tokenizer, embeddings.provenance
     train, validation = (stream.tokens.to(device) for stream in (token_data.train, token_data.validation))
     if model.initial_exponent is not None:
         scaled = scale_to_exponent(network.context_block, StreamEmbeddings(network, train), model.initial_exponent)

@@ -15,12 +15,12 @@ from typing import Any
 from torch import Tensor
 
 from newllm_core.config.hyperparameters import DataConfig, ModelConfig, Phase1Config, Phase2Config, RunConfig, Settings
-from newllm_core.data import load_tokenizer
 from newllm_core.experiment.folder_names import identity_of, run_identity, settings_of
 from newllm_core.experiment.measure import describe, measure_phase1, phase2_record, validation_spectrum
-from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS, PHASE1_RECORD, phase1_in_folder
+from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS, PHASE1_RECORD, phase1_files, phase1_in_folder
 from newllm_core.experiment.prepare import Prepared, check_phase1, prepare
 from newllm_core.experiment.record_keys import check_run_record
+from newllm_core.head.continuous_cache import ContinuousCache
 from newllm_core.model import NewLLM
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import DATA_DIR, load_tensors, read_json
@@ -58,12 +58,10 @@ def run_phase1(prepared: Prepared, config: Phase1Config, phase1_dir: Path) -> tu
     return phase1_in_folder(prepared, identity_of(sections), phase1_dir, train)
 
 
-def run_phase1_alone(settings: Settings, phase1_dir: Path, data_dir: Path = DATA_DIR) -> Record:
-    """A run's record before Phase 2, for reports and plots of Phase 1 alone. Raises as ``run_experiment``."""
-    prepared = prepare(settings.data, settings.model, settings.run, data_dir)
-    _, record = run_phase1(prepared, settings.phase1, phase1_dir)
-    identity = {name: record[name] for name in ("config", "read")}
-    return {**identity, **describe(prepared), "phase1": _phase1_figures(record)}
+def phase1_only_record(prepared: Prepared, phase1_record: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's record before Phase 2, for reports and plots of Phase 1 alone."""
+    identity = {name: phase1_record[name] for name in ("config", "read")}
+    return {**identity, **describe(prepared), "phase1": _phase1_figures(phase1_record)}
 
 
 def _phase1_figures(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,9 +69,27 @@ def _phase1_figures(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in ("config", "read", "cpu_seconds")}
 
 
-def experiment_place(settings: Settings, run_dir: Path) -> RunFolder:
-    """A whole experiment as it is kept in ``run_dir``."""
-    return RunFolder(run_dir / RECORD_NAME, run_dir / PHASE2_CHECKPOINT, run_identity(settings), check_run_record)
+def experiment_place(settings: Settings, run_dir: Path, phase1_dir: Path | None = None) -> RunFolder:
+    """A whole experiment as it is kept in ``run_dir``, its Phase 1 in ``phase1_dir``; None: inside ``run_dir``."""
+    files = run_dir / TOKEN_WEIGHTS, *phase1_files(phase1_dir or run_dir / "phase1")
+    identity = run_identity(settings)
+    copy_to = settings.run.copy_to
+    return RunFolder(run_dir / RECORD_NAME, run_dir / PHASE2_CHECKPOINT, identity, check_run_record, files, copy_to)
+
+
+def run_phase1_only(settings: Settings, run_dir: Path, phase1_dir: Path, data_dir: Path) -> Record:
+    """A run that ends after Phase 1; its record is kept in ``run_dir``, and has no `phase2`."""
+    with phase1_only_place(settings, run_dir, phase1_dir).held() as held:
+        if held.record is not None:
+            return held.record
+        prepared = prepare(settings.data, settings.model, settings.run, data_dir)
+        return held.keep(phase1_only_record(prepared, run_phase1(prepared, settings.phase1, phase1_dir)[1]))
+
+
+def phase1_only_place(settings: Settings, run_dir: Path, phase1_dir: Path) -> RunFolder:
+    """The same as it is kept."""
+    identity = run_identity(settings, phase1_only=True)
+    return RunFolder(run_dir / RECORD_NAME, run_dir / PHASE2_CHECKPOINT, identity, files=phase1_files(phase1_dir))
 
 
 def run_experiment(
@@ -98,13 +114,14 @@ def run_experiment(
         run: seed, threads, device.
         data_dir: where token cache and validation text are kept.
         phase1_dir: where Phase 1 is kept; runs that differ in Phase 2 alone can share one. None: inside ``run_dir``.
-        save_model: also keep the whole model in ``run_dir / "model"``, where `NewLLM.load` reads it alone. Only when
-            asked: the embedding matrix, 77 MB of Whisper's, would stand in every run; its own weights do anyway.
+        save_model: also keep the whole model in ``run_dir / "model"``, where `NewLLM.from_pretrained` reads it alone.
+            Only when asked: the embedding matrix, 77 MB of Whisper's, would stand in every run; its own weights do
+            anyway.
 
     Raises ConfigError, DataError, RunError (another configuration in the folder) or NotFiniteError.
     """
     settings = Settings(data=data, model=model, phase1=phase1, phase2=phase2, run=run)
-    place = experiment_place(settings, run_dir)
+    place = experiment_place(settings, run_dir, phase1_dir)
     phase1_dir = phase1_dir or run_dir / "phase1"
     with place.held() as held:
         if held.record is not None:
@@ -112,7 +129,7 @@ def run_experiment(
         record = held.record or _run(held, settings, data_dir, phase1_dir)
     if save_model:
         trained = load_model(record, run_dir, phase1_dir, data_dir)
-        trained.model.save(run_dir / MODEL_FOLDER, load_tokenizer())
+        trained.model.save_pretrained(run_dir / MODEL_FOLDER, record=record)
     return record
 
 
@@ -153,4 +170,12 @@ def load_model(record: Mapping[str, Any], run_dir: Path, phase1_dir: Path, data_
     prepared.model.context_block.load_state_dict(load_tensors(phase1_dir / CONTEXT_WEIGHTS))
     prepared.model.load_state_dict(load_tensors(run_dir / TOKEN_WEIGHTS), strict=False)
     set_output_bias(prepared.model, prepared.train_tokens, settings.phase2)
+    prepared.model.continuous_cache = continuous_cache(settings.phase2)
     return prepared
+
+
+def continuous_cache(config: Phase2Config) -> ContinuousCache | None:
+    """What evaluation mixes in, for text that is written."""
+    if config.cache_weight == 0:
+        return None
+    return ContinuousCache(config.cache_weight, config.cache_scale, config.cache_tokens)

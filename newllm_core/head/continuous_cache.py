@@ -4,11 +4,22 @@
 `softmax(scale · cosine)` of the state before it with the present one. Nothing is trained, and only the past is read.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 _ROWS = 512  # of the similarities, computed at once
+
+
+@dataclass(frozen=True)
+class ContinuousCache:
+    """``weight`` of the cache, 0 … 1; ``scale`` of the cosines; ``num_cached`` tokens it holds, at least one."""
+
+    weight: float
+    scale: float
+    num_cached: int
 
 
 @torch.no_grad()

@@ -3,8 +3,9 @@
 With the head W `[V, E]` frozen, the gradient with respect to a hidden state is `Σ_v p_v w_v - w_target`: the softmax
 weighted mean of W's rows, which is attention with K = V = W. So one sweep over blocks of the vocabulary that keeps a
 running maximum and sum (Milakov & Gimelshein 2018) yields loss and gradient in memory O(batch · E + block), where the
-direct computation holds 3.5 copies of `[batch, V]`. Products may be rounded to bfloat16; sums stay in the hidden
-states' own precision. On a GPU "fused" does the same with the library's products and two kernels of its own.
+direct computation holds 3.5 copies of `[batch, V]`. Products may be rounded to bfloat16 (on a CPU:
+`rounded_softmax.py`); sums stay in the hidden states' own precision. On a GPU "fused" does the same with the library's
+products and two kernels of its own.
 """
 
 from collections.abc import Iterator
@@ -15,10 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from newllm_core.runs.reproducibility import has_bf16_products, runs_kernels
+from newllm_core.head import rounded_softmax
+from newllm_core.head.rounded_softmax import RoundedSoftmax
+from newllm_core.runs.products import has_bf16_products
+from newllm_core.runs.reproducibility import runs_kernels
 
-# Measured, not chosen at run time: a choice made anew at each run would make two runs differ. Two cores with
-# AVX512-BF16, V = 50,257 (benchmarks/head.py): blocks-bf16 > blocks > torch's linear_cross_entropy ≈ direct.
+# Measured, not chosen at run time: a choice made anew at each run would make two runs differ. Where bfloat16 is faster
+# (runs/products.py), V = 50,257 (benchmarks/head.py): blocks-bf16 > blocks > torch's linear_cross_entropy ≈ direct.
 _DEVICE_CHOICE = {
     "cpu": "blocks", "cpu with bf16 products": "blocks-bf16", "cuda": "fused", "cuda without triton": "blocks-bf16",
 }  # fmt: skip
@@ -166,15 +170,26 @@ def _sweep_rows(
     if operand.dtype == torch.float16:
         yield from _sweep_fused(hidden, weight, targets, operand, wants_mean)
         return
-    step = _BLOCK_ROWS[hidden.device.type]
+    rounded = operand.dtype == torch.bfloat16 and hidden.device.type == "cpu"
+    step = rounded_softmax.BLOCK_ROWS if rounded else _BLOCK_ROWS[hidden.device.type]
     for first in range(0, len(hidden), step):
         rows = slice(first, first + step)
-        softmax = _OnlineSoftmax(hidden[rows], operand, wants_mean)
-        target_rows = weight.detach()[targets[rows]]
+        softmax = _swept(hidden[rows], targets[rows], operand, wants_mean, rounded)
+        target_rows = weight.detach().index_select(0, targets[rows])
         # The target's own logit is never rounded: it costs nothing, and halves the loss's rounding.
         nats = softmax.log_sum() - (hidden[rows] * target_rows).sum(dim=1)
         gradient = softmax.expected_row() - target_rows if wants_mean else None
-        yield _RowSweep(rows, TokenFigures(nats, softmax.best_id == targets[rows]), gradient)
+        yield _RowSweep(rows, TokenFigures(nats, softmax.correct), gradient)
+
+
+def _swept(
+    hidden: Tensor, targets: Tensor, operand: Tensor, wants_mean: bool, rounded: bool
+) -> "RoundedSoftmax | _OnlineSoftmax":
+    if rounded:
+        softmax = RoundedSoftmax(hidden, targets, operand, wants_mean)
+        if softmax.in_range():
+            return softmax
+    return _OnlineSoftmax(hidden, targets, operand, wants_mean)
 
 
 def _sweep_fused(
@@ -220,7 +235,7 @@ class _BlockedCrossEntropy(torch.autograd.Function):
 class _OnlineSoftmax:
     """One sweep over the vocabulary for a few rows: running maximum, sum, arg-max and weighted mean of W's rows."""
 
-    def __init__(self, hidden: Tensor, operand: Tensor, wants_mean: bool) -> None:
+    def __init__(self, hidden: Tensor, targets: Tensor, operand: Tensor, wants_mean: bool) -> None:
         num_rows = len(hidden)
         self.maximum = hidden.new_full((num_rows, 1), -torch.inf)
         self.total = hidden.new_zeros(num_rows, 1)
@@ -233,6 +248,7 @@ class _OnlineSoftmax:
         rounded = hidden.to(operand.dtype)
         for first in range(0, len(operand), columns):
             self._add_block(rounded, operand[first : first + columns], first)
+        self.correct = self.best_id == targets
 
     def _add_block(self, hidden: Tensor, block: Tensor, first: int) -> None:
         shape = len(hidden), len(block)
@@ -281,7 +297,11 @@ def _weight_gradient(hidden: Tensor, targets: Tensor, operand: Tensor) -> Tensor
     for first_row in range(0, len(hidden), rows):
         part = hidden[first_row : first_row + rows]
         rounded = part.to(operand.dtype)
-        log_sum = _OnlineSoftmax(part, operand, wants_mean=False).log_sum().unsqueeze(1)
+        log_sum = (
+            _OnlineSoftmax(part, targets[first_row : first_row + rows], operand, wants_mean=False)
+            .log_sum()
+            .unsqueeze(1)
+        )
         for first in range(0, len(operand), columns):
             logits = rounded @ operand[first : first + columns].T
             probabilities = torch.exp(logits.to(part.dtype) - log_sum)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from newllm_core.contexts.shooting import start_distances
+from newllm_core.contexts.horizon import start_distances
 from newllm_core.model.layers import ContextBlock
 from newllm_core.runs.reproducibility import derived_generator
 

@@ -1,9 +1,8 @@
 """The network: context layers that carry a vector along the text, token layers that predict from it."""
 
-from newllm_core.model.generation import generate, generate_text
 from newllm_core.model.layers import ContextBlock, ContextLayer, TokenBlock, TokenLayer
-from newllm_core.model.llm import NewLLM, StreamEmbeddings
-from newllm_core.model.saved import load_model_tokenizer
+from newllm_core.model.llm import NewLLM
+from newllm_core.model.stream import StreamEmbeddings
 
 __all__ = [
     "ContextBlock",
@@ -12,7 +11,4 @@ __all__ = [
     "StreamEmbeddings",
     "TokenBlock",
     "TokenLayer",
-    "generate",
-    "generate_text",
-    "load_model_tokenizer",
 ]

@@ -1,51 +1,130 @@
-"""Text from a model: sampled token by token, from the zero context."""
+"""Text from a model: prompts read and continued side by side, token by token, in memory that does not grow."""
+
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn import functional
 
-from newllm_core.model.llm import NewLLM, StreamEmbeddings
+from newllm_core.config.hyperparameters import GenerationConfig
+from newllm_core.model.reading import Predictor, Reader
+from newllm_core.model.sampling import choose, penalise_repetition
+from newllm_core.model.text_pieces import TextPieces
+from newllm_core.runs.reproducibility import derived_generator
 
 
-@torch.no_grad()
-def generate(
-    model: NewLLM, prompt: Tensor, num_tokens: int, temperature: float, top_k: int, generator: torch.Generator
-) -> Tensor:
-    """Continue ``prompt`` `[n]`, n >= 1, from the zero context by ``num_tokens`` tokens -> `[n + num_tokens]`.
+def stream_tokens(
+    model: Predictor, prompts: Sequence[Tensor], config: GenerationConfig, generators: Sequence[torch.Generator]
+) -> Generator[tuple[int, int], int | None, None]:
+    """What follows each of ``prompts`` (`[n]` token ids each, n >= 1): pairs of a prompt's number and its next token.
 
-    Sampling is from the ``top_k`` most probable tokens at ``temperature`` > 0. Raises ValueError for an empty prompt,
-    and for a temperature or ``top_k`` out of range.
+    A number that is sent back ends that text. A text stands alone: what others stand beside it does not matter, up to
+    the rounding of products of several rows. Raises ValueError for an empty prompt.
     """
-    vocab_size = len(model.embedding)
-    if not len(prompt) or not temperature > 0 or not 1 <= top_k <= vocab_size:
-        raise ValueError(
-            "generate: expected a prompt of at least one token, temperature > 0 and "
-            f"top_k in 1 … {vocab_size}, given {len(prompt)} tokens, {temperature} and {top_k}"
-        )
-    tokens = prompt.tolist()
-    history = model.config.num_input_tokens
-    context = torch.zeros(1, model.config.context_dim, device=prompt.device)
-    for position in range(len(tokens) + num_tokens - 1):
-        known = prompt.new_tensor(tokens[: position + 1][-history:])
-        window = StreamEmbeddings(model, known)[len(known) - 1 : len(known)]
-        contexts = model.context_block.forward_with_intermediates(context, window)
-        context = contexts[-1]
-        if position + 1 < len(prompt):
-            continue
-        hidden = model.hidden(torch.stack(contexts, dim=1), known[-1:])
-        best, ids = model.logits(hidden)[0].topk(top_k)
-        probabilities = functional.softmax(best / temperature, dim=0).cpu()
-        tokens.append(int(ids[torch.multinomial(probabilities, 1, generator=generator).to(ids.device)]))
-    return prompt.new_tensor(tokens)
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"generate: expected prompts of at least one token, given none in prompt {number}")
+    texts = [_Text(number, prompt, config.num_tokens) for number, prompt in enumerate(prompts) if config.num_tokens]
+    reader, draws = Reader(model, len(texts)), [generators[text.number] for text in texts]
+    seen = _seen(model, texts) if config.repetition_penalty != 1 else None
+    while texts:
+        reader.read(torch.tensor([text.next_to_read for text in texts], device=model.device))
+        rows = [row for row, text in enumerate(texts) if text.read_next()]
+        ended: set[int] = set()
+        if rows:
+            at = torch.tensor(rows, device=model.device)
+            scores = reader.scores(at)
+            if seen is not None:
+                scores = penalise_repetition(scores, seen[at], config.repetition_penalty)
+            chosen = choose(scores, config, [draws[row] for row in rows])
+            if seen is not None:
+                seen[at, chosen] = True
+            for row, token in zip(rows, chosen.tolist()):
+                told = yield texts[row].number, token
+                if texts[row].write(token) or told is not None:
+                    ended.add(row)
+        if ended:
+            left = [row for row in range(len(texts)) if row not in ended]
+            kept = torch.tensor(left, dtype=torch.int64, device=model.device)
+            reader.keep(kept)
+            seen = None if seen is None else seen[kept]
+            texts, draws = [texts[row] for row in left], [draws[row] for row in left]
 
 
-def generate_text(
-    model: NewLLM, tokenizer: Tokenizer, prompt: str, *, num_tokens: int = 40, temperature: float = 0.8,
-    top_k: int = 40, generator: torch.Generator,
-) -> str:  # fmt: skip
-    """What the model writes after ``prompt``, without it; see ``generate``."""
-    ids = torch.tensor(tokenizer.encode(prompt).ids, dtype=torch.int64, device=model.embedding.device)
-    tokens = generate(model, ids, num_tokens, temperature, top_k, generator)
-    text: str = tokenizer.decode(tokens[len(ids) :].tolist())
-    return text
+class _Text:
+    """Where one prompt and its continuation have got to."""
+
+    def __init__(self, number: int, prompt: Tensor, num_tokens: int) -> None:
+        self.number, self.prompt, self.position, self.left = number, prompt.tolist(), 0, num_tokens
+        self.next_to_read: int = self.prompt[0]
+
+    def read_next(self) -> bool:
+        """After ``next_to_read`` was read: whether the prompt has ended, so that a token is to be chosen."""
+        self.position += 1
+        if self.position >= len(self.prompt):
+            return True
+        self.next_to_read = self.prompt[self.position]
+        return False
+
+    def write(self, token: int) -> bool:
+        """The chosen token is read next, unless it was the last: then True."""
+        self.next_to_read = token
+        self.left -= 1
+        return self.left == 0
+
+
+def _seen(model: Predictor, texts: Sequence[_Text]) -> Tensor:
+    """Whether each token stands in each prompt, `[B, V]`."""
+    seen = torch.zeros(len(texts), model.vocab_size, dtype=torch.bool, device=model.device)
+    for row, text in enumerate(texts):
+        seen[row, torch.tensor(text.prompt, device=model.device)] = True
+    return seen
+
+
+def stream_text(
+    model: Predictor, tokenizer: Tokenizer, prompts: Sequence[str], config: GenerationConfig, stop: Sequence[str] = ()
+) -> Iterator[tuple[int, str]]:
+    """What follows each prompt as it is written: pairs of a prompt's number and a piece of text, never an empty one.
+
+    Args:
+        stop: a text ends before the first of these.
+
+    Raises ValueError for a prompt without a token.
+    """
+    pieces = [TextPieces(tokenizer, stop) for _ in prompts]
+    ids = [torch.tensor(tokenizer.encode(one, add_special_tokens=False).ids, dtype=torch.int64) for one in prompts]
+    tokens = stream_tokens(model, ids, config, _generators(prompts, config.seed))
+    step = next(tokens, None)
+    while step is not None:
+        number, token = step
+        if piece := pieces[number].add(token):
+            yield number, piece
+        try:
+            step = tokens.send(number if pieces[number].stopped else None)
+        except StopIteration:
+            step = None
+    for number, piece in enumerate(one.rest() for one in pieces if not one.stopped):
+        if piece:
+            yield number, piece
+
+
+def generate(
+    model: Predictor, tokenizer: Tokenizer, prompts: Sequence[str], config: GenerationConfig, stop: Sequence[str] = ()
+) -> list[str]:
+    """The whole text after each prompt, without the prompt; see ``stream_text``."""
+    texts = [""] * len(prompts)
+    for number, piece in stream_text(model, tokenizer, prompts, config, stop):
+        texts[number] += piece
+    return texts
+
+
+def _generators(prompts: Sequence[str], seed: int) -> list[torch.Generator]:
+    """One for each prompt, whatever stands beside it; a prompt that is given again has another one."""
+    before: Counter[str] = Counter()
+    generators = []
+    for prompt in prompts:
+        again = (before[prompt],) if before[prompt] else ()
+        generators.append(derived_generator("generate", seed, prompt, *again))
+        before[prompt] += 1
+    return generators

@@ -1,19 +1,26 @@
 """NewLLM: frozen embeddings, a ContextBlock, a TokenBlock and a head that is the embedding matrix again."""
 
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from newllm_core.config.hyperparameters import ModelConfig
+from newllm_core.config.hyperparameters import GenerationConfig, ModelConfig
+from newllm_core.config.schema import ConfigError, from_mapping
+from newllm_core.head.continuous_cache import ContinuousCache
 from newllm_core.head.cross_entropy import with_output_bias, with_unit_columns
+from newllm_core.model.card import model_card
+from newllm_core.model.generation import generate, stream_text
+from newllm_core.model.hub import model_folder, referenced_embedding, require_published, upload
 from newllm_core.model.layers import ContextBlock, TokenBlock, initialise_normal
 from newllm_core.model.readout import LinearBlock, Readout
-from newllm_core.model.saved import read_model, write_model
-from newllm_core.runs.files import RunError
+from newllm_core.model.saved import CARD_NAME, EMBEDDING, SavedModel, read_model, write_model
+from newllm_core.runs.files import RunError, write_text
 from newllm_core.runs.reproducibility import derived_generator
 
 
@@ -30,6 +37,10 @@ class NewLLM(nn.Module):
 
     frozen_embedding: Tensor
     output_bias: Tensor | None
+    # What text is read and written with, beside the weights.
+    tokenizer: Tokenizer | None = None
+    continuous_cache: ContinuousCache | None = None
+    embedding_source: Mapping[str, Any] | None = None  # where the matrix came from: ``EmbeddingMatrix.provenance``
 
     def __init__(self, model_config: ModelConfig, embedding_matrix: Tensor, seed: int = 42) -> None:
         super().__init__()
@@ -68,6 +79,14 @@ class NewLLM(nn.Module):
         self.register_buffer("output_bias", None)
         if not model_config.tie_weights:
             self.untied_head = nn.Parameter(self.embedding.detach().clone())
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.embedding)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
 
     @property
     def head_weight(self) -> Tensor:
@@ -113,6 +132,31 @@ class NewLLM(nn.Module):
         hidden: Tensor = self.readout(token)
         return hidden if self.output_bias is None else with_unit_columns(hidden)
 
+    def generate(self, prompts: str | Sequence[str], *, stop: Sequence[str] = (), **values: Any) -> list[str]:
+        """What the model writes after each prompt, without it; the prompts are read side by side.
+
+        Args:
+            prompts: at least one token each; the zero context is what stands before them.
+            stop: a text ends before the first of these.
+            values: of ``GenerationConfig``: num_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed.
+
+        Raises ConfigError for an unknown or impossible value, ValueError for an empty prompt, RunError for a model
+        that has no tokenizer.
+        """
+        return generate(self, self._own_tokenizer(), _as_list(prompts), from_mapping(GenerationConfig, values), stop)
+
+    def stream(
+        self, prompts: str | Sequence[str], *, stop: Sequence[str] = (), **values: Any
+    ) -> Iterator[tuple[int, str]]:
+        """As ``generate``, while it is written: pairs of a prompt's number and the next piece of its text."""
+        config = from_mapping(GenerationConfig, values)
+        return stream_text(self, self._own_tokenizer(), _as_list(prompts), config, stop)
+
+    def _own_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise RunError("this model has no tokenizer; set model.tokenizer, for example to data.load_tokenizer()")
+        return self.tokenizer
+
     def parameter_counts(self) -> dict[str, int]:
         """Parameters per part, their total, and how many of them Phase 1 and Phase 2 train."""
         parts: dict[str, Iterable[nn.Parameter]] = {
@@ -135,56 +179,79 @@ class NewLLM(nn.Module):
         blocks = [*self.token_block.parameters(), *self.readout.parameters()]
         return [*blocks, *(p for p in others if p.requires_grad)]
 
-    def save(self, folder: Path, tokenizer: Tokenizer | None = None) -> None:
-        """Write all of the model to ``folder``, the embedding matrix too, so that it can be read there alone.
+    def save_pretrained(
+        self, folder: str | Path, *, embedding: str = "stored", record: Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ) -> None:  # fmt: skip
+        """Write the model to ``folder``: weights, configuration, tokenizer and cache if it has them, and a card.
 
-        With a ``tokenizer``, text can be written from there as well (``model.saved.load_model_tokenizer``).
+        Args:
+            embedding: "stored", so that it can be read from the folder alone; or "referenced": a frozen embedding
+                matrix that others can read again is left out, and read from its source when the model is loaded.
+            record: of the run that made it (`run.json`), for the card.
+            name: on the card; None: that of the folder.
+
+        Raises RunError for embeddings that cannot be referenced.
         """
-        write_model(folder, self.config, self.state_dict(), tokenizer)
+        if embedding not in ("stored", "referenced"):
+            raise ConfigError(f"embedding: expected 'stored' or 'referenced', given {embedding!r}")
+        tensors = self.state_dict()
+        if embedding == "referenced":
+            if not self.config.freeze_embedding:
+                raise RunError("embedding='referenced': expected frozen embeddings, given ones that were trained")
+            require_published(self.embedding_source)
+            del tensors[EMBEDDING]
+        saved = SavedModel(
+            self.config, tensors, self.tokenizer, self.continuous_cache, self.embedding_source, self.vocab_size,
+            embedding == "stored",
+        )  # fmt: skip
+        write_model(Path(folder), saved)
+        card = model_card(name or Path(folder).resolve().name, self.config, self.embedding_source, record)
+        write_text(Path(folder) / CARD_NAME, card)
 
     @classmethod
-    def load(cls, folder: Path) -> "NewLLM":
-        """The model that ``save`` wrote to ``folder``, on the CPU.
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None, token: str | None = None) -> "NewLLM":
+        """The model that ``save_pretrained`` wrote, on the CPU.
+
+        Args:
+            name: a folder, or a repository on the Hugging Face Hub; the other arguments are of the latter.
+            revision: branch, tag or commit; None: the main branch.
+            token: of the Hub; None: the one that `huggingface_hub` knows.
 
         Raises RunError when there is none, when a file was altered since, and for a tensor too many or too few.
         """
-        config, tensors = read_model(folder)
-        model = cls(config, tensors["embedding"])
+        folder = model_folder(name, revision, token)
+        saved = read_model(folder)
+        tensors = dict(saved.tensors)
+        if not saved.embedding_stored:
+            assert saved.embedding_source is not None
+            tensors[EMBEDDING] = referenced_embedding(saved.embedding_source)
+        expected = (saved.vocab_size, saved.config.embed_dim)
+        if EMBEDDING not in tensors or tensors[EMBEDDING].shape != expected:
+            raise RunError(f"{folder}: the weights do not fit the configuration: expected {EMBEDDING} {list(expected)}")
+        model = cls(saved.config, tensors[EMBEDDING])
         if "output_bias" in tensors:
             model.output_bias = torch.zeros_like(tensors["output_bias"])
         try:
             model.load_state_dict(tensors, strict=True)
         except RuntimeError as error:
             raise RunError(f"{folder}: the weights do not fit the configuration: {error}") from error
+        model.tokenizer, model.continuous_cache = saved.tokenizer, saved.continuous_cache
+        model.embedding_source = saved.embedding_source
         return model
 
+    def push_to_hub(
+        self, repository: str, *, embedding: str = "stored", record: Mapping[str, Any] | None = None,
+        private: bool | None = None, token: str | None = None, message: str = "New-LLM model",
+    ) -> str:  # fmt: skip
+        """Save the model into ``repository`` on the Hub, which is created if need be; see ``save_pretrained``.
 
-class StreamEmbeddings:
-    """The ContextBlock's token input `[N, E·T]` of a stream, computed slice by slice.
+        Returns the address of the commit. Raises RunError when that is not allowed, or the Hub cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, embedding=embedding, record=record, name=repository)
+            return upload(Path(folder), repository, message, private, token)
 
-    A stream of a million tokens would need gigabytes at once; ``embeddings[a:b]`` computes rows a … b-1: the last
-    T normalised embeddings up to each token, oldest first, zeros before the start.
-    """
 
-    def __init__(self, model: NewLLM, tokens: Tensor) -> None:
-        self.model = model
-        self.tokens = tokens
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.tokens), self.model.config.embed_dim * self.model.config.num_input_tokens
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @torch.no_grad()
-    def __getitem__(self, rows: slice) -> Tensor:
-        start, stop, step = rows.indices(len(self.tokens))
-        if step != 1:
-            raise ValueError(f"StreamEmbeddings: expected a slice of step 1, given {step}")
-        earlier = self.model.config.num_input_tokens - 1
-        first = max(start - earlier, 0)
-        embedded = self.model.embed_for_contexts(self.tokens[first:stop])
-        missing = earlier - (start - first)
-        padded = functional.pad(embedded, (0, 0, missing, 0))
-        return torch.cat([padded[lag : lag + stop - start] for lag in range(earlier + 1)], dim=1)
+def _as_list(prompts: str | Sequence[str]) -> list[str]:
+    return [prompts] if isinstance(prompts, str) else list(prompts)

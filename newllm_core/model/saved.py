@@ -1,66 +1,98 @@
 """A model in a folder of its own: weights, configuration and tokenizer, readable without the text it learnt from.
 
-`model.safetensors` holds every tensor, the embedding matrix and the output's bias among them; `config.json` the
-`ModelConfig`, the vocabulary's size and the hashes of both other files; `tokenizer.json` the tokenizer, where one was
-given. Loading is strict: a tensor or a field that is missing or unknown is an error.
+`model.safetensors` holds every tensor, the output's bias among them, and each matrix once; the embedding matrix may be
+left out where it can be read again from its source. `config.json` holds the `ModelConfig`, the continuous cache, where
+the embeddings came from, and the hashes of the other files; `tokenizer.json` the tokenizer, where there is one. Loading
+is strict: a tensor or a field that is missing or unknown is an error.
 """
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from newllm_core.config.hyperparameters import ModelConfig
 from newllm_core.config.schema import ConfigError, from_mapping
-from newllm_core.runs.files import RunError, load_tensors, read_json, save_tensors, sha256_file, write_json, write_text
+from newllm_core.head.continuous_cache import ContinuousCache
+from newllm_core.runs.files import RunError, read_json, save_tensors, sha256_file, write_json, write_text
 from newllm_core.runs.key_kinds import Key, wrong_keys
 
-WEIGHTS_NAME, CONFIG_NAME, TOKENIZER_NAME = "model.safetensors", "config.json", "tokenizer.json"
-FORMAT = 1
+WEIGHTS_NAME, CONFIG_NAME, TOKENIZER_NAME, CARD_NAME = "model.safetensors", "config.json", "tokenizer.json", "README.md"
+FORMAT = 2
+EMBEDDING = "embedding"  # the tensor's name
 _KEYS = {
     "format": Key("count", "number of this description"),
+    "model_type": Key("text", "what tells it from other models' configurations"),
     **{f"model.{spec.name}": Key("any", "of ModelConfig") for spec in dataclasses.fields(ModelConfig)},
     "vocab_size": Key("count", "V"),
+    "continuous_cache": Key("object", "of the text that is read", missing="none"),
+    **{f"continuous_cache.{spec.name}": Key("positive", "of it") for spec in dataclasses.fields(ContinuousCache)},
+    "embedding_stored": Key("truth", f"whether {WEIGHTS_NAME} holds the embedding matrix"),
+    "embedding_source": Key("object", "where the matrix came from", missing="not known"),
+    "embedding_source.name": Key("text", "as in DataConfig.embeddings"),
+    "embedding_source.source_sha256": Key("hash", "of the file it was read from", missing="random numbers"),
+    "embedding_source.vocab_size": Key("count", "V"),
+    "embedding_source.embed_dim": Key("count", "E"),
+    "embedding_source.matrix_sha256": Key("hash", "of the matrix, float32"),
     "weights_sha256": Key("hash", f"of {WEIGHTS_NAME}"),
     "tokenizer_sha256": Key("hash", f"of {TOKENIZER_NAME}", missing="saved without a tokenizer"),
 }
+_MODEL_TYPE = "newllm"
 
 
-def write_model(folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor], tokenizer: Tokenizer | None) -> None:
-    """What ``read_model`` gives back. ``tensors`` holds at least `embedding [V, E]`."""
-    save_tensors(folder / WEIGHTS_NAME, tensors)
-    if tokenizer is not None:
-        write_text(folder / TOKENIZER_NAME, tokenizer.to_str())
+@dataclass(frozen=True)
+class SavedModel:
+    """What stands in a model's folder. ``tensors`` lacks the embedding where ``embedding_stored`` is False."""
+
+    config: ModelConfig
+    tensors: Mapping[str, Tensor]
+    tokenizer: Tokenizer | None
+    continuous_cache: ContinuousCache | None
+    embedding_source: Mapping[str, Any] | None
+    vocab_size: int
+    embedding_stored: bool = True
+
+
+def write_model(folder: Path, saved: SavedModel) -> None:
+    """What ``read_model`` gives back."""
+    save_tensors(folder / WEIGHTS_NAME, saved.tensors)
+    if saved.tokenizer is not None:
+        write_text(folder / TOKENIZER_NAME, saved.tokenizer.to_str())
     described = {
         "format": FORMAT,
-        "model": dataclasses.asdict(config),
-        "vocab_size": len(tensors["embedding"]),
+        "model_type": _MODEL_TYPE,
+        "model": dataclasses.asdict(saved.config),
+        "vocab_size": saved.vocab_size,
+        "continuous_cache": None if saved.continuous_cache is None else dataclasses.asdict(saved.continuous_cache),
+        "embedding_stored": saved.embedding_stored,
+        "embedding_source": saved.embedding_source,
         "weights_sha256": sha256_file(folder / WEIGHTS_NAME),
-        "tokenizer_sha256": None if tokenizer is None else sha256_file(folder / TOKENIZER_NAME),
+        "tokenizer_sha256": None if saved.tokenizer is None else sha256_file(folder / TOKENIZER_NAME),
     }
     write_json(folder / CONFIG_NAME, described)  # last: a folder without it is no model
 
 
-def read_model(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Configuration and tensors by name. Raises RunError when there are none, or a file was altered since."""
+def read_model(folder: Path) -> SavedModel:
+    """Raises RunError when there is none, or a file was altered since."""
     described = _described(folder)
     _require_hash(folder / WEIGHTS_NAME, described["weights_sha256"])
-    tensors = load_tensors(folder / WEIGHTS_NAME)
-    if "embedding" not in tensors or len(tensors["embedding"]) != described["vocab_size"]:
-        raise RunError(f"{folder / WEIGHTS_NAME}: expected an embedding of {described['vocab_size']} rows, found none")
-    return _model_config(folder, described["model"]), tensors
-
-
-def load_model_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer that was saved beside the model. Raises RunError when there is none, or it was altered since."""
-    expected = _described(folder)["tokenizer_sha256"]
-    if expected is None:
-        raise RunError(f"{folder}: the model was saved without a tokenizer")
-    _require_hash(folder / TOKENIZER_NAME, expected)
-    return Tokenizer.from_file(str(folder / TOKENIZER_NAME))
+    tokenizer_sha256, cache = described["tokenizer_sha256"], described["continuous_cache"]
+    if tokenizer_sha256 is not None:
+        _require_hash(folder / TOKENIZER_NAME, tokenizer_sha256)
+    return SavedModel(
+        config=_model_config(folder, described["model"]),
+        tensors=load_file(folder / WEIGHTS_NAME),
+        tokenizer=None if tokenizer_sha256 is None else Tokenizer.from_file(str(folder / TOKENIZER_NAME)),
+        continuous_cache=None if cache is None else ContinuousCache(**cache),
+        embedding_source=described["embedding_source"],
+        vocab_size=described["vocab_size"],
+        embedding_stored=described["embedding_stored"],
+    )
 
 
 def _described(folder: Path) -> dict[str, Any]:

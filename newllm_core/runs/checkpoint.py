@@ -11,21 +11,23 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from newllm_core.runs.copies import copy_files
+from newllm_core.runs.disk import RunError, disk_errors_named
 from newllm_core.runs.files import (
-    RunError,
     read_json,
     sha256_file,
     sha256_tensors,
     write_atomically,
     write_json,
+    write_tensors,
 )
 from newllm_core.runs.identity import Identity, refuse_other_run
 
@@ -40,10 +42,14 @@ _NUM_KEPT = 2
 
 @dataclass(frozen=True)
 class CheckpointPlace:
-    """Where a training keeps its checkpoints, and the configuration they belong to, by section."""
+    """Where a training keeps its checkpoints, and the configuration they belong to, by section.
+
+    ``copies``: a second place for the newest one; None: none.
+    """
 
     folder: Path
     configs: Mapping[str, Any]
+    copies: Path | None = None
 
 
 def with_read_data(
@@ -51,7 +57,7 @@ def with_read_data(
 ) -> CheckpointPlace:
     """With the device and the hashes of ``tensors``: the same configuration can meet other data."""
     hashes = {name: sha256_tensors(*read) for name, read in tensors.items()}
-    return CheckpointPlace(place.folder, {**place.configs, "read": {"device": device.type, **others, **hashes}})
+    return replace(place, configs={**place.configs, "read": {"device": device.type, **others, **hashes}})
 
 
 @dataclass(frozen=True)
@@ -91,29 +97,52 @@ class CheckpointBudget:
 
     @contextmanager
     def timed(self, where: str) -> Iterator[None]:
-        """Around the writing of one."""
+        """Around the writing of one; a failed one has cost its time too."""
         began = time.perf_counter()
-        yield
-        self._last = time.perf_counter() - began
-        self._spent += self._last
-        self.saved = where
+        try:
+            yield
+            self.saved = where
+        finally:
+            self._last = time.perf_counter() - began
+            self._spent += self._last
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write it, then delete all but the newest two, and what a killed process has left half-written."""
     tensors, states, progress = _paths(folder, f"{len(checkpoint.rows):06d}-{checkpoint.steps:08d}")
-    progress.unlink(missing_ok=True)  # one of the same place, whose other files are replaced now
+    with disk_errors_named(progress):
+        progress.unlink(missing_ok=True)  # one of the same place, whose other files are replaced now
     contiguous = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
-    write_atomically(tensors, lambda temporary: save_file(contiguous, temporary))
-    write_atomically(states, lambda temporary: torch.save(dict(checkpoint.states), temporary))
+    write_tensors(tensors, contiguous)
+    size = _num_bytes(checkpoint.states)
+    write_atomically(states, lambda temporary: torch.save(dict(checkpoint.states), temporary), size)
     content = {
         "config": dict(checkpoint.configs), "rows": checkpoint.rows, "steps": checkpoint.steps,
         "sha256": {path.name: sha256_file(path) for path in (tensors, states)},
     }  # fmt: skip
     write_json(progress, content)
     kept = {path for stem in _newest_first(folder)[:_NUM_KEPT] for path in _paths(folder, stem)}
-    for path in sorted(set(folder.iterdir()) - kept, key=lambda path: path.suffix != ".json"):
-        path.unlink()
+    with disk_errors_named(folder):
+        for path in sorted(set(folder.iterdir()) - kept, key=lambda path: path.suffix != ".json"):
+            path.unlink()
+
+
+CHECKPOINT_NAME = "checkpoint/"  # of its files, in a copy
+
+
+def copy_checkpoint(place: CheckpointPlace) -> bool:
+    """The newest one to the second place; False where it does not take it now."""
+    assert place.copies is not None
+    newest = _paths(place.folder, _newest_first(place.folder)[0])
+    return copy_files(place.copies, {f"{CHECKPOINT_NAME}{path.name}": path for path in newest})
+
+
+def _num_bytes(states: Any) -> int:
+    """Of all tensors within."""
+    if isinstance(states, Tensor):
+        return states.nbytes
+    parts = states.values() if isinstance(states, Mapping) else states if isinstance(states, list | tuple) else ()
+    return sum(map(_num_bytes, parts))
 
 
 def load_checkpoint(place: CheckpointPlace | None, device: torch.device) -> Checkpoint | None:
@@ -186,6 +215,7 @@ def parted(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 def discard_checkpoint(folder: Path) -> None:
     """Delete all: what makes them checkpoints first, so that an interruption leaves none that names missing files."""
-    for path in folder.glob("checkpoint-*.json"):
-        path.unlink()
+    with disk_errors_named(folder):
+        for path in folder.glob("checkpoint-*.json"):
+            path.unlink()
     shutil.rmtree(folder, ignore_errors=True)

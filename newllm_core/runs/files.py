@@ -4,11 +4,11 @@ Every file of the project is written through here: to a temporary name beside th
 a reader finds either the old file or the new one, whole.
 """
 
+import errno
 import hashlib
 import json
 import os
 import platform
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from newllm_core.runs.disk import RunError, disk_errors_named
 from newllm_core.runs.lock import is_running
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]  # of a checkout; of an installed package, where packages are
@@ -41,29 +42,42 @@ _PARTIAL = ".partial"
 _SETTLED_SECONDS = 2.0
 
 
-class RunError(RuntimeError):
-    """A run's files cannot be used; the message names the file and what is wrong with it."""
+def write_atomically(path: Path, write: Callable[[Path], object], num_bytes: int | None = None) -> None:
+    """Call ``write`` with a temporary path in the target's folder, sync it, rename it to ``path``, sync the folder.
 
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a temporary path in the target's folder, sync it, rename it to ``path``.
-
-    What a process that was killed has left of the same target goes.
+    What a process that was killed has left of the same target goes. ``num_bytes``: about how large it becomes, for the
+    message. Raises DiskError, with the numbers, where the disk does not take it; an earlier ``path`` stays as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
-    owner = f"{platform.node()}-{os.getpid()}"
-    handle, temporary_name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{owner}.", suffix=_PARTIAL)
-    os.close(handle)
-    temporary = Path(temporary_name)
+    with disk_errors_named(path, num_bytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
+        owner = f"{platform.node()}-{os.getpid()}"
+        handle, temporary_name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{owner}.", suffix=_PARTIAL)
+        os.close(handle)
+        temporary = Path(temporary_name)
+        try:
+            write(temporary)
+            sync(temporary)
+            temporary.chmod(0o644)
+            temporary.replace(path)
+            sync(path.parent)  # the name too
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, written to the disk now, where its file system can do that."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        write(temporary)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:  # as of mounted drives, which write when they like
+            raise
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def _remove_abandoned(target: Path) -> None:
@@ -76,23 +90,10 @@ def _remove_abandoned(target: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def refuse_full_disk(folder: Path, checkpoint_bytes: int) -> None:
-    """Raises RunError, with the numbers, where the disk of ``folder`` has no room for two checkpoints of this size.
-
-    The one before stays until the new one is whole. ``folder`` need not exist yet.
-    """
-    place = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
-    needed, free = (bytes_ / 1e6 for bytes_ in (2 * checkpoint_bytes, shutil.disk_usage(place).free))
-    if free < needed:
-        raise RunError(
-            f"{folder}: this run needs about {needed:,.1f} MB of disk for its checkpoints, {free:,.1f} MB are free. "
-            "Make room, or choose another folder; nothing has been trained"
-        )
-
-
 def write_text(path: Path, text: str) -> None:
-    # newline="": text that contains "\r\n" must come back as it was, or its checksum would not hold.
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
+    # As bytes: text that contains "\r\n" must come back as it was, or its checksum would not hold.
+    content = text.encode()
+    write_atomically(path, lambda temporary: temporary.write_bytes(content), len(content))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -140,6 +141,8 @@ def read_unchecked_json(path: Path) -> Any:
 def _parsed(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: expected a file here, found none; run the same again to make it") from error
     except (ValueError, RecursionError) as error:  # not UTF-8 and not JSON are ValueErrors
         raise RunError(f"{path}: expected JSON, found something else ({error}). Delete it to make it again") from error
 
@@ -185,8 +188,14 @@ def sha256_tensors(*tensors: torch.Tensor) -> str:
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors as safetensors, and their SHA-256 beside them as ``<name>.sha256``."""
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary))
+    write_tensors(path, contiguous)
     write_text(checksum_path(path), sha256_file(path) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """As safetensors, and nothing beside them. ``tensors`` are contiguous."""
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    write_atomically(path, lambda temporary: save_file(dict(tensors), temporary), size)
 
 
 def checksum_path(path: Path) -> Path:

@@ -7,8 +7,9 @@ Everybody who keeps a run (an experiment, Phase 1, a row, an image run) goes thr
             run.finish(figures, {"model.safetensors": weights})
 """
 
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,13 @@ from typing import Any
 
 from torch import Tensor
 
-from newllm_core.runs.checkpoint import CheckpointPlace, discard_checkpoint
-from newllm_core.runs.files import read_json, save_tensors, write_json
+from newllm_core.runs.checkpoint import CHECKPOINT_NAME, CheckpointPlace, discard_checkpoint
+from newllm_core.runs.copies import copies_folder, copy_files, restore
+from newllm_core.runs.files import REFERENCE_DIR, checksum_path, read_json, save_tensors, write_json
 from newllm_core.runs.identity import Identity, refuse_other_run
-from newllm_core.runs.lock import owned
+from newllm_core.runs.lock import owned, remove_abandoned_lock
+
+logger = logging.getLogger("newllm")
 
 RECORD_NAME = "run.json"
 Record = dict[str, Any]
@@ -44,9 +48,8 @@ class HeldRun:
     @property
     def checkpoints(self) -> CheckpointPlace:
         # The content too: an interrupted training must not go on with other data.
-        return CheckpointPlace(
-            self.place.checkpoint, {**self.place.identity.config, "content": self.place.identity.read}
-        )
+        identity = self.place.identity
+        return CheckpointPlace(self.place.checkpoint, {**identity.config, "content": identity.read}, self.place.copies)
 
     def finish(self, figures: Mapping[str, Any], weights: Mapping[str, Mapping[str, Tensor]]) -> Record:
         """Keep weights, by file name, then the record, which makes the run complete; the record."""
@@ -58,6 +61,7 @@ class HeldRun:
         """Write the record, and discard the checkpoint that it makes superfluous."""
         self.place.check(record, self.place.record_path)
         write_json(self.place.record_path, record)
+        self.place.copy_finished()
         discard_checkpoint(self.place.checkpoint)
         self.record = record
         return record
@@ -72,12 +76,16 @@ class RunFolder:
         checkpoint: folder of what an interrupted training goes on from.
         identity: what the run must have been made with.
         check: called with the record and its path whenever it is read or written; raises RunError where it is wrong.
+        files: what a complete run has beside its record, weights of both phases included; a committed record has none.
+        copy_to: a second place for checkpoints and results, for all runs (`copies.py`).
     """
 
     record_path: Path
     checkpoint: Path
     identity: Identity
     check: Callable[[Record, Path], None] = lambda record, path: None
+    files: Sequence[Path] = ()
+    copy_to: str | None = None
 
     @contextmanager
     def held(self) -> Iterator[HeldRun]:
@@ -89,11 +97,46 @@ class RunFolder:
         if self.record_path.is_file() and not os.access(folder, os.W_OK):
             yield HeldRun(self, self._read())  # an archive, which nobody works on
             return
-        with owned(folder / f".{self.record_path.name}.lock"):
-            yield HeldRun(self, self.finished())
+        with owned(self._lock):
+            record = self._finished()
+            if record is None and self._restored():
+                record = self._finished()
+            yield HeldRun(self, record)
+
+    @property
+    def copies(self) -> Path | None:
+        return copies_folder(self.copy_to, self.record_path.stem, self.identity)
+
+    def _results(self) -> dict[str, Path]:
+        """All files of a complete run by their names in a copy, the record last."""
+        found = dict[str, Path]()
+        for number, path in enumerate(self.files):
+            found |= {f"file-{number}": path, f"file-{number}.sha256": checksum_path(path)}
+        return {**found, "record": self.record_path}
+
+    def copy_finished(self) -> None:
+        """To the second place, if there is one."""
+        if self.copies is not None:
+            copy_files(self.copies, {name: path for name, path in self._results().items() if path.is_file()})
+
+    def _restored(self) -> bool:
+        """Whether a copy was taken up, where nothing is here to go on from."""
+        if self.copies is None or any(self.checkpoint.glob("*")):
+            return False
+        return restore(self.copies, {**self._results(), CHECKPOINT_NAME: self.checkpoint})
+
+    @property
+    def _lock(self) -> Path:
+        return self.record_path.with_name(f".{self.record_path.name}.lock")
 
     def finished(self) -> Record | None:
         """The record of the complete run, at once, whoever works on it. Raises RunError as ``held``."""
+        record = self._finished()
+        if record is not None and os.access(self.record_path.parent, os.W_OK):
+            remove_abandoned_lock(self._lock)
+        return record
+
+    def _finished(self) -> Record | None:
         record = self._read()
         if record is not None and os.access(self.record_path.parent, os.W_OK):
             discard_checkpoint(self.checkpoint)  # of an interruption just before it was discarded
@@ -107,4 +150,8 @@ class RunFolder:
         # A record with a name of its own may share its folder with others, which are not to be moved away.
         shared = self.record_path.name != RECORD_NAME
         refuse_other_run(record, self.identity, self.record_path if shared else self.record_path.parent)
+        missing = [path for path in self.files if not (path.is_file() or path.is_relative_to(REFERENCE_DIR))]
+        if missing:
+            logger.warning("%s: %s is missing, so it is made again", self.record_path.parent, missing[0])
+            return None
         return record

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from newllm_core.runs.disk import disk_errors_named
+
 logger = logging.getLogger("newllm")
 
 _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)
@@ -24,8 +26,10 @@ _LEASE_SECONDS, _LOOK_SECONDS, _SETTLE_SECONDS = 120.0, 2.0, 0.5
 @contextmanager
 def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
     """Wait for an advisory lock on the file ``path``; it ends with the process, however that ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
+    with disk_errors_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a")
+    with opened as stream:
         fcntl.flock(stream, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
 
@@ -36,8 +40,9 @@ def owned(path: Path) -> Iterator[None]:
 
     Its end, however it comes, ends the lock too. While it is held, the file says by whom and since when.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stream = _locked(path)
+    with disk_errors_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = _locked(path)
     if stream is None:
         with _leased(path):
             yield
@@ -45,8 +50,21 @@ def owned(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # before the lock ends: who waits for it then makes a new one
-        stream.close()
+        with stream, disk_errors_named(path):
+            path.unlink(missing_ok=True)  # before the lock ends: who waits for it then makes a new one
+
+
+def remove_abandoned_lock(path: Path) -> None:
+    """Of a process that was killed between its last file and its end; one that somebody holds stays."""
+    with suppress(FileNotFoundError), path.open("r+", encoding="utf-8") as stream:
+        try:
+            if _try_lock(stream) and _is_at(path, stream):
+                path.unlink()
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            if _is_abandoned(path):
+                path.unlink(missing_ok=True)
 
 
 def _locked(path: Path) -> IO[str] | None:

@@ -3,19 +3,18 @@
 import hashlib
 import platform
 import random
-import re
 import subprocess
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from newllm_core.runs.files import PROJECT_ROOT, RunError
+from newllm_core.runs.products import cpu_facts, has_bf16_products
 
 
 def seed_everything(seed: int, num_threads: int) -> None:
@@ -82,18 +81,11 @@ def arithmetic() -> dict[str, Any]:
     }
 
 
-def has_bf16_products() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; elsewhere the products are emulated and slow."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
 def cpu_name() -> str | None:
     """The processor's model name, with the numbers that tell apart what is sold under it; None where it is not told."""
-    facts = Path("/proc/cpuinfo")
-    if not facts.is_file():
+    told = cpu_facts()
+    if not told:
         return platform.processor() or None
-    first = facts.read_text("utf-8").split("\n\n", 1)[0]
-    told = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in first.splitlines() if ":" in line)
     numbers = [f"{name} {told[name]}" for name in ("cpu family", "model", "stepping") if name in told]
     return ", ".join([told["model name"], *numbers]) if "model name" in told else None
 

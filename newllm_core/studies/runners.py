@@ -12,12 +12,12 @@ from newllm_core.config.hyperparameters import Settings
 from newllm_core.config.schema import config_hash
 from newllm_core.data import corpus_key, load_embeddings, load_token_streams
 from newllm_core.experiment.estimate import estimate
-from newllm_core.experiment.folder_names import identity_of, phase1_folder_name, run_folder_name, run_identity
+from newllm_core.experiment.folder_names import identity_of, phase1_folder_name, run_folder_name
 from newllm_core.experiment.prepare import Prepared, prepare, refuse_short_texts, refuse_short_training
-from newllm_core.experiment.run import experiment_place, run_experiment, run_phase1_alone
+from newllm_core.experiment.run import experiment_place, phase1_only_place, run_experiment, run_phase1_only
 from newllm_core.losses import diversity_loss
 from newllm_core.runs.files import DATA_DIR, REFERENCE_DIR, RESULTS_DIR
-from newllm_core.runs.folder import RECORD_NAME, RunFolder
+from newllm_core.runs.folder import RunFolder
 from newllm_core.runs.reproducibility import resolve_device
 from newllm_core.studies.row_keys import check_row_record
 from newllm_core.studies.rows import run_row
@@ -81,16 +81,19 @@ class ExperimentRunner:
     def finished(self, point: Point) -> Record | None:
         """Its own record, else a committed one."""
         own = self._place(point)
-        committed = replace(own, record_path=self.folders.reference / f"{self.key(point)}.json")
+        committed = replace(own, record_path=self.folders.reference / f"{self.key(point)}.json", files=())
         return own.finished() or committed.finished()
 
     def _place(self, point: Point) -> RunFolder:
-        folder = self.folders.experiments / self.key(point)
-        if not self.phase1_only:
-            return experiment_place(point.settings, folder)
-        # What its training goes on from lies with Phase 1 itself.
-        identity = run_identity(point.settings, phase1_only=True)
-        return RunFolder(folder / RECORD_NAME, folder / "checkpoint", identity)
+        run_dir, phase1_dir = self._run_dir(point), self._phase1_dir(point)
+        place = phase1_only_place if self.phase1_only else experiment_place
+        return place(point.settings, run_dir, phase1_dir)
+
+    def _run_dir(self, point: Point) -> Path:
+        return self.folders.experiments / self.key(point)
+
+    def _phase1_dir(self, point: Point) -> Path:
+        return self.folders.phase1 / self._phase1_name(point.settings)
 
     def check(self, points: Sequence[Point]) -> None:
         _check_settings([point.settings for point in points], self.folders.data)
@@ -106,15 +109,14 @@ class ExperimentRunner:
         return Cost(60 * (one.phase1_minutes if self.phase1_only else one.longest_minutes), one.memory_gb)
 
     def run(self, point: Point) -> Record:
-        settings, folders = point.settings, self.folders
-        phase1_dir = folders.phase1 / self._phase1_name(settings)
-        if not self.phase1_only:
-            return run_experiment(
-                settings.data, settings.model, settings.phase1, settings.phase2, folders.experiments / self.key(point),
-                run=settings.run, data_dir=folders.data, phase1_dir=phase1_dir,
-            )  # fmt: skip
-        with self._place(point).held() as held:
-            return held.record or held.keep(run_phase1_alone(settings, phase1_dir, folders.data))
+        settings, data_dir = point.settings, self.folders.data
+        run_dir, phase1_dir = self._run_dir(point), self._phase1_dir(point)
+        if self.phase1_only:
+            return run_phase1_only(settings, run_dir, phase1_dir, data_dir)
+        return run_experiment(
+            settings.data, settings.model, settings.phase1, settings.phase2, run_dir,
+            run=settings.run, data_dir=data_dir, phase1_dir=phase1_dir,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,8 @@ class RowRunner:
     def _place(self, point: Point) -> RunFolder:
         path = self.key(point)
         checkpoint = self.folder / CHECKPOINTS_FOLDER / path.stem
-        return RunFolder(path, checkpoint, identity_of(self._sections(point)), check_row_record)
+        copy_to = point.settings.run.copy_to
+        return RunFolder(path, checkpoint, identity_of(self._sections(point)), check_row_record, copy_to=copy_to)
 
     def finished(self, point: Point) -> Record | None:
         return self._place(point).finished()

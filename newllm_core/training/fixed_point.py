@@ -7,7 +7,7 @@ now (`exact`). That makes an iteration one large batch instead of a loop.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,16 @@ from newllm_core.gpu_memory import DeviceBatch, accumulate_in_parts
 from newllm_core.losses import cvfp_loss, diversity_loss, refuse_not_finite
 from newllm_core.metrics.convergence import count_converged
 from newllm_core.model import NewLLM, StreamEmbeddings
+from newllm_core.model.stream import PartsByType
+from newllm_core.runs.products import has_bf16_products
 from newllm_core.runs.reproducibility import derived_generator, runs_kernels
+from newllm_core.training.batch_gradient import BatchGradient
 from newllm_core.training.captured import RECORDABLE_LOSSES, CapturedStep, NotRecordedError, device_options
 from newllm_core.training.loop import PassState
 
-# Noise is drawn in blocks of this many token positions, so that it does not depend on the batches.
+# Rows of noise are drawn for blocks of this many token positions, so that it does not depend on the batches.
 _NOISE_BLOCK = 1000
+_NOISE_ROWS = 4096  # of the table they are taken from
 # Batches whose exact contexts are computed in one call: enough tokens to run in parallel, few enough to hold.
 _EXACT_GROUP = 8
 # Of an iteration that is recorded as a CUDA graph, some hundred kernels a batch; the host keeps up with larger ones.
@@ -60,14 +64,44 @@ def batch_slices(num_tokens: int, batch_tokens: int, min_last_batch: int) -> lis
 
 
 def context_noise(rows: slice, context_dim: int, std: float, seed: int, iteration: int) -> Tensor:
-    """Noise `[rows, C]` that depends on seed, iteration and token position, not on how tokens are batched."""
-    first_block, last_block = rows.start // _NOISE_BLOCK, (rows.stop - 1) // _NOISE_BLOCK
-    blocks = [
-        torch.randn(_NOISE_BLOCK, context_dim, generator=derived_generator("noise", seed, iteration, block))
-        for block in range(first_block, last_block + 1)
-    ]
-    offset = rows.start - first_block * _NOISE_BLOCK
-    return torch.cat(blocks)[offset : offset + rows.stop - rows.start].mul_(std)
+    """Noise `[rows, C]` that depends on seed, iteration and token position, not on how tokens are batched.
+
+    Each token gets a row of a table of normal numbers, drawn anew for every iteration, with a sign of its own: tokens
+    that share a row are uncorrelated still, and so many numbers would take longer to draw than to use.
+    """
+    return torch.cat([
+        table[rows] * signs for _, table, rows, signs in _noise_blocks(rows, context_dim, seed, iteration)
+    ]).mul_(std)  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _noise_table(context_dim: int, seed: int, iteration: int) -> Tensor:
+    return torch.randn(_NOISE_ROWS, context_dim, generator=derived_generator("noise", seed, iteration))
+
+
+def _noise_blocks(
+    rows: slice, context_dim: int, seed: int, iteration: int
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Block by block which of ``rows``, counted from their first, get what: table, rows of it, signs `[n, 1]`."""
+    table = _noise_table(context_dim, seed, iteration)
+    for block in range(rows.start // _NOISE_BLOCK, (rows.stop - 1) // _NOISE_BLOCK + 1):
+        generator = derived_generator("noise rows", seed, iteration, block)
+        drawn = torch.randint(2 * _NOISE_ROWS, (_NOISE_BLOCK,), generator=generator)
+        start = block * _NOISE_BLOCK
+        first, last = max(rows.start, start), min(rows.stop, start + _NOISE_BLOCK)
+        drawn = drawn[first - start : last - start]
+        signs = (1 - 2 * (drawn % 2)).to(table).unsqueeze(1)
+        yield slice(first - rows.start, last - rows.start), table, drawn // 2, signs
+
+
+def training_products(asked: str, device: torch.device) -> bool:
+    """Whether products of training are of bfloat16 numbers. Raises ValueError where that is asked for on a GPU, whose
+    recorded steps and kernels are float32."""
+    if device.type == "cpu":
+        return asked == "bfloat16" or (asked == "auto" and has_bf16_products())
+    if asked == "bfloat16":
+        raise ValueError("products='bfloat16' is for a CPU; on a GPU Phase 1 multiplies float32: expected 'auto'")
+    return False
 
 
 class CvfpPass:
@@ -83,10 +117,16 @@ class CvfpPass:
         self.zero = torch.zeros(self.block.context_dim, device=device)
         self.batches = batch_slices(len(train_tokens), config.batch_tokens, config.min_last_batch)
         self.num_steps, self.device_batch = 1, DeviceBatch(self.zero.device, len(train_tokens))
+        self.bf16 = training_products(config.products, device)
+        largest = max(rows.stop - rows.start for rows in self.batches)
+        # A GPU goes through autograd's graph, which it can record.
+        on_cpu = device.type == "cpu"
+        self.arithmetic = BatchGradient(self.block, self.embeds, self.bf16, largest) if on_cpu else None
         # Iteration 0: contexts without training. Rewritten in place, batch by batch, by every iteration.
         first = exact_contexts(self.block, self.embeds, self.zero)
         self.previous = first.contexts
         self.recorded = self._recording(first.segment_length) if runs_kernels(device) else None
+        self.token_parts: PartsByType | None = None
         # What the next iteration depends on, beside the block's weights.
         self.parts = {"previous": in_place(self.previous), "optimizer": self.optimizer}
 
@@ -103,7 +143,10 @@ class CvfpPass:
             return figures
         self.recorded = None
         self.optimizer.zero_grad(set_to_none=True)
+        self.token_parts = None if self.arithmetic is None else self.arithmetic.begin()
         means, converged = self.accumulate(self._inputs(), partial(self._with_noise, iteration))
+        if self.arithmetic is not None:
+            self.arithmetic.finish()
         cvfp, diversity, total_loss = means.tolist()
         refuse_not_finite({"cvfp": cvfp, self.config.diversity_algorithm: diversity})
         norm = float(nn.utils.clip_grad_norm_(self.block.parameters(), self.config.gradient_clip))
@@ -125,17 +168,20 @@ class CvfpPass:
         sums = self.zero.new_zeros(3, dtype=torch.float64)
         converged = torch.zeros((), dtype=torch.int64, device=self.zero.device)
         for rows, inputs, previous in batches:
-            given = add_noise(inputs, rows), self.embeds[rows], previous
-            contexts, figures = self.device_batch.fit(len(inputs), partial(self._accumulate, *given))
+            given = add_noise(inputs, rows), rows, previous
+            contexts, figures, moved = self.device_batch.fit(len(inputs), partial(self._accumulate, *given))
             sums += figures
-            converged += count_converged(contexts, previous, self.config.convergence_threshold)
+            converged += moved
             if self.config.context_source == "previous_iteration":
                 previous.copy_(contexts)
         return sums / len(self.batches), converged
 
-    def _accumulate(self, inputs: Tensor, embeds: Tensor, previous: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Adds a batch's gradients, ``size`` rows at once; contexts `[n, C]`, and cvfp, diversity and total `[3]`."""
-        weight, figures = self.config.dist_reg_weight, list[Tensor]()
+    def _accumulate(self, inputs: Tensor, rows: slice, previous: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds a batch's gradients, ``size`` rows at once; contexts `[n, C]`, cvfp, diversity and total `[3]`, and how
+        many tokens converged."""
+        if self.arithmetic is not None and size >= len(inputs):
+            return self._accumulate_arithmetic(self.arithmetic, inputs, rows, previous)
+        weight, figures, embeds = self.config.dist_reg_weight, list[Tensor](), self.embeds[rows]
 
         def loss(contexts: Tensor) -> Tensor:
             terms = cvfp_loss(contexts, previous), self.diversity(contexts)
@@ -144,10 +190,31 @@ class CvfpPass:
             return total / len(self.batches)
 
         contexts = accumulate_in_parts(
-            lambda rows: self.block(inputs[rows], embeds[rows]), len(inputs), size, loss, self.block.parameters(),
+            lambda part: self.block(inputs[part], embeds[part]), len(inputs), size, loss, self.block.parameters(),
             inputs.device,
         )  # fmt: skip
-        return contexts, figures[0]
+        return contexts, figures[0], count_converged(contexts, previous, self.config.convergence_threshold)
+
+    def _accumulate_arithmetic(
+        self, arithmetic: BatchGradient, inputs: Tensor, rows: slice, previous: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same without a graph: only the diversity loss, whatever it is, has its gradient from autograd."""
+        contexts = arithmetic.forward(inputs, rows)
+        seen = contexts.detach().requires_grad_()
+        diversity = self.diversity(seen)
+        (led,) = torch.autograd.grad(diversity, [seen])
+        weight, share, squares = self.config.dist_reg_weight, len(self.batches), contexts.new_empty(len(contexts))
+
+        def total_gradient(part: slice) -> Tensor:
+            change = contexts[part] - previous[part]
+            torch.linalg.vector_norm(change, dim=1, out=squares[part])
+            return led[part].mul_(weight / share).add_(change, alpha=2 * (1 - weight) / (share * contexts.numel()))
+
+        arithmetic.backward(inputs, rows, total_gradient)
+        squares = squares.square() / contexts.shape[1]
+        cvfp, diversity = squares.mean(), diversity.detach()
+        figures = torch.stack([cvfp, diversity, (1 - weight) * cvfp + weight * diversity])
+        return contexts, figures, (squares < self.config.convergence_threshold).sum()
 
     def steps(self, iteration: int, within: PassState) -> Iterator[None]:
         """A single one, the whole iteration, which is therefore never interrupted."""
@@ -178,15 +245,21 @@ class CvfpPass:
 
     def _exact_inputs(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """The same with exact contexts of the current weights; CVFP still compares with the iteration before."""
-        entering = self.previous[-1].clone()
+        entering, segment_length = self.previous[-1].clone(), None
         for first in range(0, len(self.batches), _EXACT_GROUP):
             group = self.batches[first : first + _EXACT_GROUP]
             offset = group[0].start
             # Written behind the entering context: what enters token i lies in row i.
             inputs = self.zero.new_empty(group[-1].stop - offset + 1, self.block.num_layers, self.block.context_dim)
             inputs[0, -1] = entering
-            window = _Rows(self.embeds, slice(offset, group[-1].stop))
-            current = exact_contexts(self.block, window, entering, out=inputs[1:])
+            stream = slice(offset, group[-1].stop)
+            window = _Rows(self.embeds, stream) if self.token_parts is None else self.token_parts.at([stream])
+            current = exact_contexts(
+                self.block, window, entering, self.config.context_tolerance, out=inputs[1:],
+                near=self.previous[stream], segment_length=segment_length,
+            )  # fmt: skip
+            # Measured once an iteration, where that is not the length of the group.
+            segment_length = current.segment_length if current.segment_length < len(window) else None
             inputs, entering = inputs[:, -1], current.end
             for rows in group:
                 yield rows, inputs[rows.start - offset : rows.stop - offset], self.previous[rows]
@@ -200,8 +273,11 @@ class CvfpPass:
 
             drawn = noise_seed(self.seed, iteration, inputs.device)
             return with_noise(inputs, rows.start, self.config.context_noise, drawn)
-        noise = context_noise(rows, inputs.shape[1], self.config.context_noise, self.seed, iteration)
-        return inputs + noise.to(inputs.device, non_blocking=True)
+        noisy = torch.empty_like(inputs, memory_format=torch.contiguous_format)
+        for part, table, chosen, signs in _noise_blocks(rows, inputs.shape[1], self.seed, iteration):
+            noise, scale = table[chosen].to(inputs.device), (signs * self.config.context_noise).to(inputs.device)
+            torch.addcmul(inputs[part], noise, scale, out=noisy[part])
+        return noisy
 
 
 class _RecordedIteration:
@@ -232,8 +308,9 @@ class _RecordedIteration:
             carried = objective.previous[-1]
             self.entering[0, -1] = carried
             exact_contexts(
-                objective.block, objective.embeds, carried, out=self.entering[1:], segment_length=self.segment_length
-            )
+                objective.block, objective.embeds, carried, objective.config.context_tolerance,
+                out=self.entering[1:], segment_length=self.segment_length, near=objective.previous,
+            )  # fmt: skip
         try:
             (figures,) = self.step(noise_seed(objective.seed, iteration, objective.zero.device))
         except NotRecordedError:

@@ -5,6 +5,7 @@ of them, how good that was, and which tensors and states the next step depends o
 all.
 """
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -21,14 +22,18 @@ from newllm_core.runs.checkpoint import (
     Checkpoint,
     CheckpointBudget,
     CheckpointPlace,
+    copy_checkpoint,
     joined,
     load_checkpoint,
     parted,
     save_checkpoint,
 )
+from newllm_core.runs.disk import DiskError
 from newllm_core.runs.interruption import held_signals
 from newllm_core.runs.progress import Stopwatch, progress_bar
 from newllm_core.runs.reproducibility import generator_states, restore_generators
+
+logger = logging.getLogger("newllm")
 
 Row = TypeVar("Row")
 # Steps between two looks at the sums of a pass: each look makes a GPU wait.
@@ -101,7 +106,7 @@ class TrainingLoop(ABC, Generic[Row]):
         self.device_batch, self.show_progress = device_batch or DeviceBatch(device, 1), show_progress
         self.report, self.rows = report, list[Row]()
         self.best, self.within = Best(), PassState()
-        self.watch, self.budget = Stopwatch(), CheckpointBudget()
+        self.watch, self.budget, self.copying = Stopwatch(), CheckpointBudget(), CheckpointBudget()
 
     # --- what a training says ---------------------------------------------------------------------------------------
 
@@ -217,10 +222,24 @@ class TrainingLoop(ABC, Generic[Row]):
         if self.place is None:
             return
         if self._stop.number is not None:
-            self.save()
-            self._stop.obey(f"{self.name} stopped {self.budget.saved}; run the same again to go on from there")
+            self._save_or_say()
+            saved = self.budget.saved or "before anything could be saved"
+            self._stop.obey(f"{self.name} stopped {saved}; run the same again to go on from there")
         if self.budget.allows(self._tensors):
+            self._save_or_say()
+
+    def _save_or_say(self) -> None:
+        """A disk that takes no checkpoint is no reason to lose what is in memory."""
+        try:
             self.save()
+        except DiskError as error:
+            logger.warning("%s. %s goes on in memory; %s", error, self.name, self._last_checkpoint())
+            return
+        assert self.place is not None
+        # A drive is slower than a disk: its copies have a share of the time of their own.
+        if self.place.copies is not None and (self._stop.number is not None or self.copying.allows(self._tensors)):
+            with self.copying.timed(self._where()):
+                copy_checkpoint(self.place)
 
     def _where(self) -> str:
         return f"after {len(self.rows)} {self.unit}s and {self.within.steps} steps"

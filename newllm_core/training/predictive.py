@@ -22,9 +22,10 @@ from newllm_core.config.hyperparameters import Phase1Config
 from newllm_core.contexts.shooting import exact_contexts
 from newllm_core.data.stream import ring_segments
 from newllm_core.gpu_memory import DeviceBatch, accumulate_in_parts
-from newllm_core.losses import cvfp_loss, diversity_loss
-from newllm_core.metrics.convergence import count_converged
+from newllm_core.head.cross_entropy import choose_head, frozen_head_cross_entropy
+from newllm_core.losses import diversity_loss
 from newllm_core.model import NewLLM, StreamEmbeddings
+from newllm_core.model.dropout import dropout
 from newllm_core.runs.reproducibility import derived_generator, runs_kernels
 from newllm_core.training.captured import (
     RECORDABLE_LOSSES,
@@ -35,13 +36,17 @@ from newllm_core.training.captured import (
 )
 from newllm_core.training.fixed_point import PassFigures, in_place
 from newllm_core.training.loop import PassState
+from newllm_core.training.rounded import linear
+from newllm_core.training.segment import segment_contexts
 
 _HELD_OUT_ROWS = 1024  # of the held-out loss, computed at once
 # Of a step, in the order in which it gives them.
 _FIGURES = ("prediction", "diversity", "total", "gradient_norm", "cvfp", "converged")
 
 
-def contrastive_loss(predicted: Tensor, targets: Tensor, negatives: Tensor, embeds: Tensor) -> Tensor:
+def contrastive_loss(
+    predicted: Tensor, targets: Tensor, negatives: Tensor, embeds: Tensor, method: str = "direct"
+) -> Tensor:
     """InfoNCE in nats: each prediction's own target among the other rows' targets and further ``negatives``.
 
     Args:
@@ -50,15 +55,23 @@ def contrastive_loss(predicted: Tensor, targets: Tensor, negatives: Tensor, embe
             in: without them the optimum would not be the mutual information.
         negatives: `[k]` token ids, k >= 0.
         embeds: `[V, E]`, what predictions are compared with.
+        method: of `head.cross_entropy`, whose frozen head the candidates are.
     """
-    candidates = torch.cat([targets, negatives])
-    scores = predicted @ functional.embedding(candidates, embeds).T
-    return functional.cross_entropy(scores, torch.arange(len(targets), device=targets.device))
+    candidates = functional.embedding(torch.cat([targets, negatives]), embeds)
+    own = torch.arange(len(targets), device=targets.device)
+    if method == "direct":
+        return functional.cross_entropy(predicted @ candidates.T, own)
+    return frozen_head_cross_entropy(predicted, candidates, own, method=method)
 
 
 def regression_loss(predicted: Tensor, targets: Tensor, embeds: Tensor) -> Tensor:
     """Mean squared error per component. `[n, E], [n], [V, E]` -> a scalar >= 0."""
     return functional.mse_loss(predicted, functional.embedding(targets, embeds))
+
+
+def _rows(contexts: Tensor) -> Tensor:
+    """`[B, T, C]` -> `[T · B, C]`, token by token, as they lie in memory."""
+    return contexts.transpose(0, 1).flatten(0, 1)
 
 
 class PredictivePass:
@@ -79,12 +92,16 @@ class PredictivePass:
         self.diversity = diversity_loss(config.diversity_algorithm)
         self.embeds = StreamEmbeddings(model, train_tokens)
         device = train_tokens.device
+        # On a GPU logits of a segment are few, and the direct way can be recorded.
+        self.loss_method = choose_head("auto", device) if device.type == "cpu" else "direct"
+        self.rounded = self.loss_method == "blocks-bf16"
         torch.manual_seed(derived_generator("predictive", seed).initial_seed())  # predictor, dropout, SIGReg's slices
         self.predictor = nn.Linear(self.block.context_dim, model.config.embed_dim).to(device)
         self.parameters = [*self.block.parameters(), *self.predictor.parameters()]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, config.learning_rate, weight_decay=config.prediction_weight_decay, **device_options(device)
-        )
+            self.parameters, config.learning_rate, weight_decay=config.prediction_weight_decay,
+            **{"fused": True, **device_options(device)},
+        )  # fmt: skip
         self.rate = DeviceRate(self.optimizer, device) if device.type == "cuda" else None
         recordable = self.rate is not None and config.diversity_algorithm in RECORDABLE_LOSSES
         self.captured = CapturedStep(self._updated) if recordable else None
@@ -156,23 +173,24 @@ class PredictivePass:
             self.optimizer.step()
         else:
             self.rate.step()
-        flat, rows = contexts.flatten(0, 1), positions.flatten()
-        before = self.previous[rows]
-        converged = count_converged(flat, before, self.config.convergence_threshold)
-        found = {**figures, "gradient_norm": norm, "cvfp": cvfp_loss(flat, before), "converged": converged}
-        self.previous[rows] = flat
+        flat, rows = _rows(contexts), positions.T.flatten()
+        moved = (flat - self.previous.index_select(0, rows)).square().mean(dim=1)
+        converged = (moved < self.config.convergence_threshold).sum()
+        found = {**figures, "gradient_norm": norm, "cvfp": moved.mean(), "converged": converged}
+        self.previous.index_copy_(0, rows, flat)
         return contexts[:, -1], *[found[name].detach() for name in _FIGURES]
 
     def _gradients(
         self, positions: Tensor, context: Tensor, negatives: Tensor, size: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Of a segment, ``size`` streams at once; its contexts `[B, T, C]` and the terms of its loss."""
-        targets = self.tokens[(positions.flatten() + 1) % len(self.tokens)]
+        targets = self.tokens[(positions.T.flatten() + 1) % len(self.tokens)]
         weight, figures = self.config.dist_reg_weight, dict[str, Tensor]()
 
         def loss(contexts: Tensor) -> Tensor:
-            flat = contexts.flatten(0, 1)
-            prediction, diversity = self._prediction(flat, targets, negatives), self.diversity(flat)
+            flat = _rows(contexts)
+            prediction = self._prediction(flat, targets, negatives)
+            diversity = self.diversity(flat if weight else flat.detach())  # without a weight, a figure alone
             total = (1 - weight) * prediction + weight * diversity
             figures.update(prediction=prediction, diversity=diversity, total=total)
             return total
@@ -187,18 +205,26 @@ class PredictivePass:
     def _contexts(self, positions: Tensor, context: Tensor) -> Tensor:
         """The last layer's, with dropout of the token input and noise on what enters. `[B, T]` -> `[B, T, C]`."""
         earlier = range(self.model.config.num_input_tokens - 1, -1, -1)
-        ids = [self.tokens[(positions - lag) % len(self.tokens)] for lag in earlier]
+        ids = [self.tokens[(positions.T - lag) % len(self.tokens)] for lag in earlier]
         embeds = torch.cat([self.model.embed_for_contexts(lagged) for lagged in ids], dim=-1)
-        parts = self.block.token_parts(functional.dropout(embeds, self.config.prediction_dropout))
+        parts = self._token_parts(dropout(embeds, self.config.prediction_dropout))
         if runs_kernels(context.device) and self.block.num_layers == 1:
-            return self._contexts_by_kernels(context, parts[0])
-        contexts = []
-        for step in range(positions.shape[1]):
-            if self.config.context_noise:
-                context = context + self.config.context_noise * torch.randn_like(context)
-            context = self.block.forward_from_token_parts(context, [part[:, step] for part in parts])[-1]
-            contexts.append(context)
-        return torch.stack(contexts, dim=1)
+            return self._contexts_by_kernels(context, parts[0].transpose(0, 1))
+        std, noise = self.config.context_noise, None
+        if std:
+            noise = std * torch.randn(positions.shape[1], *context.shape, device=context.device)
+        return segment_contexts(self.block.context_layers(), context, parts, noise, self.rounded).transpose(0, 1)
+
+    def _token_parts(self, embeds: Tensor) -> list[Tensor]:
+        """`ContextBlock.token_parts`, products rounded where those are. `[..., E·T]` -> L × `[..., C]`."""
+        if not self.rounded:
+            return self.block.token_parts(embeds)
+        return [
+            layer.token_part(embeds)
+            if layer.from_token is None
+            else linear(embeds, layer.from_token.weight, layer.from_context.bias, rounded=True)
+            for layer in self.block.context_layers()
+        ]
 
     def _contexts_by_kernels(self, context: Tensor, part: Tensor) -> Tensor:
         """The same on a GPU, for a block of one layer."""
@@ -210,10 +236,11 @@ class PredictivePass:
         return segment_contexts(self.block.context_layers()[0], context, part, noise)
 
     def _prediction(self, contexts: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
-        predicted = self.predictor(functional.dropout(contexts, self.config.prediction_dropout))
+        read = dropout(contexts, self.config.prediction_dropout)
+        predicted = linear(read, self.predictor.weight, self.predictor.bias, self.rounded)
         if self.config.objective == "regression":
             return regression_loss(predicted, targets, self.targets)
-        return contrastive_loss(predicted, targets, negatives, self.targets)
+        return contrastive_loss(predicted, targets, negatives, self.targets, self.loss_method)
 
     def _negatives(self, generator: torch.Generator) -> Tensor:
         if self.config.objective == "regression":

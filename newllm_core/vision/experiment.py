@@ -49,9 +49,10 @@ VISION_DIR = RESULTS_DIR / "vision"
 SCORES = ("tpe_scalar", "tpe_params")  # by the λ they divide by
 
 
-def vision_place(run_dir: Path, identity: Identity) -> RunFolder:
+def vision_place(run_dir: Path, identity: Identity, copy_to: str | None = None) -> RunFolder:
     """A run on images as it is kept in ``run_dir``."""
-    return RunFolder(run_dir / RECORD_NAME, run_dir / CHECKPOINT_DIR, identity, check_vision_record)
+    checkpoint, weights = run_dir / CHECKPOINT_DIR, run_dir / WEIGHTS_NAME
+    return RunFolder(run_dir / RECORD_NAME, checkpoint, identity, check_vision_record, (weights,), copy_to)
 
 
 def run_vision(
@@ -74,7 +75,7 @@ def run_vision(
     Raises ConfigError (the model does not fit the data), DataError, NotFiniteError, or RunError (another
     configuration in the folder).
     """
-    place = vision_place(run_dir, run_identity(settings, images))
+    place = vision_place(run_dir, run_identity(settings, images), settings.run.copy_to)
     with place.held() as held:
         if held.record is None:
             record, model = _trained(settings, held.checkpoints, images, report, show_progress)

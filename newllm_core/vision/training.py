@@ -15,7 +15,7 @@ from torch.nn import functional
 from newllm_core.gpu_memory import DeviceBatch
 from newllm_core.losses import refuse_not_finite
 from newllm_core.runs.checkpoint import CheckpointPlace, with_read_data
-from newllm_core.runs.files import refuse_full_disk
+from newllm_core.runs.disk import refuse_full_disk
 from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.training.loop import TrainingLoop
 from newllm_core.vision.data import ImageData, LabelledImages, Normalisation, normalised

@@ -106,7 +106,9 @@ def test_a_notebook_on_images_reads_all_its_data_sets_and_the_committed_records(
     assert changed == {"committed records"}
 
 
-def test_workers_run_notebooks_side_by_side_and_outcomes_keep_the_order_of_the_jobs(tmp_path: Path) -> None:
+def test_workers_run_notebooks_side_by_side_and_outcomes_keep_the_order_of_the_jobs(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Each notebook ends only after the other has begun; the second fails then."""
     wait = (
         "import pathlib, time\nmine, other = (pathlib.Path(name) for name in {})\nmine.touch()\n"
@@ -121,6 +123,7 @@ def test_workers_run_notebooks_side_by_side_and_outcomes_keep_the_order_of_the_j
     assert [outcome.job for outcome in outcomes] == jobs
     assert [outcome.status for outcome in outcomes] == ["finished", "failed"]
     assert notebooks.is_finished(jobs[0]) and "ZeroDivisionError" in str(outcomes[1].error)
+    assert "%|" not in capfd.readouterr().err, "bars of two notebooks write over each other"
     with pytest.raises(BatchError, match="workers: expected at least 1, given 0"):
         notebooks.run_batch(jobs, workers=0)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from newllm_core.config.hyperparameters import (
     DataConfig,
+    GenerationConfig,
     ModelConfig,
     Phase1Config,
     Phase2Config,
@@ -20,9 +21,10 @@ from newllm_core.config.hyperparameters import (
 )
 from newllm_core.config.schema import ConfigError, config_hash, config_values, from_mapping, parameter_fields
 
-CONFIG_TYPES = (DataConfig, ModelConfig, Phase1Config, Phase2Config, ScalingConfig, RunConfig)
-FIELDS = [(config, spec.name) for config in CONFIG_TYPES for spec in dataclasses.fields(config)]
-NUMBERS = [(owner, spec.name) for owner in CONFIG_TYPES for spec in dataclasses.fields(owner) if "low" in spec.metadata]
+CONFIG_TYPES = (DataConfig, ModelConfig, Phase1Config, Phase2Config, ScalingConfig, RunConfig)  # of Settings
+ALL_TYPES = (*CONFIG_TYPES, GenerationConfig)
+FIELDS = [(config, spec.name) for config in ALL_TYPES for spec in dataclasses.fields(config)]
+NUMBERS = [(owner, spec.name) for owner in ALL_TYPES for spec in dataclasses.fields(owner) if "low" in spec.metadata]
 
 
 def test_the_defaults_are_the_notes() -> None:
@@ -151,7 +153,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_one() -> None:
 
 
 def test_a_key_that_resembles_none_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="unknown key of RunConfig 'xyz'. Expected one of: device, num_threads, seed"):
+    known = "copy_to, device, num_threads, seed"
+    with pytest.raises(ConfigError, match=f"unknown key of RunConfig 'xyz'. Expected one of: {known}"):
         from_mapping(RunConfig, {"xyz": 3})
 
 
@@ -166,7 +169,7 @@ def test_a_config_comes_back_from_its_mapping(config_type: type) -> None:
 
 def test_every_field_is_one_parameter_and_shared_names_carry_their_section() -> None:
     fields = parameter_fields(Settings)
-    assert len(fields) == len(set(fields.values())) == len(FIELDS)
+    assert len(fields) == len(set(fields.values())) == sum(owner in CONFIG_TYPES for owner, _ in FIELDS)
     assert fields["phase1_learning_rate"] == ("phase1", "learning_rate")
     assert fields["phase2_learning_rate"] == ("phase2", "learning_rate")
     assert fields["context_dim"] == ("model", "context_dim")
@@ -214,7 +217,7 @@ def test_extra_names_are_left_out_and_named_in_errors() -> None:
 
 UNLIKE_THE_DEFAULT = {
     "train_range": (0, 5), "device_batch_size": 8, "diversity_algorithm": "ODCM", "initial_exponent": -0.1,
-    "logit_scale": 0.5, "dropout": 0.1, "unseen_sample": 5, "cache_weight": 0.1,
+    "logit_scale": 0.5, "dropout": 0.1, "unseen_sample": 5, "cache_weight": 0.1, "min_p": 0.1,
     "multiplier": 3.0,
 }  # fmt: skip
 
@@ -233,7 +236,8 @@ def changed(value: Any, spec: dataclasses.Field[Any]) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("config_type", "name"), [pair for pair in FIELDS if pair[1] not in ("conversations_file", "missing_text")]
+    ("config_type", "name"),
+    [pair for pair in FIELDS if pair[1] not in ("conversations_file", "missing_text", "copy_to")],
 )
 def test_the_hash_changes_with_any_field(config_type: type, name: str) -> None:
     spec = next(spec for spec in dataclasses.fields(config_type) if spec.name == name)
@@ -248,6 +252,10 @@ def test_a_file_is_no_part_of_the_hash_by_its_place_but_what_is_left_out_of_it_i
     assert config_hash(one) == config_hash(other) != config_hash(skipping)
     assert config_values(one)["conversations_file"] is None and "missing_text" not in config_values(one)
     assert config_values(skipping)["missing_text"] == "skip-message"
+    # A location that came later is in no record at all: names of earlier runs stay what they are.
+    assert config_values(RunConfig(copy_to="a")) == config_values(RunConfig()) == {
+        "seed": 42, "num_threads": 2, "device": "auto",
+    }  # fmt: skip
     with pytest.raises(ConfigError, match="missing_text: only for corpus='file', given corpus='chitchat'"):
         DataConfig(missing_text="skip-message")
 

@@ -23,7 +23,7 @@ from newllm_core.experiment.run import (
     TOKEN_WEIGHTS,
     load_model,
     run_experiment,
-    run_phase1_alone,
+    run_phase1_only,
 )
 from newllm_core.head.cross_entropy import Head
 from newllm_core.model import NewLLM
@@ -224,7 +224,7 @@ def test_the_better_model_is_recorded_drawn_and_loaded_like_any_other(folder: Pa
     assert "contrastive-MCDL-w0.1" in run_folder_name(BETTER)
     loaded = load_model(record, folder / "better", folder / "better" / "phase1", folder / "data")
     run_small(folder / "better", folder / "data", BETTER, save_model=True)
-    alone = NewLLM.load(folder / "better" / "model")
+    alone = NewLLM.from_pretrained(folder / "better" / "model")
     assert alone.state_dict().keys() == loaded.model.state_dict().keys() >= {"output_bias", "readout.up.weight"}
     assert all(torch.equal(value, loaded.model.state_dict()[name]) for name, value in alone.state_dict().items())
     contexts, tokens = all_contexts(loaded.model, loaded.validation_tokens), loaded.validation_tokens
@@ -307,7 +307,7 @@ def test_token_pictures_and_table(folder: Path, record: dict[str, Any]) -> None:
 
 
 def test_phase1_alone_can_be_reported(folder: Path, record: dict[str, Any]) -> None:
-    alone = run_phase1_alone(SMALL, folder / "run" / "phase1", folder / "data")
+    alone = run_phase1_only(SMALL, folder / "phase1 alone", folder / "run" / "phase1", folder / "data")
     assert figures_of(alone["phase1"]) == figures_of(record["phase1"])
     assert "Phase 2" not in report(alone).split("\n")
 

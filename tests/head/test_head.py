@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from newllm_core.head import cross_entropy as head
+from newllm_core.head import rounded_softmax
 from newllm_core.head.cross_entropy import Head, choose_head, frozen_head_cross_entropy
-from newllm_core.runs.reproducibility import has_bf16_products
 
 METHODS = ["direct", "blocks", "blocks-bf16"]
 
@@ -44,6 +44,8 @@ def relative(found: Tensor | None, expected: Tensor) -> float:
 def block_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(head._BLOCK_COLUMNS, "cpu", request.param[0])
     monkeypatch.setitem(head._BLOCK_ROWS, "cpu", request.param[1])
+    monkeypatch.setattr(rounded_softmax, "_BLOCK_COLUMNS", request.param[0])
+    monkeypatch.setattr(rounded_softmax, "BLOCK_ROWS", request.param[1])
 
 
 SHAPES = {"count": st.integers(1, 23), "width": st.integers(1, 9), "vocab": st.integers(2, 40)}
@@ -239,7 +241,3 @@ def test_auto_is_the_constant_of_the_device(
     monkeypatch.setattr(head, "runs_kernels", lambda device: triton)
     assert choose_head("auto", torch.device(device)) == expected
     assert choose_head("direct", torch.device(device)) == "direct"
-
-
-def test_the_processor_says_whether_it_multiplies_bfloat16() -> None:
-    assert has_bf16_products() in (True, False)

@@ -78,12 +78,6 @@ def test_prose_comes_before_nearly_every_code_cell(path: Path) -> None:
 
 
 @every_notebook
-def test_first_cell_opens_this_notebook_in_colab(path: Path) -> None:
-    first = nbformat.read(path, as_version=4).cells[0].source
-    assert re.search(rf"https://colab\.research\.google\.com/\S+/notebooks/{re.escape(path.name)}", first)
-
-
-@every_notebook
 def test_committed_notebook_is_executed_from_top_to_bottom(path: Path) -> None:
     cells = cells_of(path, "code")
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
@@ -171,7 +165,6 @@ def test_structure_rules_catch_a_notebook_that_breaks_them(tmp_path: Path) -> No
         test_notebook_defines_no_functions_or_classes,
         test_notebook_is_20_to_90_lines_of_code,
         test_prose_comes_before_nearly_every_code_cell,
-        test_first_cell_opens_this_notebook_in_colab,
         test_committed_notebook_is_executed_from_top_to_bottom,
         test_committed_outputs_hold_no_errors_and_no_folders_of_the_machine_they_ran_on,
     ]

@@ -1,6 +1,7 @@
 """The notebooks' set-up cell on Colab: it fetches, and repairs what an earlier try left undone."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import nbformat
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
+from reproduce.address import set_up_source
+
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
-SET_UP = "[ -f {missing} ] && { echo failed; exit 1; }\necho done >> {log}\n"
+SCRIPT = "[ -f {missing} ] && { echo failed; exit 1; }\necho done >> {log}\n"
 
 
 def set_up_cell(path: Path) -> str:
@@ -26,24 +29,23 @@ def colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     origin, content = tmp_path / "origin", tmp_path / "content"
     content.mkdir()
     origin.mkdir()
-    script = SET_UP.replace("{missing}", str(tmp_path / "network-is-down")).replace("{log}", str(tmp_path / "log"))
+    script = SCRIPT.replace("{missing}", str(tmp_path / "network-is-down")).replace("{log}", str(tmp_path / "log"))
     (origin / "colab_setup.sh").write_text(script)
     names = ["-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "."], [*names, "commit", "-qm", "first"]):
         subprocess.run(["git", "-C", str(origin), *command], check=True)
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
-    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
-    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.{origin}.insteadOf")
-    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://github.com/new-llm/new-llm")
+    monkeypatch.setattr("builtins.input", lambda _: str(origin))
+    monkeypatch.setenv("FROM", "")  # the cell sets it; this takes it back
     monkeypatch.chdir(content)
     return tmp_path
 
 
-def run_cell(colab: Path) -> None:
+def run_cell(colab: Path, source: str = set_up_cell(NOTEBOOKS[0])) -> None:
     InteractiveShell.clear_instance()
     shell = InteractiveShell.instance()
     try:
-        shell.run_cell(set_up_cell(NOTEBOOKS[0]).replace("/content", str(colab / "content"))).raise_error()
+        shell.run_cell(source.replace("/content", str(colab / "content"))).raise_error()
     finally:
         shell.history_manager.end_session()
         InteractiveShell.clear_instance()
@@ -67,6 +69,32 @@ def test_a_fetch_that_was_cut_off_is_begun_again(colab: Path) -> None:
     (colab / "content" / "fetched" / ".git").mkdir(parents=True)
     run_cell(colab)
     assert (colab / "log").read_text() == "done\n" and not (colab / "content" / "fetched").exists()
+
+
+def test_a_folder_that_is_there_is_taken_without_a_question(colab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(colab / "origin", colab / "content" / "new-llm")
+
+    def refuse(_: str) -> str:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr("builtins.input", refuse)
+    run_cell(colab)
+    assert (colab / "log").read_text() == "done\n" and Path.cwd() == colab / "content" / "new-llm"
+
+
+def test_an_address_that_is_set_is_fetched_at_its_revision(colab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = ["git", "-C", str(colab / "origin"), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "tag", "v1.0"], check=True)
+    (colab / "origin" / "later.txt").touch()
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-qm", "second"], check=True)
+    address = "https://example.org/owner/name"
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.{colab / 'origin'}.insteadOf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", address)
+    run_cell(colab, set_up_source(address, "v1.0"))
+    assert (colab / "log").read_text() == "done\n"
+    assert not (colab / "content" / "new-llm" / "later.txt").exists()
 
 
 def test_elsewhere_the_cell_does_nothing(colab: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from newllm_core.runs import lock as lock_module
+from newllm_core.runs.disk import DiskError
 from newllm_core.runs.folder import RECORD_NAME, RunFolder
 from newllm_core.runs.identity import Identity
 from newllm_core.runs.lock import owned
@@ -121,5 +122,5 @@ def test_another_error_of_the_lock_is_no_reason_for_a_lease(
         raise OSError(errno.EIO, "the disk is broken")
 
     monkeypatch.setattr(fcntl, "flock", fail)
-    with pytest.raises(OSError, match="the disk is broken"), owned(tmp_path / ".lock"):
+    with pytest.raises(DiskError, match=r"\.lock: .* the disk reports an error"), owned(tmp_path / ".lock"):
         pass

@@ -163,6 +163,11 @@ def test_a_sweep_of_experiments(finished: Finished, tmp_path: Path) -> None:
     one, same = (Point(base, settings_for(path)) for path in (finished.text, finished.copy))
     place = folders.experiments / runner.key(one)
     shutil.copytree(finished.run_dir, place)
+    assert runner.finished(same) is None  # the weights of Phase 1 belong to it
+    settings = same.settings
+    name = phase1_folder_name(settings.data, settings.model, settings.phase1, settings.run)
+    (folders.phase1 / name).parent.mkdir()
+    (place / "phase1").rename(folders.phase1 / name)
     assert runner.finished(same) == finished.record
     change_one_byte(finished.text)
     assert runner.finished(one) is None  # another run, with a folder of its own

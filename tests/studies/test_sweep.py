@@ -367,7 +367,7 @@ def test_phase1_only_records_have_no_phase2_and_are_found_again(
         assert "phase2" not in record
         assert record["phase1"] == record_of(complete, point)["phase1"]
     assert names_in(folders.experiments) == {phase1_name(point) for point in points}
-    monkeypatch.setattr(runners_module, "run_phase1_alone", must_not_run)
+    monkeypatch.setattr(runners_module, "run_phase1_only", must_not_run)
     assert sweep_of(two, shared, phase1_only=True).run() == json.loads(json.dumps(records))
 
 

@@ -16,7 +16,8 @@ from newllm_core.config.hyperparameters import Phase1Config
 from newllm_core.contexts.shooting import exact_contexts, sequential_contexts
 from newllm_core.losses import NotFiniteError
 from newllm_core.metrics.rank import stream_rank
-from newllm_core.model import ContextBlock, NewLLM, StreamEmbeddings
+from newllm_core.model import NewLLM, StreamEmbeddings
+from newllm_core.training.batch_gradient import BatchGradient
 from newllm_core.training.fixed_point import _Rows, batch_slices, context_noise
 from newllm_core.training.phase1 import Phase1Result, all_contexts, finish_phase1, train_phase1
 
@@ -64,9 +65,22 @@ def test_noise_does_not_depend_on_how_tokens_are_batched(start: int, length: int
 def test_noise_differs_by_token_iteration_and_seed_and_has_the_std_asked_for() -> None:
     noise = context_noise(slice(0, 4000), 3, 0.1, SEED, 1)
     assert noise.std().item() == pytest.approx(0.1, rel=0.05)
-    assert len(noise.unique(dim=0)) == 4000
+    assert abs(float(noise.mean())) < 0.005
     assert not torch.equal(noise, context_noise(slice(0, 4000), 3, 0.1, SEED, 2))
     assert not torch.equal(noise, context_noise(slice(0, 4000), 3, 0.1, SEED + 1, 1))
+
+
+def test_tokens_that_share_noise_are_uncorrelated() -> None:
+    """Rows of the table come back with either sign: the mean product of two tokens' noise is that of two draws."""
+    width, count = 400, 6000
+    noise = context_noise(slice(0, count), width, 1.0, SEED, 1)
+    products = noise @ noise.T / width
+    shared = products.abs() > 0.5
+    shared.fill_diagonal_(False)
+    # Of count² / 2 pairs one in 4,096 shares a row.
+    assert int(shared.sum()) // 2 == pytest.approx(count**2 / 2 / 4096, rel=0.1)
+    signs = products[shared].sign()
+    assert abs(float(signs.mean())) < 4 / (len(signs) / 2) ** 0.5
 
 
 @dataclasses.dataclass
@@ -155,17 +169,17 @@ def test_the_first_token_is_entered_by_the_last_context_of_the_iteration_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     entered: list[Tensor] = []
-    forward = ContextBlock.forward
+    forward = BatchGradient.forward
 
-    def watched(block: ContextBlock, context: Tensor, embeds: Tensor) -> Tensor:
-        entered.append(context.detach().clone())
-        outputs.append(forward(block, context, embeds))
+    def watched(gradient: BatchGradient, inputs: Tensor, rows: slice) -> Tensor:
+        entered.append(inputs.clone())
+        outputs.append(forward(gradient, inputs, rows).clone())
         return outputs[-1]
 
     outputs: list[Tensor] = []
     model = make_model()
     zero_pass = all_contexts(model, TRAIN)[:, -1]
-    monkeypatch.setattr(ContextBlock, "forward", watched)
+    monkeypatch.setattr(BatchGradient, "forward", watched)
     train(model, batch_tokens=NUM_TOKENS, context_noise=0.0, max_iterations=3)
     assert torch.equal(entered[0], torch.cat([zero_pass[-1:], zero_pass[:-1]]))
     for iteration in (1, 2):

@@ -7,11 +7,13 @@ import torch
 from core_helpers import VOCAB_SIZE, make_model, make_tokens, phase1_config, rng, state_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.nn import functional
 
 from newllm_core import losses
 from newllm_core.contexts.shooting import sequential_contexts
 from newllm_core.data.stream import ring_segments
+from newllm_core.head import cross_entropy
 from newllm_core.losses import NotFiniteError
 from newllm_core.training.loop import PassState
 from newllm_core.training.phase1 import Phase1History, train_phase1
@@ -86,6 +88,13 @@ def test_ring_segments_read_every_stream_once_and_in_order(length: int, streams:
     assert len(positions.unique()) == positions.numel()
 
 
+@pytest.fixture
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor whose products in bfloat16 are not faster."""
+    monkeypatch.setattr(cross_entropy, "has_bf16_products", lambda: False)
+
+
+@pytest.mark.usefixtures("in_float32")
 @pytest.mark.parametrize("num_input_tokens", [1, 3])
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_contexts_of_a_segment_are_those_of_the_loop(num_input_tokens: int, num_layers: int) -> None:
@@ -99,27 +108,68 @@ def test_contexts_of_a_segment_are_those_of_the_loop(num_input_tokens: int, num_
         torch.testing.assert_close(found[row], expected)
 
 
-def test_the_step_follows_the_gradient_through_the_whole_segment() -> None:
-    """Adam first moves by the learning rate times the gradient's sign; the gradient is autograd's of the loop."""
-    model = make_model()
-    config = phase1_config(**{**PREDICTIVE, "prediction_negatives": 0, "prediction_weight_decay": 0.0})
+POSITIONS, NEGATIVES = torch.tensor([[10, 11, 12], [50, 51, 52]]), TRAIN[:7]
+
+
+def whole_step(objective: str, kind: torch.dtype, **model_values: object) -> tuple[PredictivePass, Tensor]:
+    """A pass about to take a step over POSITIONS, in another precision, and the context that enters it."""
+    model = make_model(**model_values)
+    config = phase1_config(**{**PREDICTIVE, "objective": objective, "dist_reg_weight": 0.25})
     trainer = PredictivePass(model, TRAIN, config, seed=1)
-    positions, entering = torch.tensor([[10, 11, 12], [50, 51, 52]]), torch.randn(2, 6, generator=rng(1))
+    model.to(kind)
+    trainer.predictor.to(kind)
+    trainer.targets = trainer.targets.to(kind)
+    return trainer, torch.randn(2, 6, generator=rng(1)).to(kind)
+
+
+def gradients_of(trainer: PredictivePass, entering: Tensor) -> list[Tensor]:
+    trainer._gradients(POSITIONS, entering, NEGATIVES, len(POSITIONS))
+    return [parameter.grad for parameter in trainer.parameters if parameter.grad is not None]
+
+
+@pytest.mark.usefixtures("in_float32")
+@pytest.mark.parametrize("objective", ["contrastive", "regression"])
+@pytest.mark.parametrize("shape", [{}, {"num_layers": 2, "time_scales": True, "num_input_tokens": 2}])
+def test_the_gradient_of_a_step_is_autograds_of_the_loop(objective: str, shape: dict[str, object]) -> None:
+    trainer, entering = whole_step(objective, torch.float64, **shape)
+    found = gradients_of(trainer, entering)
     contexts = []
     for row, first in enumerate((10, 50)):
         context = entering[row : row + 1]
         for place in range(first, first + 3):
-            context = model.context_block(context, trainer.embeds[place : place + 1])
+            context = trainer.block(context, trainer.embeds[place : place + 1])
             contexts.append(context)
-    targets = TRAIN[positions.flatten() + 1]
-    loss = contrastive_loss(trainer.predictor(torch.cat(contexts)), targets, targets[:0], trainer.targets)
-    weight = model.context_block.layers[0].from_context.weight
-    (expected,) = torch.autograd.grad(loss, [weight])
+    read, targets = torch.cat(contexts), TRAIN[POSITIONS.flatten() + 1]
+    predicted = trainer.predictor(read)
+    if objective == "regression":
+        prediction = regression_loss(predicted, targets, trainer.targets)
+    else:
+        prediction = contrastive_loss(predicted, targets, NEGATIVES, trainer.targets)
+    expected = torch.autograd.grad(0.75 * prediction + 0.25 * losses.mcdl_loss(read), trainer.parameters)
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert other.abs().max() > 0
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_rounded_products_give_nearly_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for rounded in (False, True):
+        monkeypatch.setattr(cross_entropy, "has_bf16_products", lambda rounded=rounded: rounded)
+        found.append(torch.cat([one.flatten() for one in gradients_of(*whole_step("contrastive", torch.float32))]))
+    assert 0 < (found[1] - found[0]).norm() / found[0].norm() < 3e-2
+
+
+def test_the_step_follows_the_gradient() -> None:
+    """AdamW first moves by the learning rate times the gradient's sign."""
+    config = phase1_config(**{**PREDICTIVE, "prediction_weight_decay": 0.0})
+    trainer, entering = PredictivePass(make_model(), TRAIN, config, seed=1), torch.randn(2, 6, generator=rng(1))
+    weight = trainer.block.layers[0].from_context.weight
     before = weight.detach().clone()
-    trainer._step(positions, entering, rng(2), PassState())
-    moved = (weight.detach() - before).sign()
-    clear = expected.abs() > 1e-6
-    assert clear.any() and torch.equal(moved[clear], -expected.sign()[clear])
+    trainer._step(POSITIONS, entering, rng(2), PassState())
+    assert weight.grad is not None
+    clear = weight.grad.abs() > 1e-6
+    assert clear.any() and torch.equal((weight.detach() - before).sign()[clear], -weight.grad.sign()[clear])
 
 
 @pytest.mark.parametrize("objective", ["contrastive", "regression"])

@@ -13,10 +13,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from test_vision_search import BASE, GATE, LEARNS, LEARNS_NOTHING, SEARCH
 
-from newllm_core.runs.files import read_json
+from newllm_core.runs.files import RunError, read_json
 from newllm_core.vision.search import run as search
 from newllm_core.vision.search.journal import JOURNAL_NAME, SearchError, recover_journal
-from newllm_core.vision.search.plan import SearchPlan
+from newllm_core.vision.search.plan import PLAN_NAME, SearchPlan
 from newllm_core.vision.search.pruner import MedianOfFinished
 from newllm_core.vision.search.run import SUMMARY_NAME, run_search
 from newllm_core.vision.search.study import load_study
@@ -93,7 +93,7 @@ def test_journal_whose_end_was_lost_is_recovered_with_a_notice(
     folder = copy_of(whole[0], tmp_path / "search", content[:-cut])
     with caplog.at_level(logging.WARNING, "newllm"):
         summary = run_search(PLAN, folder, show_progress=False)
-    assert f"{JOURNAL_NAME}: its last line was cut" in caplog.text
+    assert "was damaged, so what follows" in caplog.text
     assert (folder / f"{JOURNAL_NAME}.damaged").read_bytes() == content[:-cut]
     assert drawn(summary) == whole[1] == drawn(read_json(folder / SUMMARY_NAME))
 
@@ -111,18 +111,36 @@ def test_every_cut_of_a_journal_leaves_whole_events(whole: tuple[Path, list[tupl
     assert not (tmp_path / f"{JOURNAL_NAME}.lock").exists()
 
 
-def test_journal_that_is_damaged_before_its_end_is_refused_by_name_and_line(
-    whole: tuple[Path, list[tuple[Any, ...]]], tmp_path: Path
+def test_journal_that_is_damaged_before_its_end_goes_on_from_what_is_whole(
+    whole: tuple[Path, list[tuple[Any, ...]]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines = (whole[0] / JOURNAL_NAME).read_bytes().splitlines(keepends=True)
-    # What Optuna itself leaves when it goes on after a cut line.
-    content = b"".join([*lines[:5], lines[5][:20], *lines[6:]])
-    folder = copy_of(whole[0], tmp_path / "search", content)
-    with pytest.raises(SearchError, match=f"{JOURNAL_NAME}: the journal is damaged"):
-        load_study(folder)
-    with pytest.raises(SearchError, match=rf"{JOURNAL_NAME}, line 6 of \d+: expected an event .* its first 5 lines"):
-        run_search(PLAN, folder, show_progress=False)
-    assert (folder / JOURNAL_NAME).read_bytes() == content
+    place = len(lines) // 2
+    altered = lines[place].replace(b"0", b"1", 1)  # a digit: it is JSON still
+    folder = copy_of(whole[0], tmp_path / "search", b"".join([*lines[:place], altered, *lines[place + 1 :]]))
+    with pytest.raises(SearchError, match=f"{JOURNAL_NAME}: the journal is damaged .* run the search again"):
+        load_study(folder).get_trials()
+    summary = run_search(PLAN, folder, show_progress=False)
+    assert f"line {place + 1} of {len(lines)} was damaged" in caplog.text
+    assert drawn(summary) == whole[1]
+
+
+def test_journal_of_an_earlier_version_is_refused_and_stays(tmp_path: Path) -> None:
+    content = b'{"op_code":0,"worker_id":"a"}\n'
+    (tmp_path / JOURNAL_NAME).write_bytes(content)
+    with pytest.raises(SearchError, match="of an earlier version.* Use another folder"):
+        run_search(PLAN, tmp_path, show_progress=False)
+    assert (tmp_path / JOURNAL_NAME).read_bytes() == content
+
+
+def test_deleting_the_plan_cannot_mix_two(whole: tuple[Path, list[tuple[Any, ...]]], tmp_path: Path) -> None:
+    folder = copy_of(whole[0], tmp_path / "search", (whole[0] / JOURNAL_NAME).read_bytes())
+    (folder / PLAN_NAME).unlink()
+    other = dataclasses.replace(PLAN, base=dataclasses.replace(BASE, train=dataclasses.replace(BASE.train, epochs=1)))
+    with pytest.raises(RunError, match=f"{JOURNAL_NAME} holds another run: train.epochs = 2, asked for 1"):
+        run_search(other, folder, show_progress=False)
+    assert not (folder / PLAN_NAME).exists()
+    assert drawn(run_search(PLAN, folder, show_progress=False)) == whole[1]
 
 
 # --- the pruner

@@ -1,21 +1,25 @@
-"""A study's journal: one JSON line an event, which a full disk or a kill can cut.
+"""A study's journal: one JSON line an event, with a checksum of its own.
 
-Optuna 5 overlooks a last line that was cut, and joins the next event that it writes to it: from then on the journal
-cannot be read. So the line goes before a search continues.
+A full disk or a kill can cut a line. Optuna 5 overlooks a last line that was cut, and joins the next event that it
+writes to it: from then on the journal cannot be read. So before a search continues, the journal is cut back to what was
+before the first damaged line.
 """
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-from newllm_core.runs.files import write_atomically
+from newllm_core.runs.disk import disk_errors_named
+from newllm_core.runs.files import sha256_bytes, write_atomically
 
 JOURNAL_NAME = "study.journal"
+_CHECKSUM, _DIGITS = "line_sha256", 16
 logger = logging.getLogger("newllm")
 
 
@@ -28,8 +32,31 @@ def journal_storage(folder: Path) -> JournalStorage:
     # A journal rather than SQLite: Optuna's FAQ advises against SQLite for parallel trials, and a journal is plain JSON
     # lines. Its lock is a file opened exclusively, which also works where there are no symbolic links.
     path = folder / JOURNAL_NAME
-    with _damage_named(path):
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
+    with _damage_named(path), disk_errors_named(path):
+        return JournalStorage(CheckedJournal(path))
+
+
+class CheckedJournal(JournalFileBackend):
+    """Writes events with the checksum of each, and reads none that does not match its own."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), lock_obj=JournalFileOpenLock(str(path)))
+        self.path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        with disk_errors_named(self.path):
+            super().append_logs([{**log, _CHECKSUM: _line_sha256(log)} for log in logs])
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        with disk_errors_named(self.path):
+            for log in super().read_logs(log_number_from):
+                if log.pop(_CHECKSUM, None) != _line_sha256(log):
+                    raise ValueError("an event does not match its checksum")
+                yield log
+
+
+def _line_sha256(log: Mapping[str, Any]) -> str:
+    return sha256_bytes(json.dumps(log, sort_keys=True).encode())[:_DIGITS]
 
 
 @contextmanager
@@ -38,38 +65,47 @@ def _damage_named(path: Path) -> Iterator[None]:
         yield
     except (ValueError, KeyError) as error:
         raise SearchError(
-            f"{path}: the journal is damaged ({error}); continuing the search says how to go on"
+            f"{path}: the journal is damaged ({error}); run the search again, which cuts it back to what is whole"
         ) from error
 
 
 def recover_journal(folder: Path) -> None:
-    """Cut the journal back to its last whole line, where the end was lost; the damaged file is kept beside it.
+    """Cut the journal back to what was before its first damaged line; the file as it was is kept beside it.
 
-    For the only process that uses the study. Events after the cut are lost: a trial that was finished in them is
-    taken up again, from its run folder. Raises SearchError, with the line, for damage anywhere else.
+    For the only process that uses the study. Events after the cut are lost: the trials of these are drawn again, the
+    same ones, and taken up from their run folders. Raises SearchError for a journal of an earlier version.
     """
     path = folder / JOURNAL_NAME
-    if not path.is_file():
-        return
-    path.with_name(f"{JOURNAL_NAME}.lock").unlink(missing_ok=True)  # of a process that was killed while it wrote
-    content = path.read_bytes()
+    for left in folder.glob(f"{JOURNAL_NAME}.lock*"):  # of a process that was killed while it wrote
+        left.unlink()
+    content = path.read_bytes() if path.is_file() else b""
     lines = content.splitlines(keepends=True)
-    damaged = [number for number, line in enumerate(lines, start=1) if not _is_whole(line)]
-    if not damaged:
-        return
-    if damaged[0] < len(lines):
+    if lines and _CHECKSUM.encode() not in content and json_line(lines[0]) is not None:
         raise SearchError(
-            f"{path}, line {damaged[0]} of {len(lines)}: expected an event as JSON; the journal is damaged before its "
-            f"end. Restore the file, or cut it to its first {damaged[0] - 1} lines to go on from there"
+            f"{path}: the journal is of an earlier version, whose lines have no checksums. Use another folder, or "
+            "delete it to make it again"
         )
+    whole = next((number for number, line in enumerate(lines) if not _is_whole(line)), len(lines))
+    if whole == len(lines):
+        return
     kept = path.with_name(f"{JOURNAL_NAME}.damaged")
-    write_atomically(kept, lambda temporary: temporary.write_bytes(content))
-    write_atomically(path, lambda temporary: temporary.write_bytes(b"".join(lines[:-1])))
-    logger.warning("%s: its last line was cut, and has been taken away; the file as it was is %s", path, kept.name)
+    write_atomically(kept, lambda temporary: temporary.write_bytes(content), len(content))
+    write_atomically(path, lambda temporary: temporary.write_bytes(b"".join(lines[:whole])), len(content))
+    logger.warning(
+        "%s: line %d of %d was damaged, so what follows %d whole lines has been taken away; the file as it was is %s",
+        path, whole + 1, len(lines), whole, kept.name,
+    )  # fmt: skip
+
+
+def json_line(line: bytes) -> dict[str, Any] | None:
+    """The event of a whole line; None for anything else."""
+    try:
+        event = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) else None
 
 
 def _is_whole(line: bytes) -> bool:
-    try:
-        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
+    event = json_line(line)
+    return event is not None and event.pop(_CHECKSUM, None) == _line_sha256(event)

@@ -97,13 +97,17 @@ def _numbers(distribution: BaseDistribution) -> tuple[float, ...]:
     return (distribution.low, *second, distribution.high)
 
 
+def refuse_other_plan(stored: Mapping[str, Any], plan: SearchPlan, place: Path) -> None:
+    """Raises RunError unless ``stored``, of a file or a study, is this plan with these images."""
+    if set(stored["config"]["data_sets"]) != set(plan.names) or set(stored["config"]["space"]) != set(plan.space):
+        raise RunError(f"{place} holds a search over other data sets or another space; use another folder")
+    refuse_other_run(stored, plan.identity(), place)
+
+
 def keep_plan(plan: SearchPlan, folder: Path) -> None:
     """Write `plan.json`. Raises RunError when the folder holds another plan."""
     path = folder / PLAN_NAME
     if path.is_file():
-        stored = read_json(path)
-        if set(stored["config"]["data_sets"]) != set(plan.names) or set(stored["config"]["space"]) != set(plan.space):
-            raise RunError(f"{folder} holds a search over other data sets or another space; use another folder")
-        refuse_other_run(stored, plan.identity(), folder)
+        refuse_other_plan(read_json(path), plan, folder)
     else:
         write_json(path, plan.identity().record())

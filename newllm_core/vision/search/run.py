@@ -20,6 +20,7 @@ from optuna.trial import Trial, TrialState
 from newllm_core.config.schema import ConfigError
 from newllm_core.losses import NotFiniteError
 from newllm_core.runs.checkpoint import discard_checkpoint
+from newllm_core.runs.disk import DiskError
 from newllm_core.runs.files import write_json
 from newllm_core.runs.progress import progress_bar
 from newllm_core.runs.reproducibility import derived_generator
@@ -29,7 +30,7 @@ from newllm_core.vision.experiment import CHECKPOINT_DIR, WEIGHTS_NAME, Record, 
 from newllm_core.vision.model.nkat import NkatModel
 from newllm_core.vision.score import ScoreCard, theory_params, theory_scalars, tpe_score
 from newllm_core.vision.search.journal import SearchError, recover_journal
-from newllm_core.vision.search.plan import SearchPlan, keep_plan
+from newllm_core.vision.search.plan import PLAN_NAME, SearchPlan, keep_plan
 from newllm_core.vision.search.pruner import MedianOfFinished
 from newllm_core.vision.search.study import (
     GATE,
@@ -67,9 +68,11 @@ def run_search(plan: SearchPlan, folder: Path, *, workers: int = 1, show_progres
         raise ConfigError(f"run_search: expected at least 1 worker, given {workers}")
     plan.check()
     with alone(folder) as share_with_workers:
-        keep_plan(plan, folder)
         recover_journal(folder)
+        if (folder / PLAN_NAME).is_file():
+            keep_plan(plan, folder)  # raises before a study is made beside another plan
         study = create_study(plan, folder)
+        keep_plan(plan, folder)
         requeue_interrupted(study, plan)
         count_workers(study, workers)
         _refuse_missing_images(plan, study)
@@ -168,6 +171,8 @@ class _Worker:
             if "accuracy" not in trial.user_attrs:  # in stage A: as if it had learned nothing
                 trial.set_constraint(GATE, self.plan.search.gate_threshold)
             self._prune(trial, f"not finite: {error}")
+        except DiskError:  # the trial stays one that was interrupted, and is gone on with
+            raise
         except Exception as error:
             trial.set_user_attr("stopped", f"{type(error).__name__}: {error}")
             self.study.tell(trial, state=TrialState.FAIL)
@@ -179,7 +184,7 @@ class _Worker:
         """A pruned trial keeps its records; its weights, tens of megabytes, are not needed again."""
         trial.set_user_attr("stopped", reason)
         for data in self.plan.data_sets:
-            run_dir = trial_folder(self.folder, trial) / data.dataset
+            run_dir = trial_folder(self.folder, self.study, self.plan, trial) / data.dataset
             discard_checkpoint(run_dir / CHECKPOINT_DIR)
             for path in run_dir.glob(f"{WEIGHTS_NAME}*"):
                 path.unlink()
@@ -205,8 +210,9 @@ class _Worker:
     def _run(self, trial: Trial, data: VisionDataConfig, report: Callable[[EpochFigures], None]) -> Record:
         if data not in self.images:
             self.images[data] = load_image_data(data)
+        run_dir = trial_folder(self.folder, self.study, self.plan, trial) / data.dataset
         return run_vision(
-            self.plan.settings(trial.params, data), trial_folder(self.folder, trial) / data.dataset,
+            self.plan.settings(trial.params, data), run_dir,
             images=self.images[data], read_test=False, report=report, show_progress=self.show_progress,
         )  # fmt: skip
 
@@ -246,7 +252,9 @@ def test_winner(plan: SearchPlan, folder: Path) -> dict[str, ScoreCard]:
     winner = study.get_trials(deepcopy=False)[best[0]]
     records = {
         data.dataset: run_vision(
-            plan.settings(winner.params, data), trial_folder(folder, winner) / data.dataset, show_progress=False
+            plan.settings(winner.params, data),
+            trial_folder(folder, study, plan, winner) / data.dataset,
+            show_progress=False,
         )
         for data in plan.data_sets
     }

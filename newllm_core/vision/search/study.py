@@ -12,16 +12,18 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from newllm_core.runs.disk import disk_errors_named
 from newllm_core.runs.lock import locked
 from newllm_core.runs.reproducibility import current_commit, library_versions
 from newllm_core.vision.search.journal import JOURNAL_NAME, SearchError, journal_storage
-from newllm_core.vision.search.plan import SearchPlan
+from newllm_core.vision.search.plan import SearchPlan, refuse_other_plan
 
 logger = logging.getLogger("newllm")
 
 LOCK_NAME, TRIALS_DIR = "search.lock", "trials"
 STUDY_NAME, GATE = "nkat", "gate"
 _MOST_WORKERS = "most_workers"  # user attribute of the study
+_PLAN = "plan"  # user attribute: whoever deletes the plan's file must not mix two
 _FIRST_NUMBER = "first_number"  # user attribute: the number under which an interrupted trial was started
 
 
@@ -32,8 +34,11 @@ def alone(folder: Path) -> Iterator[Callable[[], None]]:
     Workers hold a share of the same lock, so those of a killed search that still run are not taken for dead. Raises
     SearchError while there are any.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_NAME).open("a") as stream:
+    path = folder / LOCK_NAME
+    with disk_errors_named(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a")
+    with opened as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -52,13 +57,18 @@ def asking(folder: Path) -> AbstractContextManager[None]:
 
 
 def create_study(plan: SearchPlan, folder: Path) -> optuna.Study:
-    """The folder's study, made if it is not there."""
+    """The folder's study, made if it is not there. Raises RunError where it is of another plan, which it knows."""
     directions = [StudyDirection.MAXIMIZE]
     if plan.search.objective == "accuracy_and_parameters":
         directions.append(StudyDirection.MINIMIZE)
-    return optuna.create_study(
+    study = optuna.create_study(
         storage=journal_storage(folder), study_name=STUDY_NAME, directions=directions, load_if_exists=True
     )
+    if _PLAN in study.user_attrs:
+        refuse_other_plan(study.user_attrs[_PLAN], plan, folder / JOURNAL_NAME)
+    else:
+        study.set_user_attr(_PLAN, plan.identity().record())
+    return study
 
 
 def load_study(folder: Path) -> optuna.Study:
@@ -77,9 +87,10 @@ def requeue_interrupted(study: optuna.Study, plan: SearchPlan) -> None:
             logger.info("trial %d was interrupted; it will be continued", trial.number)
 
 
-def num_drawn(study: optuna.Study, plan: SearchPlan) -> int:
-    """How many trials were drawn so far: a continued one once, one that was killed while it was drawn not at all."""
-    trials = study.get_trials(deepcopy=False)
+def num_drawn(study: optuna.Study, plan: SearchPlan, before: int | None = None) -> int:
+    """How many trials were drawn, of those with a number below ``before``: a continued one once, one that was killed
+    while it was drawn not at all."""
+    trials = study.get_trials(deepcopy=False)[:before]
     return sum(first_number(trial) == trial.number and _is_drawn(trial, plan) for trial in trials)
 
 
@@ -94,12 +105,17 @@ def count_workers(study: optuna.Study, workers: int) -> None:
 
 
 def first_number(trial: FrozenTrial | Trial) -> int:
-    """The number that a trial's folder carries, through interruptions."""
+    """The number under which a trial was drawn, before any interruption."""
     return int(trial.user_attrs.get(_FIRST_NUMBER, trial.number))
 
 
-def trial_folder(folder: Path, trial: FrozenTrial | Trial) -> Path:
-    return folder / TRIALS_DIR / f"trial-{first_number(trial):04d}"
+def trial_folder_name(study: optuna.Study, plan: SearchPlan, trial: FrozenTrial | Trial) -> str:
+    """By how many were drawn before it: the same in a search that was interrupted as in one that ran through."""
+    return f"trial-{num_drawn(study, plan, before=first_number(trial)):04d}"
+
+
+def trial_folder(folder: Path, study: optuna.Study, plan: SearchPlan, trial: FrozenTrial | Trial) -> Path:
+    return folder / TRIALS_DIR / trial_folder_name(study, plan, trial)
 
 
 def search_summary(plan: SearchPlan, study: optuna.Study) -> dict[str, Any]:
@@ -111,7 +127,7 @@ def search_summary(plan: SearchPlan, study: optuna.Study) -> dict[str, Any]:
         "counts": {state.name.lower(): states.count(state) for state in TrialState},
         "best": best_numbers(study),
         "most_workers": study.user_attrs.get(_MOST_WORKERS),  # with 1, the same search draws the same trials
-        "trials": [_trial_record(trial) for trial in trials],
+        "trials": [_trial_record(trial, trial_folder_name(study, plan, trial)) for trial in trials],
         "versions": {**library_versions(), "optuna": optuna.__version__},
         "commit": current_commit(),
     }
@@ -123,10 +139,10 @@ def best_numbers(study: optuna.Study) -> list[int]:
     return numbers if len(study.directions) > 1 else numbers[:1]
 
 
-def _trial_record(trial: FrozenTrial) -> dict[str, Any]:
+def _trial_record(trial: FrozenTrial, folder_name: str) -> dict[str, Any]:
     return {
         "number": trial.number,
-        "folder": f"trial-{first_number(trial):04d}",
+        "folder": folder_name,
         "state": trial.state.name.lower(),
         "parameters": trial.params,
         "values": trial.values if trial.state == TrialState.COMPLETE else None,

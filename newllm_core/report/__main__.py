@@ -1,0 +1,39 @@
+"""The results page: every run below a folder in one file, and three lines of what came out.
+
+python -m newllm_core.report                        # results/ -> results/index.html
+python -m newllm_core.report results/reference      # the committed records -> results/reference/index.html
+python -m newllm_core.report results --embed        # pictures inside the file, so that it can be sent away
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from newllm_core.report.found_runs import closing_lines, find_runs
+from newllm_core.report.page import PAGE_NAME, results_page
+from newllm_core.runs.files import RESULTS_DIR, write_text
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Exit status 0; 1 for a folder that is not there."""
+    parser = argparse.ArgumentParser(
+        prog="python -m newllm_core.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, nargs="?", default=RESULTS_DIR, help="of results (results/)")
+    parser.add_argument("--embed", action="store_true", help="pictures inside the file instead of links to them")
+    arguments = parser.parse_args(words)
+    folder: Path = arguments.folder
+    if not folder.is_dir():
+        print(f"{folder}: expected a folder of results, found none; a run makes one", file=sys.stderr)
+        return 1
+    runs, unusable = find_runs(folder)
+    notebooks = sorted(path for path in folder.glob("notebooks/**/*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+    page = folder / PAGE_NAME
+    write_text(page, results_page(folder, runs, unusable, notebooks, embed=arguments.embed))
+    print(*closing_lines(runs, unusable, len(notebooks)), f"All of it, with pictures: {page}", sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

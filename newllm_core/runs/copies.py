@@ -1,0 +1,95 @@
+"""A second place for what a run has so far, from which a fresh machine goes on: a mounted drive, which may be slow,
+know no locks and no renames, and be away for a while.
+
+A copy is a zip and, written after it, an empty file whose name says the zip's checksum. Neither is changed afterwards,
+so a copy that was cut, or is still being written, is not taken for one. The newest two are kept.
+"""
+
+import json
+import logging
+import shutil
+import zipfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from newllm_core.runs.disk import RunError, disk_errors_named
+from newllm_core.runs.files import sha256_bytes, sha256_file, write_atomically
+from newllm_core.runs.identity import Identity
+
+logger = logging.getLogger("newllm")
+
+_NUM_KEPT = 2
+_NAME_DIGITS = 16
+
+
+def copies_folder(copy_to: str | None, kind: str, identity: Identity) -> Path | None:
+    """Where copies of one run are, wherever it runs: by what it is. ``kind``: of record, "run" or "phase1"."""
+    if copy_to is None:
+        return None
+    digest = sha256_bytes(json.dumps(identity.record(), sort_keys=True).encode())
+    return Path(copy_to).expanduser() / f"{kind}-{digest[:_NAME_DIGITS]}"
+
+
+def copy_files(copies: Path, files: Mapping[str, Path]) -> bool:
+    """Copy ``files`` under their names; False, with a notice, where the place does not take them now."""
+    try:
+        size = sum(path.stat().st_size for path in files.values())
+        with disk_errors_named(copies, size):
+            copies.mkdir(parents=True, exist_ok=True)
+            numbers = [int(path.stem) for path in copies.glob("*.zip") if path.stem.isdigit()]
+            archive = copies / f"{max(numbers, default=0) + 1:06d}.zip"
+            with zipfile.ZipFile(archive, "x") as zipped:
+                for name, path in files.items():
+                    zipped.write(path, name)
+            archive.with_suffix(f".{sha256_file(archive)}").touch(exist_ok=False)
+            _remove_older(copies)
+    except (OSError, RunError) as error:
+        logger.warning("no copy was written: %s", error)
+        return False
+    return True
+
+
+def _remove_older(copies: Path) -> None:
+    marks = _marks(copies)
+    kept = {mark.stem for mark in marks[:_NUM_KEPT]}
+    oldest = min(kept, default="")
+    for mark in marks[_NUM_KEPT:]:
+        mark.unlink()
+    for archive in copies.glob("*.zip"):
+        if archive.stem < oldest:
+            archive.unlink()
+
+
+def _marks(copies: Path) -> list[Path]:
+    """What says that a copy is whole, the newest first."""
+    return sorted((path for path in copies.glob("*.*") if path.suffix != ".zip"), reverse=True)
+
+
+def restore(copies: Path, targets: Mapping[str, Path]) -> bool:
+    """Write the files of the newest whole copy to their ``targets``, in the order of the copy; False: there is none.
+
+    A name that ends with "/" stands for everything below it. Names that are not expected are left alone.
+    """
+    for mark in _marks(copies) if copies.is_dir() else []:
+        archive = mark.with_suffix(".zip")
+        if archive.is_file() and f".{sha256_file(archive)}" == mark.suffix:
+            _extract(archive, targets)
+            logger.info("went on from the copy %s", archive)
+            return True
+        logger.warning("%s does not match its checksum; looking for the copy before", archive)
+    return False
+
+
+def _extract(archive: Path, targets: Mapping[str, Path]) -> None:
+    with zipfile.ZipFile(archive) as zipped:
+        for member in zipped.infolist():
+            folder, _, name = member.filename.rpartition("/")
+            target = targets[f"{folder}/"] / name if folder and f"{folder}/" in targets else targets.get(name)
+            if target is not None and name:
+                write_atomically(target, partial(_copy_member, zipped, member), member.file_size)
+
+
+def _copy_member(zipped: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
+    with zipped.open(member) as source, path.open("wb") as stream:
+        shutil.copyfileobj(source, stream)

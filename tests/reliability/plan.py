@@ -1,0 +1,62 @@
+"""Which cases there are at full size, and which are tried in the tests."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+from .cases import Case, Workshop
+from .concurrency import crowds
+from .damage import damages, user_file_changes
+from .kills import operations, random_kills
+from .scenarios import SCENARIOS, Scenario
+from .write_faults import write_faults
+
+KINDS = ("kills", "operations", "damage", "write_faults", "concurrency", "memory")
+# In the tests: which scenarios, and every how many-th case of them.
+_FEW = {
+    "kills": (("cvfp", 24), ("contrastive", 24), ("nkat", 24)),
+    "operations": (("exact", 60), ("row-gru", 40), ("search", 90)),
+    "damage": (("cvfp", 24), ("search", 60)),
+    "write_faults": (("nkat", 3),),
+    "concurrency": (("list", 4), ("row-gru", 4)),
+}
+
+
+def all_cases(workshop: Workshop, kinds: Sequence[str]) -> Iterator[Case]:
+    """Every case of these kinds, by turns, so that what has been tried at any time is some of everything."""
+    yield from _by_turns(_by_turns(_cases(kind, one, workshop) for one in SCENARIOS.values()) for kind in kinds)
+    if "damage" in kinds:
+        yield from user_file_changes(workshop, 20)
+
+
+def few_cases(workshop: Workshop, kinds: Sequence[str]) -> Iterator[Case]:
+    for kind in kinds:
+        for name, every in _FEW.get(kind, ()):
+            yield from islice(_cases(kind, SCENARIOS[name], workshop), 0, None, every)
+        if kind == "damage":
+            yield from user_file_changes(workshop, 1)
+
+
+def _by_turns(parts: Iterable[Iterator[Case]]) -> Iterator[Case]:
+    """One of each, again and again, until none has any left."""
+    left = list(parts)
+    while left:
+        for part in list(left):
+            case = next(part, None)
+            if case is None:
+                left.remove(part)
+            else:
+                yield case
+
+
+def _cases(kind: str, scenario: Scenario, workshop: Workshop) -> Iterator[Case]:
+    slow = scenario.name == "batch"  # a kernel's start takes seconds
+    if kind == "kills":
+        yield from random_kills(scenario, 20 if slow else 48)
+    elif kind == "operations":
+        yield from operations(scenario, workshop)
+    elif kind == "damage":
+        yield from damages(scenario, workshop, rounds=3)
+    elif kind == "write_faults":
+        yield from write_faults(scenario, workshop, 2 if slow else 4)
+    elif kind == "concurrency":
+        yield from crowds(scenario, 2 if slow else 5)

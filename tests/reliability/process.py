@@ -1,0 +1,140 @@
+"""A run in a process of its own: forked from a parent that has imported everything, so that it costs no start.
+
+A fault is set in the child alone, before its work begins.
+"""
+
+import contextlib
+import ctypes
+import logging
+import os
+import pickle
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from newllm_core.batch.jobs import BatchError
+from newllm_core.config.schema import ConfigError
+from newllm_core.data import DataError
+from newllm_core.losses import NotFiniteError
+from newllm_core.runs.files import RunError
+from newllm_core.vision.search.journal import SearchError
+
+# What a user is told in a sentence; anything else is a traceback.
+REFUSALS = (RunError, DataError, ConfigError, BatchError, SearchError, NotFiniteError)
+SECONDS = 120.0  # no case takes more than some
+_POLL_SECONDS = 0.002
+_ORPHAN_SECONDS = 20.0  # that a kernel may take to see that its parent has gone
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended: ``finished`` (with its ``value``), ``refused`` (``text``: the sentence), ``crashed`` (the
+    traceback), ``killed`` or ``hung``; ``log``: what it said."""
+
+    how: str
+    text: str = ""
+    value: Any = None
+    log: str = ""
+
+
+@dataclass(frozen=True)
+class Child:
+    """One that is running."""
+
+    pid: int
+    told: Path
+    log: Path
+
+    def wait(self, seconds: float = SECONDS) -> Ended:
+        """Until it ends; one that takes longer is killed, and ``hung``."""
+        status = self._status(seconds)
+        if status is None:
+            self.kill()
+            return Ended("hung", f"did not end in {seconds:g} s", log=self._log())
+        try:
+            how, text, value = pickle.loads(self.told.read_bytes())
+        except (FileNotFoundError, EOFError, pickle.UnpicklingError):
+            how, text, value = "killed", f"status {status}", None
+        return Ended(how, text, value, self._log())
+
+    def _status(self, seconds: float) -> int | None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return status
+            time.sleep(_POLL_SECONDS)
+        return None
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+    def _log(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+
+
+def start(work: Callable[[], Any], told: Path, fault: Callable[[], None] = lambda: None) -> Child:
+    """Fork; the child sets ``fault`` and does ``work``. ``told``: where it writes how it ended, outside its folders."""
+    told.parent.mkdir(parents=True, exist_ok=True)
+    log = told.with_suffix(".log")
+    for path in (told, log):
+        path.unlink(missing_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return Child(pid, told, log)
+    try:
+        _be_the_child(work, told, log, fault)
+    finally:
+        os._exit(1)  # whatever happened: nothing of the parent runs here
+
+
+def _be_the_child(work: Callable[[], Any], told: Path, log: Path, fault: Callable[[], None]) -> None:
+    said, answer = log.open("w", encoding="utf-8"), told.open("wb", buffering=0)
+    os.dup2(said.fileno(), 1)
+    os.dup2(said.fileno(), 2)
+    handler = logging.StreamHandler(said)
+    for name in ("newllm", "optuna"):
+        logging.getLogger(name).handlers = [handler]
+    try:
+        fault()
+        ended = ("finished", "", work())
+    except REFUSALS as error:
+        ended = ("refused", f"{type(error).__name__}: {error}", None)
+    except BaseException:
+        ended = ("crashed", traceback.format_exc(), None)
+    answer.write(pickle.dumps(ended))
+    said.flush()
+    os._exit(0)
+
+
+def run(work: Callable[[], Any], told: Path, fault: Callable[[], None] = lambda: None) -> Ended:
+    """The same, waited for."""
+    return start(work, told, fault).wait()
+
+
+def adopt_orphans() -> None:
+    """From now on what a killed child leaves running becomes a child of this process (Linux), and so is seen."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def left_behind() -> list[str]:
+    """What runs on long after the child that started it was killed; it is ended."""
+    children = psutil.Process().children()
+    _, alive = psutil.wait_procs(children, timeout=_ORPHAN_SECONDS) if children else ([], [])
+    names = [" ".join(process.cmdline()) for process in alive]
+    for process in alive:
+        process.kill()
+        process.wait()
+    return names

@@ -1,0 +1,51 @@
+"""The counts as a record and as a table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, write_json, write_text
+
+from .plan import KINDS
+
+RECORD, PAGE = REFERENCE_DIR / "reliability.json", PROJECT_ROOT / "docs" / "reliability.md"
+_MEANINGS = {
+    "kills": "SIGKILL at a random moment, up to four in a row: goes on, ends with the same weights and figures",
+    "operations": "SIGKILL before every single file operation (opening, renaming, removing, syncing): the same",
+    "damage": "a file cut, emptied, with a bit or a digit altered, or another's: noticed or made again, never used",
+    "write_faults": "a full, read-only or vanished disk, a quota: a sentence says what to do, earlier files stay good",
+    "concurrency": "2 to 4 processes on one folder: each thing is done once, all have the same results",
+    "memory": "less memory than the run wants: it finishes with the same figures, or says in a sentence why not",
+}
+
+
+def counts(noted: Mapping[tuple[str, str], str | None]) -> dict[str, dict[str, int]]:
+    found = {}
+    for kind in KINDS:
+        failed = [failure for (of, _), failure in noted.items() if of == kind]
+        held = sum(failure is None for failure in failed)
+        found[kind] = {"total": len(failed), "held": held, "failed": len(failed) - held}
+    return found
+
+
+def page(found: Mapping[str, Mapping[str, int]]) -> str:
+    rows = [
+        f"| {kind.replace('_', ' ')} | {_MEANINGS[kind]} | {one['total']:,} | {one['held']:,} | {one['failed']:,} |"
+        for kind, one in found.items()
+    ]
+    return "\n".join([_HEAD, "| what | what must hold | tried | held | failed |", "|---|---|---|---|---|", *rows, ""])
+
+
+_HEAD = """# What a run survives
+
+Made by `python -m tests.reliability --report` of `results/reference/reliability.json`; `python -m tests.reliability`
+tries every case again, one after the other on one core, and goes on where it was stopped. A small part of them is in
+the tests (`tests/reliability/`). Tried are all trainers at their smallest: Phase 1 with each objective, Phase 2, lists,
+rows, baselines, images, a search, a batch of notebooks.
+"""
+
+
+def write_report(noted: Mapping[tuple[str, str], str | None]) -> dict[str, Any]:
+    found = counts(noted)
+    write_json(RECORD, found)
+    write_text(PAGE, page(found))
+    return found

@@ -1,0 +1,124 @@
+"""A second place for a run: what a fresh machine goes on from, on a drive that knows neither locks nor renames."""
+
+import dataclasses
+import errno
+import fcntl
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from core_helpers import save_always, stop_after
+from test_experiment import run_small
+from test_reuse import must_not_train, settings_for, text_file
+
+from newllm_core.config.hyperparameters import Settings
+from newllm_core.config.schema import changed
+from newllm_core.experiment import run as experiment_module
+from newllm_core.experiment.folder_names import run_folder_name
+from newllm_core.runs.identity import figures_of
+
+
+@pytest.fixture
+def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose file system refuses flock, fsync and renaming over an existing file, as some mounted drives."""
+    folder = tmp_path / "drive"
+    sync, lock, replace = os.fsync, fcntl.flock, os.replace
+
+    def is_there(descriptor: int) -> bool:
+        return os.readlink(f"/proc/self/fd/{descriptor}").startswith(str(folder))
+
+    def no_sync(descriptor: int) -> None:
+        if is_there(descriptor):
+            raise OSError(errno.EINVAL, "fsync is not known here")
+        sync(descriptor)
+
+    def no_lock(descriptor: Any, operation: int) -> None:
+        if is_there(descriptor if isinstance(descriptor, int) else descriptor.fileno()):
+            raise OSError(errno.ENOTSUP, "locks are not known here")
+        lock(descriptor, operation)
+
+    def no_replacing(source: Any, target: Any) -> None:
+        if str(target).startswith(str(folder)) and os.path.exists(target):
+            raise OSError(errno.EEXIST, "renaming over a file is not known here")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", no_sync)
+    monkeypatch.setattr(fcntl, "flock", no_lock)
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, no_replacing)
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path: Path, drive: Path) -> Settings:
+    return changed(settings_for(text_file(tmp_path / "my.jsonl")), {"copy_to": str(drive)})
+
+
+@pytest.fixture
+def whole(tmp_path: Path, settings: Settings) -> dict[str, Any]:
+    """The run on one machine, without a second place."""
+    alone = changed(settings, {"copy_to": None})
+    assert run_folder_name(alone) == run_folder_name(settings)  # where copies lie is no part of what a run is
+    return run_small(tmp_path / "whole", tmp_path / "data", alone)
+
+
+def on_a_fresh_machine(tmp_path: Path, settings: Settings) -> dict[str, Any]:
+    shutil.rmtree(tmp_path / "first", ignore_errors=True)
+    return run_small(tmp_path / "fresh" / "run", tmp_path / "fresh" / "data", settings)
+
+
+def interrupted(tmp_path: Path, settings: Settings, training: str, passes: int) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(training, passes, patch)
+        run_small(tmp_path / "first", tmp_path / "data", settings)
+
+
+@pytest.mark.parametrize(("training", "passes"), [("Phase 1", 3), ("Phase 2", 1)])
+def test_a_fresh_machine_goes_on_with_one_parameter(
+    training: str, passes: int, tmp_path: Path, settings: Settings, whole: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    interrupted(tmp_path, settings, training, passes)
+    with caplog.at_level(logging.INFO, "newllm"):
+        record = on_a_fresh_machine(tmp_path, settings)
+    assert figures_of(record) == figures_of(whole)
+    assert "went on from the copy" in caplog.text
+
+
+def test_a_finished_run_is_there_with_its_weights_and_is_not_trained_again(
+    tmp_path: Path, settings: Settings, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_small(tmp_path / "first", tmp_path / "data", settings)
+    monkeypatch.setattr(experiment_module, "prepare", must_not_train)
+    assert figures_of(on_a_fresh_machine(tmp_path, settings)) == figures_of(whole)
+    weights = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.safetensors")]
+    assert len(weights) == 2
+    for name in weights:
+        assert (tmp_path / "fresh" / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_copy_that_was_cut_is_not_used(
+    tmp_path: Path, drive: Path, settings: Settings, whole: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    interrupted(tmp_path, settings, "Phase 1", 4)
+    (copies,) = drive.iterdir()
+    assert len(list(copies.glob("*.zip"))) == 2  # a phase's newest two
+    newest = max(copies.glob("*.zip"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    (copies / "999999.zip").write_bytes(b"never finished")
+    assert figures_of(on_a_fresh_machine(tmp_path, settings)) == figures_of(whole)
+    assert f"{newest} does not match its checksum; looking for the copy before" in caplog.text
+
+
+def test_a_drive_that_is_away_stops_nothing(
+    tmp_path: Path, settings: Settings, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    save_always(monkeypatch)
+    (tmp_path / "file").touch()
+    away = dataclasses.replace(settings, run=dataclasses.replace(settings.run, copy_to=str(tmp_path / "file" / "x")))
+    assert figures_of(run_small(tmp_path / "first", tmp_path / "data", away)) == figures_of(whole)
+    assert "no copy was written: " in caplog.text and "could not be read or written" in caplog.text
