@@ -23,7 +23,8 @@ from newllm_core.config.profiles import load_profile
 from newllm_core.data.ctranslate2_file import read_float16_rows
 from newllm_core.data.embeddings import WHISPER_VARIABLE, scaled_to_gpt2
 from newllm_core.data.packages import WHISPER_TINY_EN, locate
-from newllm_core.data.tokens import VOCAB_SIZE, load_token_streams, token_byte_lengths
+from newllm_core.data.tokens import load_token_streams
+from newllm_core.data.vocabulary import VOCAB_SIZE, token_byte_lengths
 from newllm_core.runs.files import DATA_DIR, PROJECT_ROOT
 from newllm_core.vision.config import VisionDataConfig
 from newllm_core.vision.data.registry import locate_source

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.machine import in_fresh_process, machine_facts
 from benchmarks.timing import calls_that_last, interleaved
-from newllm_core.data.tokens import VOCAB_SIZE
+from newllm_core.data.vocabulary import VOCAB_SIZE
 from newllm_core.head.cross_entropy import Head
 from newllm_core.runs.files import REFERENCE_DIR, read_json, write_json
 from newllm_core.runs.products import has_bf16_products, instruction_set

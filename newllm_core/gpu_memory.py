@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from newllm_core.config.hyperparameters import ModelConfig
+from newllm_core.runs.host_memory import is_out_of_memory
 from newllm_core.runs.reproducibility import generator_states, restore_generators
 
 logger = logging.getLogger("newllm")
@@ -91,15 +92,6 @@ def device_batch_size(device: torch.device, effective_batch_size: int, head_meth
 def context_cache_gb(num_tokens: int, num_layers: int, context_dim: int) -> float:
     """GiB of a context cache (docs/method.md, section 7)."""
     return num_tokens * num_layers * context_dim * FLOAT_BYTES / GIB
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that device or host memory ran out."""
-    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    signs = ("out of memory", "can't allocate memory", "alloc_failed")  # the last: cuBLAS and cuDNN
-    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
 
 
 class DeviceBatch:

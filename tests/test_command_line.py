@@ -8,7 +8,7 @@ from core_helpers import rng
 
 from newllm_core.__main__ import main
 from newllm_core.config.hyperparameters import ModelConfig
-from newllm_core.data.tokens import load_tokenizer
+from newllm_core.data.vocabulary import load_tokenizer
 from newllm_core.model import NewLLM
 
 

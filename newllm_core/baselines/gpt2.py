@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from newllm_core.data.embeddings import GPT2_REPOSITORY
 from newllm_core.data.errors import DataError
+from newllm_core.data.vocabulary import VOCAB_SIZE
 from newllm_core.runs.progress import progress_bar
 
 
@@ -42,4 +43,8 @@ def gpt2_nats(tokens: Tensor, source: str = GPT2_REPOSITORY[0]) -> Tensor:
 
 def gpt2_baseline(train: Tensor, validation: Tensor, vocab_size: int) -> tuple[Tensor, dict[str, Any]]:
     """Of ``validation`` `[M]` -> `[M - 1]`, on the CPU; it was trained already. Raises DataError as ``gpt2_nats``."""
+    if vocab_size != VOCAB_SIZE:
+        raise DataError(
+            f"the baseline gpt2 reads its own {VOCAB_SIZE} token ids, given {vocab_size} of other embeddings"
+        )
     return gpt2_nats(validation).cpu(), {}

@@ -33,6 +33,7 @@ from newllm_core.batch.jobs import (
     unfinished,
     without_locations,
 )
+from newllm_core.runs.disk import RunError, disk_errors_named
 from newllm_core.runs.files import sha256_bytes, write_text
 
 
@@ -58,15 +59,26 @@ def is_finished(job: Job) -> bool:
     """True when ``job.output`` is this notebook, run to its end by this code with these parameters, on what it would
     read now."""
     try:
-        metadata = read_notebook(job.output).metadata
+        notebook = read_notebook(job.output)
         read = job_content(job)
     except BatchError:
         return False  # absent, or cut short by something outside: either way to be run
-    record, made = metadata.get("papermill", {}), metadata.get("newllm", {})
+    record, made = notebook.metadata.get("papermill", {}), notebook.metadata.get("newllm", {})
     if not record.get("end_time") or record.get("exception") is not None:
         return False
     parameters, source = without_locations(record.get("parameters", {})), source_hash(job.notebook)
-    return parameters == without_locations(job_parameters(job)) and made == {"source": source, "read": read}
+    as_made = {"source": source, "read": read, _CHECKSUM: _own_sha256(notebook)}
+    return parameters == without_locations(job_parameters(job)) and made == as_made
+
+
+_CHECKSUM = "own_sha256"  # of an executed notebook: outputs that were altered are made again
+
+
+def _own_sha256(notebook: nbformat.NotebookNode) -> str:
+    """Of all that it says but this."""
+    content = json.loads(json.dumps(notebook))
+    content["metadata"].get("newllm", {}).pop(_CHECKSUM, None)
+    return sha256_bytes(json.dumps(content, sort_keys=True).encode())
 
 
 def run_notebook(
@@ -87,22 +99,28 @@ def run_notebook(
     injected = job_parameters(job)
     made = {"source": source_hash(notebook), "read": job_content(job)}
     partial, failed = unfinished(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors_named(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
     # papermill warns of each parameter that the notebook does not declare; job_parameters has checked them.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         executed = papermill.execute_notebook(notebook, partial, injected, progress_bar=progress_bar)
     except Exception as error:
-        reason = f"{error.ename}: {error.evalue}" if isinstance(error, PapermillExecutionError) else repr(error)
-        if partial.exists():
-            partial.replace(failed)
-            reason += f" (executed up to there: {failed})"
+        with disk_errors_named(partial):
+            if isinstance(error, OSError):
+                raise
+            reason = f"{error.ename}: {error.evalue}" if isinstance(error, PapermillExecutionError) else repr(error)
+            if partial.exists():
+                partial.replace(failed)
+                reason += f" (executed up to there: {failed})"
         raise BatchError(f"{notebook}: {reason}") from error
     executed.metadata["newllm"] = made
     executed.metadata["papermill"]["output_path"] = str(output)
+    executed.metadata["newllm"][_CHECKSUM] = _own_sha256(nbformat.from_dict(executed))
     write_text(output, nbformat.writes(executed) + "\n")
-    partial.unlink()
-    failed.unlink(missing_ok=True)
+    with disk_errors_named(partial):
+        partial.unlink()
+        failed.unlink(missing_ok=True)
     return output
 
 
@@ -131,7 +149,7 @@ def _run_job(job: Job, again: bool, progress_bar: bool) -> Outcome:
         print(f"{job.notebook.name} started", flush=True)
     try:
         run_notebook(job.notebook, job.output, job.parameters, job.profile, progress_bar=progress_bar)
-    except (BatchError, OSError) as error:
+    except (BatchError, RunError, OSError) as error:
         return Outcome(job, "failed", time.perf_counter() - start, str(error))
     return Outcome(job, "finished", time.perf_counter() - start)
 

@@ -24,7 +24,11 @@ class DataConfig:
     num_samples: int = number(80, low=1)  # training conversations, in corpus order
     train_range: tuple[int, int] | None = None  # (first, past the last) to take them from; None: all but validation
     validation_range: tuple[int, int] = (1000, 1020)  # notes: samples 1000–1019
-    embeddings: str = choice("whisper-tiny.en", "gpt2", "ppmi-svd", "random")
+    # The last: of any causal model on the Hub, with its tokenizer.
+    embeddings: str = choice(
+        "whisper-tiny.en", "gpt2", "ppmi-svd", "random",
+        pattern=r"hub:[\w.-]+/[\w.-]+(@[\w./-]+)?", example="hub:owner/name@revision",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if "auto_split" in (self.validation_range, self.train_range, self.corpus):

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -32,8 +33,10 @@ def number(default: Any, low: float | None = None, high: float | None = None, ab
     return field(default=default, metadata={"low": low, "high": high, "above": above})
 
 
-def choice(default: str, *others: str) -> Any:
-    return field(default=default, metadata={"choices": (default, *others)})
+def choice(default: str, *others: str, pattern: str | None = None, example: str = "") -> Any:
+    """A field with one of these values; or, with ``pattern``, a text that it describes, such as ``example``."""
+    more = {} if pattern is None else {"pattern": pattern, "example": example}
+    return field(default=default, metadata={"choices": (default, *others), **more})
 
 
 def location() -> Any:
@@ -65,8 +68,10 @@ def type_matches(value: Any, expected: Any) -> bool:
 
 def _check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     choices, low, high, above = (limits.get(key) for key in ("choices", "low", "high", "above"))
-    if choices is not None and value not in choices:
-        raise ConfigError(f"{name}: expected one of {', '.join(map(repr, choices))}, given {shown(value)}")
+    pattern = limits.get("pattern")
+    if choices is not None and value not in choices and not (pattern and re.fullmatch(pattern, value)):
+        offered = ", ".join(map(repr, choices)) + (f" or such as {limits['example']!r}" if pattern else "")
+        raise ConfigError(f"{name}: expected one of {offered}, given {shown(value)}")
     for member in value if isinstance(value, tuple) else (value,):
         _check_size(name, member)
     if isinstance(value, bool) or not isinstance(value, int | float):

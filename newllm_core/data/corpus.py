@@ -17,9 +17,10 @@ from typing import Any
 from newllm_core.config.hyperparameters import DataConfig
 from newllm_core.data.conversations import conversations_from_rows
 from newllm_core.data.errors import DataError
+from newllm_core.data.network import network_errors
 from newllm_core.data.packages import CHITCHAT, locate
 from newllm_core.data.places import find_path
-from newllm_core.data.rows import check_file, import_or_explain, read_rows
+from newllm_core.data.rows import Row, check_file, import_or_explain, read_rows
 from newllm_core.runs.files import content_sha256
 
 ULTRACHAT = ("HuggingFaceH4/ultrachat_200k", "train_sft")  # data set, split
@@ -87,18 +88,27 @@ def _chitchat_turns(record: dict[str, Any]) -> list[str] | None:
 
 
 def _stream_ultrachat() -> Generator[str, None, None]:
-    name, split = ULTRACHAT
-    datasets = import_or_explain("datasets", "corpus='ultrachat'")
+    # The published data set is taken as it is, a message without text included.
+    return conversations_from_rows(_hub_rows(*ULTRACHAT), ":".join(ULTRACHAT), allow_empty=True)
+
+
+def _hub_rows(name: str, split: str) -> Generator[Row, None, None]:
+    """Every row of the data set's split, or an error: reading that ends early never looks like a shorter corpus."""
+    datasets, pyarrow = (import_or_explain(module, "corpus='ultrachat'") for module in ("datasets", "pyarrow"))
+    number = 0
     try:
         rows = datasets.load_dataset(name, split=split, streaming=True)
-    except OSError as error:
+        for number, row in enumerate(rows, start=1):
+            yield f"{name}:{split}, row {number}", row
+    except (*network_errors(), pyarrow.ArrowException) as error:
+        after = f" after row {number}, though datasets tried again for minutes" if number else ""
         raise DataError(
-            f"corpus='ultrachat': {name} cannot be reached ({error}). It needs a network; corpus='chitchat' does not."
+            f"corpus='ultrachat': {name} cannot be read{after} ({type(error).__name__}: {error!s:.500}). It needs a "
+            "network; what was read is not kept, run it again, or choose corpus='chitchat', which needs none"
         ) from error
-    origin = f"{name}:{split}"
-    placed = ((f"{origin}, row {number}", row) for number, row in enumerate(rows, start=1))
-    # The published data set is taken as it is, a message without text included.
-    return conversations_from_rows(placed, origin, allow_empty=True)
+    splits = rows.info.splits
+    if splits and split in splits and number != splits[split].num_examples:
+        raise DataError(f"{name}:{split}: expected {splits[split].num_examples} rows, as its card says, read {number}")
 
 
 def _open_file(config: DataConfig) -> Corpus:

@@ -1,4 +1,4 @@
-"""The frozen token embeddings: one matrix [V, E], from one of four sources. docs/method.md, section 3.
+"""The frozen token embeddings: one matrix [V, E], from one of five sources. docs/method.md, section 3.
 
 A new source is a branch of ``load_embeddings`` and a name in ``DataConfig.embeddings``.
 """
@@ -18,10 +18,12 @@ from torch import Tensor
 from newllm_core.config.hyperparameters import DataConfig
 from newllm_core.data.ctranslate2_file import read_float16_rows
 from newllm_core.data.errors import DataError
+from newllm_core.data.hub_model import HUB, HubModel
+from newllm_core.data.network import network_errors
 from newllm_core.data.packages import WHISPER_TINY_EN, locate
 from newllm_core.data.ppmi import WINDOW, TypeVectors, ppmi_svd
-from newllm_core.data.tokens import VOCAB_SIZE
-from newllm_core.runs.files import RunError, content_sha256, load_tensors, save_tensors, sha256_bytes
+from newllm_core.data.vocabulary import VOCAB_SIZE, load_vocabulary
+from newllm_core.runs.files import RunError, content_sha256, load_tensors, save_tensors, sha256_bytes, sha256_tensors
 from newllm_core.runs.reproducibility import derived_generator
 
 GPT2_STD = 0.144  # standard deviation of GPT-2's own wte
@@ -36,7 +38,7 @@ logger = logging.getLogger("newllm")
 
 @dataclass(frozen=True)
 class EmbeddingMatrix:
-    """``matrix`` float32 [V, E], row = GPT-2 token id; ``source_sha256`` of what it was read or computed from.
+    """``matrix`` float32 [V, E], row = token id; ``source_sha256`` of what it was read or computed from.
 
     ``source_sha256`` is None for random numbers, which have no source but the seed.
     """
@@ -59,7 +61,7 @@ class EmbeddingMatrix:
 def load_embeddings(
     config: DataConfig, embed_dim: int, seed: int, train_tokens: Tensor | None, data_dir: Path
 ) -> EmbeddingMatrix:
-    """The configured matrix, [50257, embed_dim].
+    """The configured matrix, [V, embed_dim]; V is 50257 but for a model on the Hub with a vocabulary of its own.
 
     ``seed`` and ``train_tokens`` int64 [num_tokens] matter to the sources that are computed, ``data_dir`` keeps what
     takes long to compute. Raises DataError when the source is missing or altered, or has another width.
@@ -68,6 +70,8 @@ def load_embeddings(
         return whisper_embeddings(embed_dim)
     if config.embeddings == "gpt2":
         return gpt2_embeddings(embed_dim)
+    if config.embeddings.startswith(HUB):
+        return hub_embeddings(config, embed_dim, data_dir)
     if config.embeddings == "ppmi-svd":
         return ppmi_embeddings(embed_dim, seed, train_tokens, data_dir)
     matrix = GPT2_STD * torch.randn(VOCAB_SIZE, embed_dim, generator=derived_generator("random embeddings", seed))
@@ -76,7 +80,20 @@ def load_embeddings(
 
 def is_published(name: str) -> bool:
     """Whether anybody can read the embeddings ``name`` again, without the run that used them."""
-    return name in ("whisper-tiny.en", "gpt2")
+    return name in ("whisper-tiny.en", "gpt2") or name.startswith(HUB)
+
+
+def hub_embeddings(config: DataConfig, embed_dim: int, data_dir: Path) -> EmbeddingMatrix:
+    """Of any model on the Hub, on the ids of its own tokenizer, scaled like Whisper's. Raises DataError."""
+    model, num_rows = HubModel.named(config.embeddings), load_vocabulary(config).size
+    matrix = model.embedding_matrix(data_dir)
+    _check_width(config.embeddings, matrix.shape[1], embed_dim)
+    if len(matrix) < num_rows:
+        raise DataError(
+            f"{model}: expected a row for each of {num_rows} ids of its tokenizer, found {len(matrix)} rows"
+        )
+    scaled = scaled_to_gpt2(matrix[:num_rows].numpy())  # without the rows that pad it
+    return EmbeddingMatrix(scaled, config.embeddings, sha256_tensors(matrix))
 
 
 def whisper_embeddings(embed_dim: int) -> EmbeddingMatrix:
@@ -111,7 +128,7 @@ def gpt2_file() -> Path:
 
     try:
         return Path(hf_hub_download(*GPT2_REPOSITORY))
-    except OSError as error:
+    except network_errors() as error:
         raise DataError(
             f'embeddings="gpt2": {"/".join(GPT2_REPOSITORY)} cannot be reached ({error}). It needs a network; '
             'embeddings="whisper-tiny.en" does not.'

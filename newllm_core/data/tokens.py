@@ -1,4 +1,4 @@
-"""Tokens: GPT-2's byte-level BPE, the training stream with its boundaries, and its cache on disk.
+"""Tokens: the training stream with its boundaries, and its cache on disk.
 
 The largest sample count asked for so far is tokenised once; smaller counts are prefixes of the same stream.
 Source: docs/method.md, section 3.
@@ -9,73 +9,28 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from newllm_core.config.hyperparameters import DataConfig
 from newllm_core.data.corpus import Corpus, open_corpus
 from newllm_core.data.errors import DataError
-from newllm_core.data.packages import GPT2_ENCODER, GPT2_MERGES, locate
 from newllm_core.data.samples import Samples, conversations_needed, load_samples, select_samples
 from newllm_core.data.validation import ValidationText, validation_text
+from newllm_core.data.vocabulary import Vocabulary, gpt2_vocabulary, load_vocabulary, vocabulary_sha256
 from newllm_core.runs.files import RunError, load_tensors, save_tensors, sha256_bytes
 from newllm_core.runs.progress import progress_bar
 
-VOCAB_SIZE = 50257  # GPT-2
-SELF_CHECK = ("Hello world", [15496, 995])  # GPT-2's ids; an empty or foreign vocabulary gives others
-TOKENIZER_SHA256 = sha256_bytes((GPT2_ENCODER.sha256 + GPT2_MERGES.sha256).encode())
 PROGRESS_FROM = 2000  # conversations; fewer take at most a few seconds
 ENCODE_BATCH = 256  # conversations encoded in parallel at once, fewer where they are long:
 ENCODE_CHARACTERS = 2_000_000  # up to 200 bytes of memory for each
 logger = logging.getLogger("newllm")
-
-
-def load_tokenizer() -> Tokenizer:
-    """GPT-2's byte-level BPE.
-
-    One source for every corpus: `openai-community/gpt2` holds the same vocabulary and merges, and reading them from the
-    installed package needs no network and cannot differ from run to run. Every call gives the same object, which
-    nobody is to change. Raises DataError when the package is missing or altered, or the tokenizer fails its self-check.
-    """
-    return _tokenizer_of(locate(GPT2_ENCODER), locate(GPT2_MERGES))
-
-
-@functools.cache  # reading them takes a quarter of a second, and a run asks four times
-def _tokenizer_of(encoder: Path, merges: Path) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE.from_file(str(encoder), str(merges)))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    check_tokenizer(tokenizer)
-    return tokenizer
-
-
-def check_tokenizer(tokenizer: Tokenizer) -> None:
-    """Raises DataError when it is not GPT-2's: transformers 5 has been seen to build an empty one without a word."""
-    text, expected = SELF_CHECK
-    found = tokenizer.encode(text).ids
-    if found != expected or tokenizer.get_vocab_size() != VOCAB_SIZE:
-        raise DataError(
-            f"the tokenizer is not GPT-2's: expected {VOCAB_SIZE} types and {text!r} -> {expected}, "
-            f"found {tokenizer.get_vocab_size()} types and {found}"
-        )
-
-
-def token_byte_lengths() -> Tensor:
-    """Bytes of text that each token id stands for, int64 `[V]`.
-
-    GPT-2's byte-level vocabulary writes every byte as one character; its end-of-text token, written as markup,
-    stands for no text.
-    """
-    lengths = [0] * VOCAB_SIZE
-    for token, number in load_tokenizer().get_vocab().items():
-        lengths[number] = 0 if token == "<|endoftext|>" else len(token)
-    return torch.tensor(lengths)
 
 
 @dataclass(frozen=True)
@@ -84,16 +39,18 @@ class TokenStream:
 
     ``tokens`` int64 [num_tokens], ids in 0 … V - 1; ``boundaries`` int64 [num_samples + 1], the offset of each sample's
     first token, the last one equal to num_tokens; ``sample_indices``, the corpus index of each sample; ``origin``, the
-    corpus, source and tokenizer. Raises DataError when tokens and boundaries do not fit each other.
+    corpus, source and tokenizer; ``vocabulary``, whose ids they are. Raises DataError when tokens and boundaries do not
+    fit each other.
     """
 
     tokens: Tensor
     boundaries: Tensor
     sample_indices: tuple[int, ...]
     origin: dict[str, str]
+    vocabulary: Vocabulary = field(default_factory=gpt2_vocabulary)
 
     def __post_init__(self) -> None:
-        check_stream(self.tokens, self.boundaries)
+        check_stream(self.tokens, self.boundaries, self.vocabulary.size)
 
     @property
     def num_tokens(self) -> int:
@@ -122,10 +79,11 @@ class TokenStream:
         if num_samples == self.num_samples:
             return self
         boundaries = self.boundaries[: num_samples + 1]
-        return TokenStream(self.tokens[: boundaries[-1]], boundaries, self.sample_indices[:num_samples], self.origin)
+        tokens, indices = self.tokens[: boundaries[-1]], self.sample_indices[:num_samples]
+        return TokenStream(tokens, boundaries, indices, self.origin, self.vocabulary)
 
 
-def check_stream(tokens: Tensor, boundaries: Tensor) -> None:
+def check_stream(tokens: Tensor, boundaries: Tensor, vocab_size: int) -> None:
     """Tokens `[N]`, boundaries `[num_samples + 1]`. Raises DataError unless both are int64, ids in the vocabulary,
     boundaries ascending from 0 to N."""
     shapes_fit = all(t.dtype == torch.int64 and t.dim() == 1 for t in (tokens, boundaries))
@@ -136,8 +94,8 @@ def check_stream(tokens: Tensor, boundaries: Tensor) -> None:
         )
     if boundaries[0] != 0 or boundaries[-1] != len(tokens) or (boundaries.diff() < 0).any():
         raise DataError(f"expected boundaries that ascend from 0 to {len(tokens)}, given {boundaries.tolist()!s:.80}")
-    if tokens.min() < 0 or tokens.max() >= VOCAB_SIZE:
-        raise DataError(f"expected token ids in 0 … {VOCAB_SIZE - 1}, given {int(tokens.min())} … {int(tokens.max())}")
+    if tokens.min() < 0 or tokens.max() >= vocab_size:
+        raise DataError(f"expected token ids in 0 … {vocab_size - 1}, given {int(tokens.min())} … {int(tokens.max())}")
 
 
 @dataclass(frozen=True)
@@ -159,11 +117,10 @@ class TokenData:
     train: TokenStream
     validation: TokenStream
     statistics: TokenStatistics
-    tokenizer: Tokenizer
 
 
 def token_statistics(train: TokenStream, validation: TokenStream) -> TokenStatistics:
-    seen = torch.zeros(VOCAB_SIZE, dtype=torch.bool)
+    seen = torch.zeros(train.vocabulary.size, dtype=torch.bool)
     seen[train.tokens] = True
     num_unseen = int((~seen[validation.tokens]).sum())
     return TokenStatistics(
@@ -184,38 +141,39 @@ def load_token_streams(config: DataConfig, data_dir: Path) -> TokenData:
     """
     corpus = open_corpus(config)
     samples = functools.cache(lambda: load_samples(config, corpus))
-    tokenizer = load_tokenizer()
-    origin = {"corpus": corpus.key, "source": corpus.source, "tokenizer_sha256": TOKENIZER_SHA256}
+    vocabulary = load_vocabulary(config)
+    tokenizer = vocabulary.tokenizer
+    origin = {"corpus": corpus.key, "source": corpus.source, "tokenizer_sha256": vocabulary.sha256}
     text = validation_text(config, corpus, data_dir, lambda: samples().validation)
     tokens, boundaries = encode_validation(tokenizer, text)
-    validation = TokenStream(tokens, boundaries, tuple(range(*config.validation_range)), origin)
+    validation = TokenStream(tokens, boundaries, tuple(range(*config.validation_range)), origin, vocabulary)
 
     path = token_cache_path(config, corpus, data_dir)
-    cached = _read_cache(path)
+    cached = _read_cache(path, vocabulary.size)
     if cached is None or len(cached[1]) <= config.num_samples:
         cached = _extend(cached, samples(), tokenizer)
         save_tensors(path, {"tokens": cached[0].to(torch.int32), "boundaries": cached[1]})
     boundaries = cached[1][: config.num_samples + 1]
     indices = select_samples(config, conversations_needed(config))
-    train = TokenStream(cached[0][: boundaries[-1]], boundaries, tuple(indices), origin)
-    return TokenData(train, validation, token_statistics(train, validation), tokenizer)
+    train = TokenStream(cached[0][: boundaries[-1]], boundaries, tuple(indices), origin, vocabulary)
+    return TokenData(train, validation, token_statistics(train, validation))
 
 
 def token_cache_path(config: DataConfig, corpus: Corpus, data_dir: Path) -> Path:
     """The name changes with whatever decides which text becomes which token, and not with the number of samples."""
-    parts = [corpus.source, TOKENIZER_SHA256, config.train_range, config.validation_range]
+    parts = [corpus.source, vocabulary_sha256(config), config.train_range, config.validation_range]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return data_dir / corpus.key / f"tokens-{digest[:8]}.safetensors"
 
 
-def _read_cache(path: Path) -> tuple[Tensor, Tensor] | None:
+def _read_cache(path: Path, vocab_size: int) -> tuple[Tensor, Tensor] | None:
     """Tokens and boundaries; None when there is no cache, or none that can be trusted."""
     if not path.exists():
         return None
     try:
         tensors = load_tensors(path)
         tokens, boundaries = tensors["tokens"].to(torch.int64), tensors["boundaries"]
-        check_stream(tokens, boundaries)
+        check_stream(tokens, boundaries, vocab_size)
     except (RunError, SafetensorError, KeyError, DataError) as error:
         logger.warning("token cache %s cannot be used (%s): tokenising anew", path, error)
         return None

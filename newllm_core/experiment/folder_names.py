@@ -6,6 +6,7 @@ from typing import Any
 from newllm_core.config.hyperparameters import DataConfig, ModelConfig, Phase1Config, RunConfig, Settings
 from newllm_core.config.schema import config_hash, config_values, from_sections
 from newllm_core.data import content_read, corpus_key
+from newllm_core.data.hub_model import folder_name
 from newllm_core.losses import user_loss_fingerprint
 from newllm_core.runs.identity import Identity
 
@@ -37,7 +38,7 @@ def phase1_folder_name(data: DataConfig, model: ModelConfig, phase1: Phase1Confi
     loss = f"{objective}{phase1.diversity_algorithm}-w{phase1.dist_reg_weight:g}"
     trained = loss if phase1.max_iterations else "untrained"
     return (
-        f"{corpus_key(data)}-{data.embeddings}-{data.num_samples}s-C{model.context_dim}-{trained}"
+        f"{corpus_key(data)}-{folder_name(data.embeddings)}-{data.num_samples}s-C{model.context_dim}-{trained}"
         f"-seed{run.seed}-{config_hash(data, model, phase1, run)}"
     )
 

@@ -167,7 +167,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
 def phase2_record(prepared: Prepared, result: Phase2Result) -> dict[str, Any]:
     """Phase 2's figures, with the best epoch's loss per validation conversation and a sample of generated text."""
     stream = prepared.token_data.validation
-    target_bytes = token_byte_lengths()[stream.tokens[1:]]
+    target_bytes = token_byte_lengths(stream.vocabulary)[stream.tokens[1:]]
     record = result.record()
     total = float(result.validation.nats.double().sum())
     record["best"]["validation_bits_per_byte"] = bits_per_byte(total, int(target_bytes.sum()))

@@ -46,7 +46,7 @@ def prepare(data: DataConfig, model: ModelConfig, run: RunConfig, data_dir: Path
     refuse_short_texts(data, token_data, model)
     embeddings = load_embeddings(data, model.embed_dim, run.seed, token_data.train.tokens, data_dir)
     network = NewLLM(model, embeddings.matrix, run.seed).to(device)
-    network.tokenizer, network.embedding_source = token_data.tokenizer, embeddings.provenance
+    network.tokenizer, network.embedding_source = token_data.train.vocabulary.tokenizer, embeddings.provenance
     train, validation = (stream.tokens.to(device) for stream in (token_data.train, token_data.validation))
     if model.initial_exponent is not None:
         scaled = scale_to_exponent(network.context_block, StreamEmbeddings(network, train), model.initial_exponent)

@@ -113,4 +113,5 @@ def _figures(record: Mapping[str, Any]) -> str:
         f"| seed | {record['seed']} | one run |",
     ]
     mixed = f"With a continuous cache of weight {cache:g}." if cache else "Without a continuous cache."
-    return "\n".join(rows) + f"\n\n{mixed} Commit `{record['commit']}`."
+    made_by = f" Commit `{record['commit']}`." if record["commit"] else ""
+    return "\n".join(rows) + f"\n\n{mixed}{made_by}"

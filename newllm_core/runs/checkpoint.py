@@ -124,7 +124,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     kept = {path for stem in _newest_first(folder)[:_NUM_KEPT] for path in _paths(folder, stem)}
     with disk_errors_named(folder):
         for path in sorted(set(folder.iterdir()) - kept, key=lambda path: path.suffix != ".json"):
-            path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path)  # of a process that was killed while it wrote
+            else:
+                path.unlink()
 
 
 CHECKPOINT_NAME = "checkpoint/"  # of its files, in a copy

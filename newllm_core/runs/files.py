@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -52,9 +53,9 @@ def write_atomically(path: Path, write: Callable[[Path], object], num_bytes: int
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path)
         owner = f"{platform.node()}-{os.getpid()}"
-        handle, temporary_name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{owner}.", suffix=_PARTIAL)
-        os.close(handle)
-        temporary = Path(temporary_name)
+        # A folder of its own: safetensors writes to a temporary name beside the one that it is given.
+        place = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.{owner}.", suffix=_PARTIAL))
+        temporary = place / "content"
         try:
             write(temporary)
             sync(temporary)
@@ -62,7 +63,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], num_bytes: int
             temporary.replace(path)
             sync(path.parent)  # the name too
         finally:
-            temporary.unlink(missing_ok=True)
+            shutil.rmtree(place, ignore_errors=True)
 
 
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
@@ -87,7 +88,7 @@ def _remove_abandoned(target: Path) -> None:
         if path.name.startswith(mine) and path.name.endswith(_PARTIAL):
             process = path.name.removeprefix(mine).split(".")[0]
             if not (process.isdigit() and is_running(int(process))):
-                path.unlink(missing_ok=True)
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from newllm_core.runs.checkpoint import CHECKPOINT_NAME, CheckpointPlace, discard_checkpoint
 from newllm_core.runs.copies import copies_folder, copy_files, restore
 from newllm_core.runs.files import REFERENCE_DIR, checksum_path, read_json, save_tensors, write_json
+from newllm_core.runs.host_memory import memory_errors_named
 from newllm_core.runs.identity import Identity, refuse_other_run
 from newllm_core.runs.lock import owned, remove_abandoned_lock
 
@@ -97,7 +98,7 @@ class RunFolder:
         if self.record_path.is_file() and not os.access(folder, os.W_OK):
             yield HeldRun(self, self._read())  # an archive, which nobody works on
             return
-        with owned(self._lock):
+        with owned(self._lock), memory_errors_named(folder):
             record = self._finished()
             if record is None and self._restored():
                 record = self._finished()

@@ -211,7 +211,8 @@ def _values_of(spec: dataclasses.Field[Any]) -> str:
     """Which values a config field takes, and its default."""
     limits = spec.metadata
     if "choices" in limits:
-        return f"one of {', '.join(map(str, limits['choices']))}"
+        others = [f"such as {limits['example']}"] if "pattern" in limits else []
+        return f"one of {', '.join([*limits['choices'], *others])}"
     words = {"low": "at least", "high": "at most", "above": "above"}
     ranges = [f"{words[name]} {limits[name]:g}" for name in words if limits.get(name) is not None]
     return "; ".join([str(getattr(spec.type, "__name__", spec.type)), *ranges, f"default {spec.default!r}"])

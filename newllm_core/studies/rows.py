@@ -168,7 +168,7 @@ def changed_contexts(phase1: Phase1Result, contexts: str, seed: int) -> Phase1Re
 
 def _figures(prepared: Prepared, fitted: _Fitted) -> Row:
     stream = prepared.token_data.validation
-    num_bytes = int(token_byte_lengths()[stream.tokens[1:]].sum())
+    num_bytes = int(token_byte_lengths(stream.vocabulary)[stream.tokens[1:]].sum())
     total = float(fitted.nats.double().sum())
     described = describe(prepared)
     del described["parameters"]  # of the whole model, embeddings included; the row has what was trained

@@ -1,17 +1,19 @@
 """How well frozen contexts predict: nats and accuracy of each target, exactly, and with the continuous cache."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from newllm_core.config.hyperparameters import Phase2Config
-from newllm_core.contexts.store import context_batches
+from newllm_core.contexts.store import Batch, context_batches
+from newllm_core.gpu_memory import find_executable
 from newllm_core.head.continuous_cache import cached_nats
 from newllm_core.head.cross_entropy import Head
 from newllm_core.model import NewLLM
 
-_BATCH = 4096  # tokens
+_BATCH = 4096  # tokens at once, fewer where memory runs out
 
 
 @dataclass(frozen=True)
@@ -40,23 +42,40 @@ def evaluate(
     states. Accuracy stays the model's.
     """
     mixes = cache is not None and cache.cache_weight > 0
-    hidden, nats, correct = [], [], []
-    for batch in context_batches(contexts, tokens, torch.arange(len(tokens) - 1).split(_BATCH)):
-        states = model.hidden(batch.contexts, batch.tokens)
-        figures = head.token_figures(states, batch.targets)
-        nats.append(figures.nats)
-        correct.append(figures.correct)
-        if mixes:
-            # Without a bias's two unit columns, which would make every state a little more like every other.
-            hidden.append(states[:, : model.config.embed_dim].cpu())
-    plain = Evaluation(torch.cat(nats).cpu(), torch.cat(correct).cpu())
+    parts = list[_Part]()
+
+    def read_all(size: int) -> None:
+        parts.clear()
+        for batch in context_batches(contexts, tokens, torch.arange(len(tokens) - 1).split(size)):
+            parts.append(_read(model, batch, head, keep_states=mixes))
+
+    find_executable(read_all, _BATCH)
+    plain = Evaluation(
+        torch.cat([part.nats for part in parts]).cpu(), torch.cat([part.correct for part in parts]).cpu()
+    )
     if cache is None or not mixes:
         return plain
     mixed = cached_nats(
-        plain.nats, torch.cat(hidden), tokens.cpu(),
+        plain.nats, torch.cat([part.states for part in parts if part.states is not None]), tokens.cpu(),
         weight=cache.cache_weight, scale=cache.cache_scale, num_cached=cache.cache_tokens,
     )  # fmt: skip
     return Evaluation(mixed, plain.correct)
+
+
+class _Part(NamedTuple):
+    """Of a batch of n targets; the hidden states `[n, E]` only where the cache asks for them."""
+
+    nats: Tensor
+    correct: Tensor
+    states: Tensor | None
+
+
+def _read(model: NewLLM, batch: Batch, head: Head, *, keep_states: bool) -> _Part:
+    states = model.hidden(batch.contexts, batch.tokens)
+    figures = head.token_figures(states, batch.targets)
+    # Without a bias's two unit columns, which would make every state a little more like every other.
+    kept = states[:, : model.config.embed_dim].cpu() if keep_states else None
+    return _Part(figures.nats, figures.correct, kept)
 
 
 def evaluation_head(model: NewLLM, head_method: str) -> Head:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from newllm_core.config.hyperparameters import Phase1Config
 from newllm_core.contexts.shooting import exact_contexts
+from newllm_core.contexts.store import context_file
 from newllm_core.gpu_memory import DeviceBatch, accumulate_in_parts
 from newllm_core.losses import cvfp_loss, diversity_loss, refuse_not_finite
 from newllm_core.metrics.convergence import count_converged
@@ -123,7 +124,8 @@ class CvfpPass:
         on_cpu = device.type == "cpu"
         self.arithmetic = BatchGradient(self.block, self.embeds, self.bf16, largest) if on_cpu else None
         # Iteration 0: contexts without training. Rewritten in place, batch by batch, by every iteration.
-        first = exact_contexts(self.block, self.embeds, self.zero)
+        buffer = context_file(len(train_tokens), self.block.num_layers, self.block.context_dim, device)
+        first = exact_contexts(self.block, self.embeds, self.zero, out=buffer)
         self.previous = first.contexts
         self.recorded = self._recording(first.segment_length) if runs_kernels(device) else None
         self.token_parts: PartsByType | None = None

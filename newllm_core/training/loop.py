@@ -28,7 +28,7 @@ from newllm_core.runs.checkpoint import (
     parted,
     save_checkpoint,
 )
-from newllm_core.runs.disk import DiskError
+from newllm_core.runs.disk import DiskError, disk_errors_named
 from newllm_core.runs.interruption import held_signals
 from newllm_core.runs.progress import Stopwatch, progress_bar
 from newllm_core.runs.reproducibility import generator_states, restore_generators
@@ -247,7 +247,7 @@ class TrainingLoop(ABC, Generic[Row]):
     def save(self) -> None:
         """Write a checkpoint; never one of weights that are not finite."""
         assert self.place is not None
-        with self.budget.timed(self._where()):
+        with self.budget.timed(self._where()), disk_errors_named(self.place.folder):
             tensors = self._tensors()
             refuse_not_finite({name: float(value.detach().sum(dtype=torch.float64)) for name, value in tensors.items()})
             rows = [asdict(row) for row in self.rows]  # type: ignore[call-overload]

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from newllm_core.config.hyperparameters import Phase1Config
 from newllm_core.contexts.shooting import exact_contexts
+from newllm_core.contexts.store import context_file
 from newllm_core.data.stream import ring_segments
 from newllm_core.gpu_memory import DeviceBatch, accumulate_in_parts
 from newllm_core.head.cross_entropy import choose_head, frozen_head_cross_entropy
@@ -115,7 +116,8 @@ class PredictivePass:
             self.targets = model.embed_for_contexts(every) / scale
         self.device_batch = DeviceBatch(device, config.prediction_streams)
         zero = torch.zeros(self.block.context_dim, device=device)
-        self.previous = exact_contexts(self.block, self.embeds, zero).contexts
+        buffer = context_file(len(train_tokens), self.block.num_layers, self.block.context_dim, device)
+        self.previous = exact_contexts(self.block, self.embeds, zero, out=buffer).contexts
         # What the next iteration depends on, beside the block's weights.
         self.parts = {
             "previous": in_place(self.previous), "predictor": self.predictor, "optimizer": self.optimizer,

@@ -15,13 +15,8 @@ from newllm_core.model import ContextBlock
 CPU = torch.device("cpu")
 
 
-class FakeMemory:
-    def __init__(self, available: float) -> None:
-        self.available = available
-
-
 def with_free_bytes(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
-    monkeypatch.setattr(context_store.psutil, "virtual_memory", lambda: FakeMemory(free))
+    monkeypatch.setattr(context_store, "free_memory_bytes", lambda: free)
 
 
 def test_a_cache_that_fits_is_in_memory(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

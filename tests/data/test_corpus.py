@@ -141,7 +141,7 @@ def test_ultrachat_without_network_says_so(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match="cannot be reached .* needs a network; corpus='chitchat' does not"):
+    with pytest.raises(DataError, match="cannot be read .* needs a network; .* corpus='chitchat', which needs none"):
         load_conversations(DataConfig(corpus="ultrachat"), 1)
 
 

@@ -27,7 +27,7 @@ from newllm_core.data.embeddings import (
 )
 from newllm_core.data.errors import DataError
 from newllm_core.data.ppmi import cooccurrence_counts, positive_pmi, ppmi_svd
-from newllm_core.data.tokens import VOCAB_SIZE, load_tokenizer
+from newllm_core.data.vocabulary import VOCAB_SIZE, load_tokenizer
 
 
 def load(name: str, dim: int, data_dir: Path, tokens: torch.Tensor | None = None, seed: int = 42) -> EmbeddingMatrix:

@@ -20,15 +20,13 @@ from newllm_core.data.corpus import chitchat_conversations, load_conversations, 
 from newllm_core.data.errors import DataError
 from newllm_core.data.packages import GPT2_MERGES
 from newllm_core.data.tokens import (
-    VOCAB_SIZE,
     TokenStream,
-    check_tokenizer,
     encode_conversations,
     load_token_streams,
-    load_tokenizer,
     token_cache_path,
     token_statistics,
 )
+from newllm_core.data.vocabulary import VOCAB_SIZE, check_tokenizer, load_tokenizer
 from newllm_core.runs.files import checksum_path, sha256_bytes, sha256_file, write_text
 
 

@@ -13,6 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from newllm_core.runs import files
+
 _WRITES = os.O_WRONLY | os.O_RDWR
 _OPERATIONS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink")
 
@@ -86,24 +90,31 @@ def refusing(folder: Path, number: int, code: int) -> Callable[[], None]:
 def filling(folder: Path, number: int) -> Callable[[], None]:
     """From operation ``number`` on, files can be made but nothing can be written to them: the kernel's own ENOSPC.
 
-    Every temporary file is a link to /dev/full, so that whoever writes, in whichever language, is told so.
+    Every temporary file is a link to /dev/full, so that whoever writes is told so. Only safetensors replaces the link,
+    and is made to say what it says of a full disk.
     """
-    make, root = tempfile.mkstemp, str(folder.resolve())
+    make, root = tempfile.mkdtemp, str(folder.resolve())
     state = {"full": False}
 
     def fill(found: int, kind: str, path: Path) -> None:
         state["full"] = state["full"] or found >= number
 
-    def made(*arguments: Any, **options: Any) -> tuple[int, str]:
-        handle, name = make(*arguments, **options)
+    def made(*arguments: Any, **options: Any) -> str:
+        name = make(*arguments, **options)
         if state["full"] and os.path.abspath(name).startswith(root):
-            os.unlink(name)
-            os.symlink("/dev/full", name)
-        return handle, name
+            os.symlink("/dev/full", os.path.join(name, "content"))
+        return name
+
+    save = files.save_file
+
+    def saved(tensors: Any, path: Path) -> None:
+        if path.is_symlink():
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        save(tensors, path)
 
     def fault() -> None:
         at_operations(folder, fill)
-        tempfile.mkstemp = made
+        tempfile.mkdtemp, files.save_file = made, saved
 
     return fault
 

@@ -7,6 +7,7 @@ from .cases import Case, Workshop
 from .concurrency import crowds
 from .damage import damages, user_file_changes
 from .kills import operations, random_kills
+from .memory import beyond_memory, shortages
 from .scenarios import SCENARIOS, Scenario
 from .write_faults import write_faults
 
@@ -18,11 +19,14 @@ _FEW = {
     "damage": (("cvfp", 24), ("search", 60)),
     "write_faults": (("nkat", 3),),
     "concurrency": (("list", 4), ("row-gru", 4)),
+    "memory": (("exact", 8),),
 }
 
 
 def all_cases(workshop: Workshop, kinds: Sequence[str]) -> Iterator[Case]:
     """Every case of these kinds, by turns, so that what has been tried at any time is some of everything."""
+    if "memory" in kinds:
+        yield beyond_memory(1_000_000, 96)
     yield from _by_turns(_by_turns(_cases(kind, one, workshop) for one in SCENARIOS.values()) for kind in kinds)
     if "damage" in kinds:
         yield from user_file_changes(workshop, 20)
@@ -60,3 +64,5 @@ def _cases(kind: str, scenario: Scenario, workshop: Workshop) -> Iterator[Case]:
         yield from write_faults(scenario, workshop, 2 if slow else 4)
     elif kind == "concurrency":
         yield from crowds(scenario, 2 if slow else 5)
+    elif kind == "memory":
+        yield from shortages(scenario)

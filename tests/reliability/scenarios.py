@@ -20,9 +20,8 @@ from newllm_core.batch.jobs import BatchError, Job
 from newllm_core.batch.notebooks import run_batch
 from newllm_core.config.hyperparameters import DataConfig, ModelConfig, Phase1Config, Phase2Config, RunConfig, Settings
 from newllm_core.config.schema import changed
-from newllm_core.data import tokens as tokens_module
+from newllm_core.data import vocabulary as vocabulary_module
 from newllm_core.experiment import measure as measure_module
-from newllm_core.experiment import run as run_module
 from newllm_core.experiment.run import MODEL_FOLDER, load_model, run_experiment
 from newllm_core.model import NewLLM
 from newllm_core.runs import checkpoint as checkpoint_module
@@ -108,7 +107,7 @@ def _experiment(base: Settings, save_model: bool, folder: Path, seed: int) -> An
 def _load_experiment(base: Settings, save_model: bool, folder: Path, seed: int) -> Any:
     record = _experiment(base, save_model, folder, seed)
     model = load_model(record, folder / RUN, folder / RUN / "phase1", folder / DATA).model
-    saved = NewLLM.load(folder / RUN / MODEL_FOLDER) if save_model else model
+    saved = NewLLM.from_pretrained(folder / RUN / MODEL_FOLDER) if save_model else model
     return record, _weights(model), _weights(saved)
 
 
@@ -230,8 +229,13 @@ def _batch(folder: Path, seed: int) -> Any:
 
 
 def cells_of(path: Path) -> Any:
+    """Sources and outputs, however what was printed reached the notebook in pieces."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return [{name: value for name, value in cell.items() if name != "metadata"} for cell in cells]
+    for cell in cells:
+        printed = "".join(line for output in cell.get("outputs", []) for line in output.get("text", []))
+        others = [output for output in cell.get("outputs", []) if "text" not in output]
+        cell["outputs"] = [printed, *others]
+    return [{name: value for name, value in cell.items() if name not in ("metadata", "id")} for cell in cells]
 
 
 def _scenarios() -> Iterator[Scenario]:
@@ -258,14 +262,10 @@ def prepare_process() -> None:
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     checkpoint_module.CHECKPOINT_SHARE = math.inf
-    tokenizer = functools.cache(tokens_module.load_tokenizer)
-    lengths = functools.cache(tokens_module.token_byte_lengths)
-    for module in (tokens_module, measure_module, run_module, rows_module):
-        for name, once in (("load_tokenizer", tokenizer), ("token_byte_lengths", lengths)):
-            if hasattr(module, name):
-                setattr(module, name, once)
+    vocabulary_module.load_tokenizer = functools.cache(vocabulary_module.load_tokenizer)
+    lengths = vocabulary_module.token_byte_lengths()
+    for module in (measure_module, rows_module):
+        module.token_byte_lengths = lambda vocabulary: lengths  # type: ignore[attr-defined]
     measure_module.SAMPLE_PROMPTS = ("Hi",)
-    tokenizer()
-    lengths()
     _images()
     seed_everything(0, 1)  # imports a thousand modules of torch at its first call

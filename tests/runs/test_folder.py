@@ -132,7 +132,7 @@ def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
     alive = tmp_path / f".{RECORD_NAME}.{os.uname().nodename}-{os.getppid()}.abc.partial"
     elsewhere = tmp_path / f".{RECORD_NAME}.elsewhere-1.abc.partial"
     for path in (alive, elsewhere):
-        path.touch()
+        path.mkdir()
     write_text(tmp_path / RECORD_NAME, "x")
     assert names_in(tmp_path) == {RECORD_NAME, alive.name, elsewhere.name}
 

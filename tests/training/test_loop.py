@@ -145,7 +145,8 @@ def test_a_checkpoint_without_its_last_file_is_none(tmp_path: Path) -> None:
 
 
 def test_two_checkpoints_are_kept_and_nothing_that_was_left_half_written(tmp_path: Path) -> None:
-    for name in ("000000-00000001.safetensors", ".000000-00000001.pt.host-1.x.partial"):
+    (tmp_path / ".000000-00000001.pt.host-1.x.partial").mkdir()
+    for name in ("000000-00000001.safetensors", ".000000-00000001.pt.host-1.x.partial/content"):
         (tmp_path / name).write_bytes(b"half")
     interrupt("phase 2", place_in(tmp_path), 2, 0)
     assert len(list(tmp_path.iterdir())) == 6

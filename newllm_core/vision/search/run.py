@@ -20,8 +20,9 @@ from optuna.trial import Trial, TrialState
 from newllm_core.config.schema import ConfigError
 from newllm_core.losses import NotFiniteError
 from newllm_core.runs.checkpoint import discard_checkpoint
-from newllm_core.runs.disk import DiskError
+from newllm_core.runs.disk import RunError
 from newllm_core.runs.files import write_json
+from newllm_core.runs.host_memory import memory_errors_named
 from newllm_core.runs.progress import progress_bar
 from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.vision.config import VisionDataConfig
@@ -67,7 +68,7 @@ def run_search(plan: SearchPlan, folder: Path, *, workers: int = 1, show_progres
     if workers < 1:
         raise ConfigError(f"run_search: expected at least 1 worker, given {workers}")
     plan.check()
-    with alone(folder) as share_with_workers:
+    with alone(folder) as share_with_workers, memory_errors_named(folder):
         recover_journal(folder)
         if (folder / PLAN_NAME).is_file():
             keep_plan(plan, folder)  # raises before a study is made beside another plan
@@ -171,7 +172,7 @@ class _Worker:
             if "accuracy" not in trial.user_attrs:  # in stage A: as if it had learned nothing
                 trial.set_constraint(GATE, self.plan.search.gate_threshold)
             self._prune(trial, f"not finite: {error}")
-        except DiskError:  # the trial stays one that was interrupted, and is gone on with
+        except RunError:  # of disk, memory or a damaged file: the trial stays interrupted, and is gone on with
             raise
         except Exception as error:
             trial.set_user_attr("stopped", f"{type(error).__name__}: {error}")

@@ -1,0 +1,92 @@
+"""How much memory this process may still take: of the machine, its container (cgroup), and its shell (`ulimit`)."""
+
+import math
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+
+from newllm_core.runs.disk import RunError
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+# Files that say limit and use, of both versions of cgroups.
+_LIMIT_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that device or host memory ran out."""
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    # The last two: cuBLAS and cuDNN; oneDNN, which says no more.
+    signs = "out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed", "create a primitive"
+    return isinstance(error, RuntimeError | OSError) and any(sign in text for sign in signs)
+
+
+@contextmanager
+def memory_errors_named(place: Path) -> Iterator[None]:
+    """Turns what is left of an out-of-memory, after every smaller batch was tried, into a RunError."""
+    try:
+        yield
+    except (RuntimeError, OSError, MemoryError) as error:
+        if isinstance(error, RunError) or not is_out_of_memory(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RunError(
+            f"{place}: memory ran out ({reason}); {free_memory_bytes() / 1e6:,.1f} MB are free to this process. Close "
+            "other programs or raise its limit, or use fewer conversations or a smaller context_dim, and run the same "
+            "again: it goes on from what was saved"
+        ) from error
+
+
+def free_memory_bytes() -> int:
+    """For arrays: the least of what the machine, the container and `ulimit -d` and `-v` leave."""
+    process = psutil.Process().memory_info()
+    free = [psutil.virtual_memory().available, *_free_in_cgroups(), _left(resource.RLIMIT_AS, process.vms)]
+    return int(min([*free, _left(resource.RLIMIT_DATA, process.data)]))
+
+
+def free_address_bytes() -> float:
+    """For files that are mapped: what `ulimit -v` leaves; infinite without one."""
+    return _left(resource.RLIMIT_AS, psutil.Process().memory_info().vms)
+
+
+def _left(limit: int, used: int) -> float:
+    soft, _ = resource.getrlimit(limit)
+    return math.inf if soft == resource.RLIM_INFINITY else max(0, soft - used)
+
+
+def _free_in_cgroups() -> Iterator[float]:
+    """Of this process's control groups and those above them; what only caches files counts as free."""
+    for folder in _cgroup_folders():
+        for limit_name, used_name in _LIMIT_FILES:
+            limit, used = (_number(folder / name) for name in (limit_name, used_name))
+            if limit is not None and used is not None:
+                yield max(0.0, limit - used + _cached(folder))
+
+
+def _cgroup_folders() -> Iterator[Path]:
+    if not _OWN_CGROUPS.is_file():
+        return
+    for line in _OWN_CGROUPS.read_text(encoding="utf-8").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            root = _CGROUPS / controllers
+            inner = root / path.lstrip("/")
+            yield from (part for part in (inner, *inner.parents) if part.is_relative_to(root))
+
+
+def _number(path: Path) -> int | None:
+    """None where there is no such file, or "max": no limit."""
+    text = path.read_text(encoding="utf-8").strip() if path.is_file() else "max"
+    return int(text) if text.isdigit() else None
+
+
+def _cached(folder: Path) -> int:
+    path = folder / "memory.stat"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
