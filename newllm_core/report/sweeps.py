@@ -76,11 +76,13 @@ def _in_a_plane(sweeps: Tensor) -> np.ndarray:
 def _still_parts(axis: Axes, places: np.ndarray, words: Sequence[str]) -> PathCollection:
     """Ends with their words, axes; the points that will move."""
     ends = places[-1]
-    axis.scatter(*ends.T, marker="o", s=70, facecolors="none", edgecolors=MARK_COLOUR, label="where they end")
+    axis.scatter(
+        ends[:, 0], ends[:, 1], marker="o", s=70, facecolors="none", edgecolors=MARK_COLOUR, label="where they end"
+    )
     for word, (x, y) in zip(words, ends, strict=True):
         axis.annotate(word, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=9)
     span = np.abs(places).reshape(-1, 2).max(axis=0) * 1.1
     axis.set(xlim=(-span[0], span[0]), ylim=(-span[1], span[1]))
     axis.set(xlabel="first direction of the ends", ylabel="second direction")
-    points = axis.scatter(*places[0].T, color=VALIDATION_COLOUR, s=25, label="contexts")
+    points = axis.scatter(places[0, :, 0], places[0, :, 1], color=VALIDATION_COLOUR, s=25, label="contexts")
     return points
