@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from benchmarks import predictive_pass
 from benchmarks.inputs import WHISPER_WIDTH, Streams, load_streams, new_model
 from benchmarks.plain_notes import PlainNotes, PlainPhase1, effective_rank
 from benchmarks.settings import BenchmarkSettings
@@ -45,6 +46,7 @@ def measure(settings: BenchmarkSettings) -> dict[str, Any]:
         "note": "the project's iteration includes the effective rank of the training contexts, as its log shows it",
         "iteration": compared(interleaved(ways, settings.repetitions), PLAIN),
         "validation_check": compared(interleaved(checks, settings.repetitions), PLAIN),
+        "predictive_pass": predictive_pass.measure(settings, streams),
     }  # fmt: skip
 
 

@@ -65,7 +65,12 @@ def _range(pair: Sequence[float]) -> str:
 def _iteration(figures: dict[str, Any]) -> str:
     rows = [
         [label, name, figures[key]["median_seconds"][name], figures[key]["ratio"].get(name, 1.0)]
-        for key, label in (("iteration", "iteration"), ("validation_check", "validation check"))
+        for key, label in (
+            ("iteration", "iteration"),
+            ("validation_check", "validation check"),
+            ("predictive_pass", "predictive pass"),
+        )
+        if key in figures
         for name in figures[key]["median_seconds"]
     ]
     return table(["what", "who", "s", "ratio"], rows)

@@ -12,6 +12,7 @@ from benchmarks import head, report
 from benchmarks.machine import MB, forget_peak, in_fresh_process, peak_mb, resident_mb
 from benchmarks.phase2_epoch import trained_epoch
 from benchmarks.plain_notes import PlainLayer, PlainNotes, PlainPhase1, PlainPhase2, effective_rank, train_phase1
+from benchmarks.predictive_pass import PassByAutograd
 from benchmarks.scaling_with_tokens import exponent
 from benchmarks.timing import calls_that_last, compared, interleaved
 from newllm_core.config.hyperparameters import ModelConfig, Phase1Config, Phase2Config
@@ -22,6 +23,7 @@ from newllm_core.metrics import rank
 from newllm_core.model import ContextBlock, ContextLayer, NewLLM, TokenBlock, TokenLayer
 from newllm_core.training import evaluation, phase1, phase2
 from newllm_core.training.fixed_point import CvfpPass, context_noise
+from newllm_core.training.predictive import PredictivePass
 
 VOCAB, SEED = 40, 7
 SMALL_PHASE1 = Phase1Config(products="float32", 
@@ -254,3 +256,17 @@ def test_a_fresh_process_is_seeded_with_its_threads() -> None:
 
 def test_a_missing_figure_is_not_shown_as_a_number() -> None:
     assert report.table(["a", "b"], [[None, 0.5]]).splitlines()[-1] == "| not measured | 0.5 |"
+
+
+def test_a_predictive_pass_has_the_gradients_of_the_automatic_one() -> None:
+    config = Phase1Config(
+        objective="contrastive", context_noise=0.0, prediction_dropout=0.0, prediction_streams=2, prediction_segment=5,
+        prediction_negatives=4, dist_reg_weight=0.0, min_iterations=1, max_iterations=1,
+    )  # fmt: skip
+    gradients = []
+    for kind in (PredictivePass, PassByAutograd):
+        side = kind(tiny_model(time_scales=True), tiny_tokens(40), config, SEED)
+        side.loss_method, side.rounded = "direct", False
+        side._gradients(torch.arange(10).view(2, 5), torch.ones(2, 12), tiny_tokens(4), 2)
+        gradients.append(torch.cat([gradient(parameter).flatten() for parameter in side.parameters]))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)

@@ -17,7 +17,6 @@ from newllm_core.experiment.checks import (
     repeated_passes,
 )
 from newllm_core.experiment.prepare import Prepared
-from newllm_core.experiment.record_keys import FORMAT
 from newllm_core.metrics.convergence import Convergence
 from newllm_core.metrics.forgetting import (
     FORGETTING_FACTOR,
@@ -30,12 +29,8 @@ from newllm_core.metrics.prediction import bits_per_byte
 from newllm_core.metrics.rank import singular_values, stream_rank
 from newllm_core.metrics.spectrum import spectrum_figures
 from newllm_core.model import ContextBlock, StreamEmbeddings
-from newllm_core.runs.reproducibility import (
-    arithmetic,
-    current_commit,
-    device_name,
-    library_versions,
-)
+from newllm_core.runs.key_kinds import FORMAT
+from newllm_core.runs.reproducibility import computed_by
 from newllm_core.training.phase1 import IterationRecord, Phase1History, Phase1Result, all_contexts
 from newllm_core.training.phase2 import Phase2Result
 
@@ -164,10 +159,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
             "validation": prepared.token_data.validation.provenance,
             "embeddings": prepared.embeddings.provenance,
         },
-        "device": device_name(prepared.train_tokens.device),
-        "arithmetic": arithmetic(),
-        "versions": library_versions(),
-        "commit": current_commit(),
+        **computed_by(prepared.train_tokens.device),
         "paths": {"conversations_file": prepared.data.conversations_file},
     }
 

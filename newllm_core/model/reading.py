@@ -40,9 +40,10 @@ class Reader:
     Args:
         model: that reads.
         num_texts: B.
+        with_cache: False: the model's continuous cache is left out.
     """
 
-    def __init__(self, model: Predictor, num_texts: int) -> None:
+    def __init__(self, model: Predictor, num_texts: int, with_cache: bool = True) -> None:
         self.model = model
         shape = model.config
         self.context = torch.zeros(num_texts, shape.context_dim, device=model.device)
@@ -50,7 +51,7 @@ class Reader:
         earlier = (shape.num_input_tokens - 1) * shape.embed_dim
         self.earlier = torch.zeros(num_texts, earlier, device=model.device)
         self.hidden: Tensor | None = None  # `[B, E]`, or `[B, E + 2]` with an output bias
-        cache = model.continuous_cache
+        cache = model.continuous_cache if with_cache else None
         self.cached = None if cache is None else CachedStates(cache, num_texts, shape.embed_dim, model.device)
 
     @torch.no_grad()
