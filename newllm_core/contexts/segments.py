@@ -34,7 +34,7 @@ class KernelSteps:
         return self.kernel.loop([part[first : first + len(out)] for part in self.parts], initial, out)
 
 
-class Segments:
+class MultipleShooting:
     """A chunk of N tokens, cut into segments, and how far its contexts have got.
 
     Args:

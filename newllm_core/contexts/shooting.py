@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from newllm_core.contexts.horizon import plan_kernel_segments, plan_segments, probe_places
-from newllm_core.contexts.segments import KernelSteps, NotConvergedError, Segments, refuse_not_finite
+from newllm_core.contexts.segments import KernelSteps, NotConvergedError, MultipleShooting, refuse_not_finite
 from newllm_core.contexts.steps import LockStep
 from newllm_core.model.layers import ContextBlock
 from newllm_core.model.stream import PartsByToken, PartsByType, StreamEmbeddings, TokenParts
@@ -136,7 +136,7 @@ def exact_contexts(
         else:
             steps = solver.steps(rows, math.ceil(len(found) / segment_length))
             near_rows = None if near is None else near[rows]
-            segments = Segments(steps, context, found, segment_length, tolerance, near_rows)
+            segments = MultipleShooting(steps, context, found, segment_length, tolerance, near_rows)
             segments.solve(max_passes)
             # A view would keep a caller's whole buffer alive, and change with it.
             context = found[-1, -1].clone()
