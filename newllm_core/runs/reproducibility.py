@@ -82,12 +82,12 @@ def arithmetic() -> dict[str, Any]:
 
 
 def cpu_name() -> str | None:
-    """The processor's model name, with the numbers that tell apart what is sold under it; None where it is not told."""
-    told = cpu_facts()
-    if not told:
+    """The processor's model name, with the numbers that tell apart what is sold under it; None where unknown."""
+    facts = cpu_facts()
+    if not facts:
         return platform.processor() or None
-    numbers = [f"{name} {told[name]}" for name in ("cpu family", "model", "stepping") if name in told]
-    return ", ".join([told["model name"], *numbers]) if "model name" in told else None
+    numbers = [f"{name} {facts[name]}" for name in ("cpu family", "model", "stepping") if name in facts]
+    return ", ".join([facts["model name"], *numbers]) if "model name" in facts else None
 
 
 def current_commit() -> str | None:

@@ -317,9 +317,7 @@ def test_estimate_scales_with_the_run_and_leaves_the_model_alone(folder: Path, r
     before = {name: value.clone() for name, value in prepared.model.state_dict().items()}
     figures = estimate(prepared, SMALL)
     assert figures.seconds_per_iteration > 0 and figures.seconds_per_epoch > 0 and figures.memory_gb > 0
-    assert figures.longest_minutes == pytest.approx(
-        (5 * figures.seconds_per_iteration + 2 * figures.seconds_per_epoch) / 60
-    )
+    assert figures.longest_seconds == pytest.approx(5 * figures.seconds_per_iteration + 2 * figures.seconds_per_epoch)
     assert "at most" in str(figures)
     assert all(torch.equal(value, before[name]) for name, value in prepared.model.state_dict().items())
 

@@ -19,7 +19,7 @@ from newllm_core.config.hyperparameters import Settings
 from newllm_core.config.schema import ConfigError
 from newllm_core.data import DataError
 from newllm_core.experiment import run as experiment_module
-from newllm_core.experiment.estimate import Estimate
+from newllm_core.experiment.estimate import RunEstimate
 from newllm_core.experiment.folder_names import phase1_folder_name, run_folder_name, settings_of
 from newllm_core.losses import ALGORITHM_DESCRIPTIONS, DIVERSITY_ALGORITHMS, register_diversity_loss
 from newllm_core.runs.files import RunError, read_json, write_json
@@ -432,7 +432,7 @@ def test_the_estimate_counts_finished_points_and_falls_to_all_finished(
 def test_an_estimate_of_phase1_alone_is_lower_and_points_alike_cost_alike(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timed = Estimate(seconds_per_iteration=60, max_iterations=2, seconds_per_epoch=120, max_epochs=1, memory_gb=0.5)
+    timed = RunEstimate(seconds_per_iteration=60, max_iterations=2, seconds_per_epoch=120, max_epochs=1, memory_gb=0.5)
     monkeypatch.setattr(runners_module, "estimate", lambda prepared, point: timed)
     whole, alone = (sweep_of(THREE[:1], folders, [1, 2, 3], phase1_only=only).estimate().cost for only in (False, True))
     assert whole == Cost(3 * 240.0, 0.5) and alone == Cost(3 * 120.0, 0.5)
