@@ -212,7 +212,7 @@ class RunConfig:
     """What a run needs beside the experiment itself: its figures depend on the first three."""
 
     seed: int = number(42, low=0, high=2**32 - 1)  # what NumPy accepts
-    num_threads: int = number(2, low=1)  # sums of floats depend on it
+    num_threads: int = number(2, low=1, high=4096)  # sums of floats depend on it
     device: str = choice("auto", "cpu", "cuda")
     # A second folder for checkpoints and results, e.g. of a mounted drive; a fresh machine goes on from there.
     copy_to: str | None = later(location())

@@ -14,6 +14,7 @@ _MEANINGS = {
     "damage": "a file cut, emptied, with a bit or a digit altered, or another's: noticed or made again, never used",
     "write_faults": "a full, read-only or vanished disk, a quota: a sentence says what to do, earlier files stay good",
     "concurrency": "2 to 4 processes on one folder: each thing is done once, all have the same results",
+    "fields": "every field of both lines at its ends and far beyond: the run ends, or a sentence refuses the value",
     "memory": "less memory than the run wants: it finishes with the same figures, or says in a sentence why not",
 }
 
