@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from newllm_core.contexts.horizon import plan_kernel_segments, plan_segments, probe_places
-from newllm_core.contexts.segments import KernelSteps, NotConvergedError, MultipleShooting, refuse_not_finite
+from newllm_core.contexts.segments import KernelSteps, MultipleShooting, NotConvergedError, refuse_not_finite
 from newllm_core.contexts.steps import LockStep
 from newllm_core.model.layers import ContextBlock
 from newllm_core.model.stream import PartsByToken, PartsByType, StreamEmbeddings, TokenParts
