@@ -19,7 +19,13 @@ FOLDER = PROJECT_ROOT / "docs" / "thumbnails"
 WIDTH, HEIGHT = 240, 150  # pixels
 COLOURS = 64
 # Which of a notebook's pictures, from 0, is understood at this size.
-CHOSEN = {"02_phase1": 2, "05_diversity_comparison": 1, "06_controls_and_ablations": 2, "07_nkat_stage2": 7}
+CHOSEN = {
+    "00_tour": 1,
+    "02_phase1": 2,
+    "05_diversity_comparison": 1,
+    "06_controls_and_ablations": 2,
+    "07_nkat_stage2": 7,
+}
 
 
 def pictures(notebook: Path) -> list[bytes]:

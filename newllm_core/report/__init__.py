@@ -11,10 +11,12 @@ from newllm_core.report.comparison import (
 from newllm_core.report.leaderboard import group_pictures, plot_exponents, plot_standings
 from newllm_core.report.phases import plot_epochs, plot_forgetting, plot_phase1, plot_spectrum, plot_tokens
 from newllm_core.report.scaling import plot_alpha, plot_perplexity, plot_rank, window_picture
+from newllm_core.report.sweeps import animate_sweeps, plot_moving_contexts, plot_sweeps
 from newllm_core.report.text import data_table, report
 from newllm_core.report.widgets import picture_with_sliders
 
 __all__ = [
+    "animate_sweeps",
     "data_table",
     "group_pictures",
     "picture_with_sliders",
@@ -25,6 +27,7 @@ __all__ = [
     "plot_exponents",
     "plot_forgetting",
     "plot_loss_cost",
+    "plot_moving_contexts",
     "plot_perplexity",
     "plot_phase1",
     "plot_rank",
@@ -33,6 +36,7 @@ __all__ = [
     "plot_spectra",
     "plot_spectrum",
     "plot_standings",
+    "plot_sweeps",
     "plot_tokens",
     "report",
     "window_picture",

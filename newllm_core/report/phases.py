@@ -56,7 +56,10 @@ def plot_phase1(record: Mapping[str, Any]) -> Figure:
     convergence.plot([row["iteration"] for row in later], shares, "o-", color=TRAIN_COLOUR, ms=3)
     threshold = record["config"]["phase1"]["convergence_threshold"]
     convergence.set(
-        xlabel="iteration", ylabel=f"% of {total:,} tokens", title=f"Converged: moved < {threshold} (training)"
+        xlabel="iteration",
+        ylabel=f"% of {total:,} tokens",
+        title=f"Converged: moved < {threshold} (training)",
+        ylim=(0, max([*shares, 1.0]) * 1.05),
     )
     _draw_rank(rank, phase1, iterations)
     for axis in (losses, convergence, rank):

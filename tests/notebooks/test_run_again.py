@@ -26,6 +26,7 @@ TINY: dict[str, Any] = {
 # A few hundred tokens each: the shortest that every figure of a run can be measured on.
 INJECTED = {"train_range": [15, 19], "validation_range": [1011, 1013]}
 CHANGES = {
+    "00_tour": {"context_dim": 12, "sentence": "Hello there, how are you"},
     "01_data_prep": {"num_samples": 3, "embed_dim": 8},
     "02_phase1": {"context_dim": 12, "seed": 7},
     "03_phase2": {"context_dim": 12, "seed": 7},
