@@ -12,11 +12,9 @@ import numpy as np
 import pandas as pd
 
 from newllm_core.comparison.figures import perplexity, perplexity_ratio, validation_losses
-from newllm_core.comparison.groups import ComparisonError, Runs
+from newllm_core.comparison.groups import ComparisonError, Record, Runs
 from newllm_core.comparison.tables import VERDICT, Cell, table_of
 from newllm_core.intervals import NOT_MEASURED, Estimate, seeds_text
-
-Row = dict[str, Any]  # of `studies`
 
 
 @dataclass(frozen=True)
@@ -74,14 +72,14 @@ class Standing(Runs):
         }
 
 
-def standings(rows: Sequence[Row]) -> list[Standing]:
+def standings(rows: Sequence[Record]) -> list[Standing]:
     """Rows by variant and training tokens, best first within a number of tokens.
 
     Raises ComparisonError for no rows, a row given twice, or different validation text.
     """
     if not rows:
         raise ComparisonError("expected at least one row, given none")
-    groups: dict[tuple[str, int], list[Row]] = {}
+    groups: dict[tuple[str, int], list[Record]] = {}
     for row in rows:
         groups.setdefault((row["variant"]["name"], row["tokens"]["train"]), []).append(row)
     validation_losses(rows)  # refuses different validation text
@@ -89,7 +87,7 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
     return sorted(found, key=lambda one: (one.tokens, one.perplexity.value))
 
 
-def _standing(name: str, tokens: int, rows: Sequence[Row]) -> Standing:
+def _standing(name: str, tokens: int, rows: Sequence[Record]) -> Standing:
     seeds = tuple(row["seed"] for row in rows)
     if len(set(seeds)) < len(seeds):
         raise ComparisonError(f"{name} at {tokens:,} tokens: expected each seed once, given {seeds}")

@@ -172,7 +172,9 @@ def phase2_record(prepared: Prepared, result: Phase2Result) -> dict[str, Any]:
     total = float(result.validation.nats.double().sum())
     record["best"]["validation_bits_per_byte"] = bits_per_byte(total, int(target_bytes.sum()))
     record["validation_conversations"] = per_conversation_sums(result.validation.nats, stream.boundaries)
-    record["generated"] = [{"prompt": prompt, "text": sample_text(prepared, prompt)} for prompt in SAMPLE_PROMPTS]
+    # With a fixed seed: the same model writes the same text.
+    texts = [prepared.model.generate(prompt, seed=prepared.run.seed)[0] for prompt in SAMPLE_PROMPTS]
+    record["generated"] = [{"prompt": prompt, "text": text} for prompt, text in zip(SAMPLE_PROMPTS, texts)]
     record["seconds"] = result.seconds
     return record
 
@@ -187,8 +189,3 @@ def per_conversation_sums(nats: Tensor, boundaries: Tensor) -> dict[str, list[fl
     num_conversations = len(boundaries) - 1
     sums = torch.zeros(num_conversations, dtype=torch.float64).index_add_(0, owner, nats.double())
     return {"nats": sums.tolist(), "tokens": torch.bincount(owner, minlength=num_conversations).tolist()}
-
-
-def sample_text(prepared: Prepared, prompt: str) -> str:
-    """A continuation sampled with a fixed seed: the same model writes the same text."""
-    return prepared.model.generate(prompt, seed=prepared.run.seed)[0]

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Protocol
 
 from newllm_core.config.schema import ConfigError, changed
 from newllm_core.experiment.estimate import duration_text
+from newllm_core.runs.folder import Record
 from newllm_core.runs.progress import progress_bar
 
-Record = dict[str, Any]
 Axes = Mapping[str, Sequence[Any]]  # parameter name -> values
 
 

@@ -16,7 +16,7 @@ import torch
 from newllm_core.intervals import wilson_interval
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import RESULTS_DIR, RunError, has_valid_checksum, load_tensors, read_json
-from newllm_core.runs.folder import RECORD_NAME, RunFolder, is_complete
+from newllm_core.runs.folder import RECORD_NAME, Record, RunFolder, is_complete
 from newllm_core.runs.identity import Identity
 from newllm_core.runs.key_kinds import FORMAT
 from newllm_core.runs.reproducibility import computed_by, resolve_device, seed_everything
@@ -43,7 +43,6 @@ from newllm_core.vision.training import EpochFigures, Evaluation, TrainingResult
 
 logger = logging.getLogger("newllm")
 
-Record = dict[str, Any]
 WEIGHTS_NAME, CHECKPOINT_DIR = "model.safetensors", "checkpoint"
 VISION_DIR = RESULTS_DIR / "vision"
 SCORES = ("tpe_scalar", "tpe_params")  # by the λ they divide by
