@@ -88,7 +88,7 @@ install_packages() { # the file with the version constraints; further options of
     if [ -t 1 ]; then quiet=--progress-bar=on; fi
     echo "Installing what the project needs (2 GB on disk with a CPU build of torch; minutes the first time)."
     "$python" -m pip install "$quiet" --disable-pip-version-check --no-input -r requirements.txt \
-        ${with_tests:+-r requirements-tests.txt} ${builder:-} -c "$constraints" \
+        ${tests:-} ${builder:-} -c "$constraints" \
         ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} </dev/null &&
         "$python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps "$@" -e . </dev/null ||
         fail "packages: pip stopped before everything was installed; its reason is above" \
@@ -97,7 +97,7 @@ install_packages() { # the file with the version constraints; further options of
 }
 
 is_set_up() {
-    "$python" check_environment.py --is-set-up --environment "$environment" ${with_tests:---without-tests}
+    "$python" check_environment.py --is-set-up --environment "$environment" $part
 }
 
 set_up_on_colab() {
@@ -134,9 +134,9 @@ set_up_in_venv() {
     exec 9>&-
 }
 
-set_up() { # with_tests: empty where what only the tests need is left out
+set_up() { # $part of the packages: what only the tests need is left out, or nothing is
     if on_colab; then set_up_on_colab; else set_up_in_venv; fi
-    "$python" check_environment.py --packages ${with_tests:---without-tests}
+    "$python" check_environment.py --packages $part
     echo "Set up: $("$python" -c 'import sys; print(sys.executable)')"
 }
 
@@ -166,9 +166,9 @@ run_notebooks() {
     return "$status"
 }
 
-with_tests=yes
 verb=${1:-}
-if on_colab && [ "$verb" != test ]; then with_tests=; fi
+tests="-r requirements-tests.txt" part=
+if on_colab && [ "$verb" != test ]; then tests="" part=--without-tests; fi
 if [ $# -gt 0 ]; then shift; fi
 case "$verb" in
     setup) set_up ;;
@@ -176,7 +176,7 @@ case "$verb" in
     test)
         set_up
         # A test uses one thread: one process a core, and no more than memory has room for.
-        exec "$python" -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile "$@"
+        exec "$python" -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
         ;;
     run)
         set_up

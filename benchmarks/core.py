@@ -52,7 +52,7 @@ PARTS: dict[str, tuple[str, Callable[[BenchmarkSettings], dict[str, Any]]]] = {
 
 
 def measure_part(name: str, settings: BenchmarkSettings) -> dict[str, Any]:
-    """Figures of one part, with the circumstances they were measured in."""
+    """Figures of one part, with the machine and settings that they were measured with."""
     title, measure = PARTS[name]
     seed_everything(settings.seed, settings.num_threads)
     began, load = time.perf_counter(), os.getloadavg()

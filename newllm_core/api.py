@@ -14,11 +14,11 @@ from newllm_core.config.schema import ConfigError, config_hash, unknown_name_mes
 from newllm_core.experiment.folder_names import phase1_folder_name, run_folder_name
 from newllm_core.experiment.prepare import Prepared
 from newllm_core.experiment.prepare import prepare as prepare_parts
-from newllm_core.experiment.run import load_model, phase1_only_record, run_experiment, run_phase1
+from newllm_core.experiment.run import load_model, run_experiment, run_phase1, run_phase1_only
 from newllm_core.model import NewLLM
 from newllm_core.report import phases, text
 from newllm_core.report.gallery import Gallery
-from newllm_core.runs.files import RESULTS_DIR
+from newllm_core.runs.files import DATA_DIR, RESULTS_DIR
 from newllm_core.studies.runners import ExperimentRunner
 from newllm_core.studies.sweep import Axes, Runner, Sweep, Variant, grid
 
@@ -96,17 +96,16 @@ def run(settings: Settings, *, phase1_only: bool = False) -> Run:
     The folder is named by the configuration, below `results/`; runs that differ in Phase 2 alone share Phase 1.
     Raises ConfigError, DataError, RunError (a folder of another run) or NotFiniteError.
     """
-    name = phase1_folder_name(settings.data, settings.model, settings.phase1, settings.run)
-    phase1_folder = RESULTS_DIR / "phase1" / name
+    phase1_name = phase1_folder_name(settings.data, settings.model, settings.phase1, settings.run)
+    phase1_folder = RESULTS_DIR / "phase1" / phase1_name
+    folder = RESULTS_DIR / "experiments" / (phase1_name if phase1_only else run_folder_name(settings))
     if phase1_only:
-        prepared = prepare(settings)
-        _, phase1 = run_phase1(prepared, settings.phase1, phase1_folder)
-        return Run(settings, phase1_only_record(prepared, phase1), phase1_folder, phase1_folder)
-    folder = RESULTS_DIR / "experiments" / run_folder_name(settings)
-    record = run_experiment(
-        settings.data, settings.model, settings.phase1, settings.phase2, folder, run=settings.run,
-        phase1_dir=phase1_folder,
-    )  # fmt: skip
+        record = run_phase1_only(settings, folder, phase1_folder, DATA_DIR)
+    else:
+        record = run_experiment(
+            settings.data, settings.model, settings.phase1, settings.phase2, folder, run=settings.run,
+            phase1_dir=phase1_folder,
+        )  # fmt: skip
     return Run(settings, record, folder, phase1_folder)
 
 

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from newllm_core.config.schema import ConfigError
+
 DiversityLoss = Callable[[Tensor], Tensor]
 
 VICREG_TARGET_STD = 1.0
@@ -213,7 +215,7 @@ def _fingerprint(name: str, loss: DiversityLoss) -> str:
 
 
 def diversity_loss(name: str) -> DiversityLoss:
-    """The algorithm of that name. Raises ValueError that lists the known ones."""
+    """The algorithm of that name. Raises ConfigError that lists the known ones."""
     if name not in DIVERSITY_ALGORITHMS:
-        raise ValueError(f"unknown diversity algorithm {name!r}; known: {', '.join(DIVERSITY_ALGORITHMS)}")
+        raise ConfigError(f"unknown diversity algorithm {name!r}; known: {', '.join(DIVERSITY_ALGORITHMS)}")
     return DIVERSITY_ALGORITHMS[name]

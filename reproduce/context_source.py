@@ -7,30 +7,24 @@ the runs themselves go to results/context_source/.
 """
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-from newllm_core.config.hyperparameters import RunConfig, Settings
+from newllm_core.config.hyperparameters import Settings
 from newllm_core.config.profiles import load_profile
-from newllm_core.experiment.run import run_experiment
 from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, RESULTS_DIR, write_json
+from newllm_core.studies.runners import ExperimentRunner, Folders
+from newllm_core.studies.sweep import Record, Sweep, grid
 
 SOURCES = ("previous_iteration", "exact")
 
 
-def measure(source: str, seed: int, max_epochs: int, runs_dir: Path) -> dict[str, Any]:
-    """One run of the profile, with at most ``max_epochs`` epochs; the figures that the choice rests on."""
-    settings = Settings.from_parameters(load_profile(PROJECT_ROOT / "notebooks" / "profiles" / "cpu.yaml"))
-    phase1 = dataclasses.replace(settings.phase1, context_source=source)
-    run: RunConfig = dataclasses.replace(settings.run, seed=seed)
-    phase2 = dataclasses.replace(settings.phase2, max_epochs=max_epochs)
-    folder = runs_dir / f"{source}-seed{seed}-{max_epochs}epochs"
-    record = run_experiment(settings.data, settings.model, phase1, phase2, folder, run=run)
+def figures(record: Record, max_epochs: int) -> dict[str, Any]:
+    """The figures that the choice rests on, of one run with at most ``max_epochs`` epochs."""
     rank, best = record["phase1"]["effective_rank"], record["phase2"]["best"]
     return {
-        "context_source": source,
-        "seed": seed,
+        "context_source": record["config"]["phase1"]["context_source"],
+        "seed": record["seed"],
         "tokens": record["tokens"]["train"],
         "corpus": record["corpus"],
         "embeddings": record["embeddings"],
@@ -46,7 +40,7 @@ def measure(source: str, seed: int, max_epochs: int, runs_dir: Path) -> dict[str
         "max_epochs": max_epochs,
         "phase1_seconds": record["phase1"]["seconds"],
         "phase2_seconds": record["phase2"]["seconds"],
-        "num_threads": run.num_threads,
+        "num_threads": record["config"]["run"]["num_threads"],
     }
 
 
@@ -55,18 +49,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     parser.add_argument("--max-epochs", type=int, default=5, help="of Phase 2: its first epochs tell the order")
     parser.add_argument("--out", type=Path, default=REFERENCE_DIR / "context_source.json")
+    parser.add_argument("--estimate", action="store_true", help="runs, finished runs, hours; trains nothing")
     arguments = parser.parse_args()
-    rows = []
-    for seed in arguments.seeds:
-        for source in SOURCES:
-            rows.append(measure(source, seed, arguments.max_epochs, RESULTS_DIR / "context_source"))
-            row = rows[-1]
-            print(
-                f"{source:18} seed {seed}: ER {row['effective_rank_share']:.1%}, "
-                f"PPL {row['validation_perplexity']:.1f}, {row['phase1_seconds']:.0f} + {row['phase2_seconds']:.0f} s",
-                flush=True,
-            )
-            write_json(arguments.out, {"rows": rows})
+    base = Settings.from_parameters(load_profile(PROJECT_ROOT / "notebooks" / "profiles" / "cpu.yaml"))
+    variants = grid({"context_source": SOURCES, "max_epochs": [arguments.max_epochs]})
+    folder = RESULTS_DIR / "context_source"
+    runner = ExperimentRunner(Folders(folder / "experiments", folder / "phase1"))
+    sweep = Sweep(base, variants, arguments.seeds, runner)
+    print(sweep.estimate())
+    if arguments.estimate:
+        return
+    rows = sorted((figures(record, arguments.max_epochs) for record in sweep.run()), key=lambda row: int(row["seed"]))
+    write_json(arguments.out, {"rows": rows})
+    for row in rows:
+        print(
+            f"{row['context_source']:18} seed {row['seed']}: ER {row['effective_rank_share']:.1%}, "
+            f"PPL {row['validation_perplexity']:.1f}, {row['phase1_seconds']:.0f} + {row['phase2_seconds']:.0f} s"
+        )
 
 
 if __name__ == "__main__":

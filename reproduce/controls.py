@@ -14,11 +14,11 @@ import argparse
 import os
 from collections.abc import Mapping
 
+from newllm_core.comparison.figures import perplexity_ratio
 from newllm_core.comparison.leaderboard import (
     Standing,
     contexts_table,
     expectation_sentences,
-    perplexity_ratio,
     standings,
     standings_table,
 )

@@ -46,7 +46,7 @@ def picture(found: Sequence[Standing]) -> Figure:
         "Perplexity (after the name), over that of contexts never trained",
         "ratio, 95 % interval (left: better)", ratios, reference=[one.name for one in shown].index(REFERENCE),
     )  # fmt: skip
-    row = shown[0].rows[0]
+    row = shown[0].records[0]
     source = (
         f"human chat, {shown[0].tokens:,} training and {row['tokens']['validation']:,} validation tokens; "
         "paired by seed and conversation"

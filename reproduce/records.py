@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from newllm_core.config.hyperparameters import Settings
-from newllm_core.experiment.migration import migrated_run
-from newllm_core.experiment.record_keys import FORMAT, RUN_KEYS, RUN_SECTIONS, check_run_record
+from newllm_core.experiment.folder_names import SECTIONS
+from newllm_core.experiment.record_keys import RUN_KEYS, check_run_record
 from newllm_core.runs.files import RunError, read_unchecked_json, write_json, write_text
 from newllm_core.runs.identity import figures_of
-from newllm_core.runs.key_kinds import config_keys, key_table
+from newllm_core.runs.key_kinds import FORMAT, config_keys, key_table
 from newllm_core.runs.record_differences import differences
-from newllm_core.studies import row_keys as row
-from newllm_core.vision import record_keys as vision
+from newllm_core.studies.row_keys import ROW_KEYS, check_row_record
+from newllm_core.vision.record_keys import VISION_CONFIG_KEYS, VISION_KEYS, check_vision_record
+from reproduce.migration import migrated_row, migrated_run, migrated_vision
 
 PAGE = f"""# Records
 
@@ -66,9 +67,9 @@ Every field of the dataclasses in `newllm_core/vision/config.py`, where each is 
 def page() -> str:
     """`docs/records.md`."""
     return PAGE.format(
-        run=key_table(RUN_KEYS), config=key_table(config_keys(Settings, RUN_SECTIONS)),
-        row=key_table(row.ROW_KEYS),
-        vision=key_table(vision.VISION_KEYS), vision_config=key_table(vision.VISION_CONFIG_KEYS),
+        run=key_table(RUN_KEYS), config=key_table(config_keys(Settings, SECTIONS)),
+        row=key_table(ROW_KEYS),
+        vision=key_table(VISION_KEYS), vision_config=key_table(VISION_CONFIG_KEYS),
     )  # fmt: skip
 
 
@@ -83,8 +84,8 @@ class Kind:
 
 KINDS = (
     Kind(frozenset({"phase1", "phase2", "provenance"}), migrated_run, check_run_record),
-    Kind(frozenset({"variant", "details", "provenance"}), row.migrated_row, row.check_row_record),
-    Kind(frozenset({"dataset", "training", "tpe_score"}), vision.migrated_vision, vision.check_vision_record),
+    Kind(frozenset({"variant", "details", "provenance"}), migrated_row, check_row_record),
+    Kind(frozenset({"dataset", "training", "tpe_score"}), migrated_vision, check_vision_record),
 )
 
 

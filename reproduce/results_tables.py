@@ -16,16 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from newllm_core.comparison.figures import conversation_losses, seed_mean
+from newllm_core.comparison.figures import perplexity_ratio, seed_mean, validation_losses
 from newllm_core.comparison.groups import groups_of
 from newllm_core.comparison.leaderboard import (
     Standing,
     contexts_table,
-    perplexity_ratio,
     ratios_to_references,
     standings,
 )
-from newllm_core.comparison.paired import paired_difference, paired_perplexity_ratio
+from newllm_core.comparison.paired import paired_difference
 from newllm_core.intervals import NOT_DISTINGUISHABLE, NOT_MEASURED, Estimate, over_seeds, paired_ratio
 from newllm_core.losses import DIVERSITY_ALGORITHMS
 from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, read_json, write_text
@@ -206,7 +205,7 @@ def diversity() -> str:
     groups, rows = groups_of(records), []
     for one in groups:
         rank = paired_difference(one, groups[0])
-        ratio = paired_perplexity_ratio(one, groups[0])
+        ratio = perplexity_ratio(one, groups[0])
         first = one is groups[0]
         means = {name: seed_mean(one, name) for name in ("calibrated ER %", "contraction rate")}
         texts = {
@@ -274,7 +273,7 @@ def whole_corpus() -> str:
     rows = []
     for name, one in best.items():
         other = gru[name.replace("best", "gru-cache", 1)]
-        sums, counts = conversation_losses([one["validation_conversations"], other["validation_conversations"]])
+        sums, counts = validation_losses([one, other])
         ratio = paired_ratio(sums[:1], sums[1:], counts)
         figures = [f"{side['validation_perplexity']:.1f} ({side['seconds']:.0f} s)" for side in (one, other)]
         rows.append([f"{one['train_tokens']:,}", *figures, ratio.text()])

@@ -2,6 +2,7 @@
 
 import os
 import random
+from pathlib import Path
 
 # Triton's kernels run in its interpreter here. It asks when Triton is imported, which any test may be the first to do.
 os.environ["TRITON_INTERPRET"] = "1"
@@ -9,6 +10,18 @@ os.environ["TRITON_INTERPRET"] = "1"
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+# A file runs on one worker, so a long one that comes last leaves the others idle. These take 15 to 140 s of one core.
+LONGEST_FIRST = (
+    "notebooks/test_run_again.py", "experiment/test_quick_profile.py", "vision/test_vision_search.py",
+    "experiment/test_experiment.py", "runs/test_reuse.py", "batch/test_batch.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = Path(__file__).parent
+    places = {folder / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(autouse=True)

@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         status = self.server.status(f"{repo}/{path}")
         if path not in files or status:
-            self._error(status or 404, "EntryNotFound", path)
+            self._error(status or 404, "EntryNotFound" if status in (None, 404) else None, path)
             return
         content = files[path]
         first, last = self._range(len(content))

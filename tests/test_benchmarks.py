@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from benchmarks import head, report
+from benchmarks.generation import CachedGpt
 from benchmarks.machine import MB, forget_peak, in_fresh_process, peak_mb, resident_mb
 from benchmarks.phase2_epoch import trained_epoch
 from benchmarks.plain_notes import PlainLayer, PlainNotes, PlainPhase1, PlainPhase2, effective_rank, train_phase1
 from benchmarks.predictive_pass import PassByAutograd
 from benchmarks.scaling_with_tokens import exponent
 from benchmarks.timing import calls_that_last, compared, interleaved
+from newllm_core.baselines.networks import GptNetwork
+from newllm_core.baselines.registry import baseline_config
 from newllm_core.config.hyperparameters import ModelConfig, Phase1Config, Phase2Config
 from newllm_core.contexts.shooting import sequential_contexts
 from newllm_core.contexts.store import context_batches
@@ -270,3 +273,13 @@ def test_a_predictive_pass_has_the_gradients_of_the_automatic_one() -> None:
         side._gradients(torch.arange(10).view(2, 5), torch.ones(2, 12), tiny_tokens(4), 2)
         gradients.append(torch.cat([gradient(parameter).flatten() for parameter in side.parameters]))
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gpt_with_its_cache_is_the_gpt() -> None:
+    torch.manual_seed(1)
+    network = GptNetwork(baseline_config("gpt", embed_dim=8, width=16, num_layers=2, segment_tokens=12)).eval()
+    torch.nn.init.normal_(network.positions)
+    embeds = torch.randn(1, 12, 8, generator=torch.Generator().manual_seed(2))
+    cached = CachedGpt(network)
+    found = torch.cat([cached.read(embeds[0, place : place + 1]) for place in range(12)])
+    torch.testing.assert_close(found, network(embeds, None)[0][0])

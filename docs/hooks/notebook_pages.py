@@ -1,6 +1,7 @@
 """A notebook as it was executed, as Markdown and pictures."""
 
 import base64
+import re
 from pathlib import Path
 
 import nbformat
@@ -24,7 +25,9 @@ def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
                 pictures[name] = base64.b64decode(shown["image/png"])
                 parts.append(f"![Output {len(pictures)} of {path.stem}]({path.stem}/{name})")
             elif "text/html" in shown:
-                parts.append(f'<div class="md-typeset__scrollwrap">\n{shown["text/html"]}\n</div>')
+                # An animation asks another host for the icons of its buttons; the site's own style has them.
+                own = re.sub(r'<link[^>]*href="https?:[^>]*>', "", shown["text/html"])
+                parts.append(f'<div class="md-typeset__scrollwrap">\n{own}\n</div>')
             elif "text/plain" in shown:
                 parts.append(_fenced(shown["text/plain"], "text"))
     return "\n\n".join(parts) + "\n", pictures

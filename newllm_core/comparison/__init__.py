@@ -1,11 +1,11 @@
 """Runs held against each other, from their records alone."""
 
 from newllm_core.comparison.accuracy import accuracy_table
+from newllm_core.comparison.figures import perplexity_ratio
 from newllm_core.comparison.groups import ComparisonError, varying_parameters
 from newllm_core.comparison.leaderboard import (
     contexts_table,
     expectation_sentences,
-    perplexity_ratio,
     standings,
     standings_table,
 )

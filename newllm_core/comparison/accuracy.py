@@ -3,13 +3,12 @@
 A record says itself which variant it is: ``record["variant"]`` holds name, label and group.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
-from newllm_core.comparison.groups import ComparisonError, Record
+from newllm_core.comparison.groups import ComparisonError, Record, Runs, paired_runs
 from newllm_core.comparison.tables import VERDICT, Cell, table_of
 from newllm_core.intervals import Estimate, newcombe_difference, over_seeds, paired_difference
 
@@ -17,11 +16,10 @@ PARTS = ("selection", "test")
 
 
 @dataclass(frozen=True)
-class VariantRuns:
-    """The records of one variant, one a seed."""
+class VariantRuns(Runs):
+    """Of one variant; those of one group stand together."""
 
-    variant: Mapping[str, Any]
-    records: tuple[Record, ...]
+    group: str
 
 
 def variants_of(records: Sequence[Record]) -> list[VariantRuns]:
@@ -31,7 +29,8 @@ def variants_of(records: Sequence[Record]) -> list[VariantRuns]:
     runs: dict[str, list[Record]] = {}
     for record in records:
         runs.setdefault(record["variant"]["name"], []).append(record)
-    return [VariantRuns(members[0]["variant"], tuple(members)) for members in runs.values()]
+    variants = [(members[0]["variant"], tuple(members)) for members in runs.values()]
+    return [VariantRuns(variant["label"], members, variant["group"]) for variant, members in variants]
 
 
 def percent_accuracy(record: Record, part: str) -> Estimate:
@@ -56,12 +55,10 @@ def accuracy_difference(runs: VariantRuns, reference: VariantRuns, part: str) ->
     With a single seed the interval is Newcombe's for two independent shares of images: another seed may differ by more,
     and that both saw the same images is not used.
 
-    Raises ComparisonError for different seeds, or figures that were not read.
+    Raises ComparisonError without a common seed, and for figures that were not read.
     """
-    seeds = [[record["seed"] for record in one.records] for one in (runs, reference)]
-    if seeds[0] != seeds[1]:
-        raise ComparisonError(f"expected the same seeds, given {seeds[0]} and {seeds[1]}")
-    mine, others = ([percent_accuracy(record, part) for record in one.records] for one in (runs, reference))
+    pairs = paired_runs(runs, reference)
+    mine, others = ([percent_accuracy(record, part) for record in records] for records in pairs)
     if len(mine) == 1:
         return newcombe_difference(mine[0], others[0])
     return paired_difference([one.value for one in mine], [one.value for one in others])
@@ -80,8 +77,8 @@ def accuracy_table(records: Sequence[Record], part: str) -> pd.DataFrame:
 def _row(runs: VariantRuns, difference: Estimate | None, part: str) -> dict[str, Cell]:
     first = runs.records[0]
     return {
-        "group": runs.variant["group"],
-        "variant": runs.variant["label"],
+        "group": runs.group,
+        "variant": runs.label,
         "accuracy %": mean_accuracy(runs, part),
         "difference": difference,
         VERDICT: difference and difference.verdict,

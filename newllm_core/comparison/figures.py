@@ -5,18 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from newllm_core.comparison.groups import ComparisonError, Group, Record
-from newllm_core.intervals import Estimate, Floats, clustered_mean, over_seeds
-
-
-def conversation_losses(parts: Sequence[dict[str, Any]]) -> tuple[Floats, Floats]:
-    """Nats `[num_runs, num_conversations]` and tokens `[num_conversations]` of ``validation_conversations``.
-
-    Raises ComparisonError for different validation text.
-    """
-    if any(part["tokens"] != parts[0]["tokens"] for part in parts):
-        raise ComparisonError("perplexity: expected runs judged on the same conversations, given different ones")
-    return np.array([part["nats"] for part in parts], np.float64), np.array(parts[0]["tokens"], np.float64)
+from newllm_core.comparison.groups import ComparisonError, Group, Record, Runs, paired_runs
+from newllm_core.intervals import Estimate, Floats, clustered_mean, over_seeds, paired_ratio
 
 
 def _phase2(record: Record) -> Any:
@@ -26,7 +16,15 @@ def _phase2(record: Record) -> Any:
 
 
 def validation_losses(records: Sequence[Record]) -> tuple[Floats, Floats]:
-    return conversation_losses([_phase2(record)["validation_conversations"] for record in records])
+    """Nats `[num_runs, num_conversations]` and tokens `[num_conversations]`, of runs or of rows of the leaderboard.
+
+    Raises ComparisonError for different validation text, and for runs without Phase 2.
+    """
+    rows = (record if "validation_conversations" in record else _phase2(record) for record in records)
+    parts = [row["validation_conversations"] for row in rows]
+    if any(part["tokens"] != parts[0]["tokens"] for part in parts):
+        raise ComparisonError("perplexity: expected runs judged on the same conversations, given different ones")
+    return np.array([part["nats"] for part in parts], np.float64), np.array(parts[0]["tokens"], np.float64)
 
 
 def _measure(name: str) -> Callable[[Record], float | None]:
@@ -73,6 +71,16 @@ def seed_mean(group: Group, figure: str) -> Estimate | None:
     return over_seeds(known, percent=figure.endswith("%")) if len(known) == len(values) else None
 
 
-def perplexity(group: Group) -> Estimate:
-    """Geometric mean over seeds. Raises ComparisonError without Phase 2, and for different validation conversations."""
-    return clustered_mean(*validation_losses(group.records)).exp()
+def perplexity(runs: Runs) -> Estimate:
+    """Geometric mean over seeds. Raises ComparisonError as ``validation_losses``."""
+    return clustered_mean(*validation_losses(runs.records)).exp()
+
+
+def perplexity_ratio(one: Runs, other: Runs) -> Estimate:
+    """PPL of ``one`` over PPL of ``other``, paired by seed and conversation.
+
+    Raises ComparisonError as ``paired_runs`` and ``validation_losses``.
+    """
+    mine, theirs = paired_runs(one, other)
+    sums, counts = validation_losses([*mine, *theirs])
+    return paired_ratio(sums[: len(mine)], sums[len(mine) :], counts)

@@ -19,21 +19,50 @@ class ComparisonError(ValueError):
 
 
 @dataclass(frozen=True)
-class Group:
-    """The runs of one configuration, one a seed.
+class Runs:
+    """The runs of one configuration, one a seed, and what to call it."""
+
+    label: str
+    records: tuple[Record, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(record["seed"] for record in self.records)
+
+    @property
+    def is_seedless(self) -> bool:
+        """Whether no seed touches its figures, as of counts: its configuration has none."""
+        return "run" not in self.records[0]["config"]
+
+
+def paired_runs(one: Runs, other: Runs) -> tuple[list[Record], list[Record]]:
+    """Of each the runs of the seeds that both have; what has no seed stands beside every run of the other.
+
+    Raises ComparisonError without a common seed.
+    """
+    mine, theirs = ({record["seed"]: record for record in side.records} for side in (one, other))
+    if one.is_seedless:
+        mine = dict.fromkeys(theirs, one.records[0])
+    elif other.is_seedless:
+        theirs = dict.fromkeys(mine, other.records[0])
+    seeds = [seed for seed in mine if seed in theirs]
+    if not seeds:
+        raise ComparisonError(
+            f"expected a seed that both have, given {one.seeds} of {one.label} and {other.seeds} of {other.label}"
+        )
+    return [mine[seed] for seed in seeds], [theirs[seed] for seed in seeds]
+
+
+@dataclass(frozen=True)
+class Group(Runs):
+    """A configuration of a diversity algorithm.
 
     Attributes:
         label: its algorithm, and its other settings where they are not the usual ones (``usual_settings``).
         settings: of every parameter that varies among the compared records.
     """
 
-    label: str
     settings: dict[str, Any]
-    records: tuple[Record, ...]
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return tuple(record["seed"] for record in self.records)
 
     @property
     def algorithm(self) -> str:
@@ -60,7 +89,7 @@ def groups_of(records: Sequence[Record]) -> list[Group]:
     varied = varying_parameters(records)
     settings = [{name: _setting(members[0], name) for name in varied} for members in runs.values()]
     labels = _labels([_setting(members[0], ALGORITHM) for members in runs.values()], settings)
-    return [Group(label, values, tuple(members)) for label, values, members in zip(labels, settings, runs.values())]
+    return [Group(label, tuple(members), values) for label, values, members in zip(labels, settings, runs.values())]
 
 
 def families_along(records: Sequence[Record], parameter: str) -> dict[str, list[Group]]:

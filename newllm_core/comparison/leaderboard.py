@@ -11,17 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from newllm_core.comparison.figures import conversation_losses
-from newllm_core.comparison.groups import ComparisonError
+from newllm_core.comparison.figures import perplexity, perplexity_ratio, validation_losses
+from newllm_core.comparison.groups import ComparisonError, Record, Runs
 from newllm_core.comparison.tables import VERDICT, Cell, table_of
-from newllm_core.intervals import NOT_MEASURED, Estimate, clustered_mean, paired_ratio, seeds_text
-
-Row = dict[str, Any]  # of `studies`
+from newllm_core.intervals import NOT_MEASURED, Estimate, seeds_text
 
 
 @dataclass(frozen=True)
-class Standing:
-    """One variant at one number of training tokens.
+class Standing(Runs):
+    """One variant at one number of training tokens; ``records`` are its rows.
 
     Attributes:
         variant: what its rows say of it.
@@ -31,7 +29,6 @@ class Standing:
 
     variant: Mapping[str, Any]
     tokens: int
-    rows: tuple[Row, ...]
     perplexity: Estimate
     bits_per_byte: float
     cpu_seconds: float
@@ -41,27 +38,14 @@ class Standing:
         return str(self.variant["name"])
 
     @property
-    def label(self) -> str:
-        return str(self.variant["label"])
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return tuple(row["seed"] for row in self.rows)
-
-    @property
-    def is_seedless(self) -> bool:
-        """Whether no seed touches its figures, as of counts: its configuration has none."""
-        return "run" not in self.rows[0]["config"]
-
-    @property
     def trainable_parameters(self) -> int:
         """Of the finished model, trained in both phases."""
-        return int(self.rows[0]["trainable_parameters"])
+        return int(self.records[0]["trainable_parameters"])
 
     @property
     def discarded_parameters(self) -> int:
         """Of the linear map that a predicting Phase 1 trains and throws away."""
-        config = self.rows[0]["config"]
+        config = self.records[0]["config"]
         phase1 = config.get("phase1")
         if phase1 is None or phase1["objective"] == "cvfp" or not phase1["max_iterations"]:
             return 0
@@ -88,56 +72,34 @@ class Standing:
         }
 
 
-def standings(rows: Sequence[Row]) -> list[Standing]:
+def standings(rows: Sequence[Record]) -> list[Standing]:
     """Rows by variant and training tokens, best first within a number of tokens.
 
     Raises ComparisonError for no rows, a row given twice, or different validation text.
     """
     if not rows:
         raise ComparisonError("expected at least one row, given none")
-    groups: dict[tuple[str, int], list[Row]] = {}
+    groups: dict[tuple[str, int], list[Record]] = {}
     for row in rows:
         groups.setdefault((row["variant"]["name"], row["tokens"]["train"]), []).append(row)
-    _losses(rows)  # refuses different validation text
+    validation_losses(rows)  # refuses different validation text
     found = [_standing(*key, members) for key, members in groups.items()]
     return sorted(found, key=lambda one: (one.tokens, one.perplexity.value))
 
 
-def _standing(name: str, tokens: int, rows: Sequence[Row]) -> Standing:
+def _standing(name: str, tokens: int, rows: Sequence[Record]) -> Standing:
     seeds = tuple(row["seed"] for row in rows)
     if len(set(seeds)) < len(seeds):
         raise ComparisonError(f"{name} at {tokens:,} tokens: expected each seed once, given {seeds}")
     if any(_but_seed(row["config"]) != _but_seed(rows[0]["config"]) for row in rows):
         raise ComparisonError(f"{name} at {tokens:,} tokens: expected one configuration, given rows of several")
     means = {key: float(np.mean([row[key] for row in rows])) for key in ("bits_per_byte", "cpu_seconds")}
-    return Standing(rows[0]["variant"], tokens, tuple(rows), clustered_mean(*_losses(rows)).exp(), **means)
+    variant, runs = rows[0]["variant"], Runs(rows[0]["variant"]["label"], tuple(rows))
+    return Standing(runs.label, runs.records, variant, tokens, perplexity(runs), **means)
 
 
 def _but_seed(configs: dict[str, Any]) -> dict[str, Any]:
     return {section: {**values, "seed": None} for section, values in configs.items()}
-
-
-def _losses(rows: Sequence[Row]) -> tuple[Any, Any]:
-    return conversation_losses([row["validation_conversations"] for row in rows])
-
-
-def perplexity_ratio(one: Standing, other: Standing) -> Estimate:
-    """PPL of ``one`` over PPL of ``other``, paired by conversation, and by seed where both have several.
-
-    What has no seed is held against every run of the other. Raises ComparisonError without a common seed.
-    """
-    mine, theirs = ({row["seed"]: row for row in side.rows} for side in (one, other))
-    seeds = list(
-        theirs if one.is_seedless else mine if other.is_seedless else [seed for seed in mine if seed in theirs]
-    )
-    if not seeds:
-        raise ComparisonError(f"expected a seed that both have, given {one.seeds} and {other.seeds}")
-    sides = [
-        [side.rows[0] if side.is_seedless else rows[seed] for seed in seeds]
-        for side, rows in ((one, mine), (other, theirs))
-    ]
-    sums, counts = _losses([*sides[0], *sides[1]])
-    return paired_ratio(sums[: len(seeds)], sums[len(seeds) :], counts)
 
 
 def ratios_to_references(
@@ -193,7 +155,7 @@ def contexts_table(found: Sequence[Standing]) -> pd.DataFrame:
     """
     rows: list[dict[str, Cell]] = []
     for one in (one for one in found if one.variant["kind"] == "model"):  # controls read others than their own
-        details = [row["details"] for row in one.rows]
+        details = [row["details"] for row in one.records]
         rates, horizons = ([each[name] for each in details] for name in ("contraction_rate", "forgetting_horizon"))
         rows.append(
             {

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from newllm_core import intervals
-from newllm_core.comparison.figures import FIGURES, perplexity, seed_mean, validation_losses
-from newllm_core.comparison.groups import ComparisonError, Group, Record, groups_of, varying_parameters
+from newllm_core.comparison.figures import FIGURES, perplexity, perplexity_ratio, seed_mean
+from newllm_core.comparison.groups import ComparisonError, Group, Record, groups_of, paired_runs, varying_parameters
 from newllm_core.comparison.tables import Cell, table_of
 from newllm_core.intervals import NOT_MEASURED, Estimate, seeds_text
 
@@ -37,33 +37,12 @@ def _row(group: Group) -> dict[str, Cell]:
     return {"configuration": group.label, **group.settings, **shape, **figures}
 
 
-def _paired(group_a: Group, group_b: Group) -> tuple[list[Record], list[Record]]:
-    by_seed_a, by_seed_b = ({record["seed"]: record for record in group.records} for group in (group_a, group_b))
-    seeds = [seed for seed in by_seed_a if seed in by_seed_b]
-    if not seeds:
-        raise ComparisonError(
-            f"expected a seed that both have, given {group_a.seeds} of {group_a.label} and "
-            f"{group_b.seeds} of {group_b.label}"
-        )
-    return [by_seed_a[seed] for seed in seeds], [by_seed_b[seed] for seed in seeds]
-
-
-def paired_perplexity_ratio(group_a: Group, group_b: Group) -> Estimate:
-    """PPL of a over PPL of b, paired by seed and conversation.
-
-    Raises ComparisonError without a common seed, without Phase 2, and for different validation conversations.
-    """
-    runs_a, runs_b = _paired(group_a, group_b)
-    sums, counts = validation_losses([*runs_a, *runs_b])
-    return intervals.paired_ratio(sums[: len(runs_a)], sums[len(runs_a) :], counts)
-
-
 def paired_difference(group_a: Group, group_b: Group, figure: str = "calibrated ER %") -> Estimate | None:
     """One of FIGURES of a minus that of b, paired by seed; None where a run lacks the figure.
 
     Raises ComparisonError without a common seed.
     """
-    runs_a, runs_b = _paired(group_a, group_b)
+    runs_a, runs_b = paired_runs(group_a, group_b)
     of_a, of_b = ([FIGURES[figure](run) for run in runs] for runs in (runs_a, runs_b))
     if None in of_a or None in of_b:
         return None
@@ -87,7 +66,7 @@ def _comparison_line(group: Group, baseline: Group) -> str:
     line = f"{group.label} against {baseline.label}: calibrated ER {points}"
     if not group.has_phase2:
         return line
-    ratio = paired_perplexity_ratio(group, baseline)
+    ratio = perplexity_ratio(group, baseline)
     return f"{line}; PPL × {ratio.text()}, {seeds_text(ratio)}: {ratio.verdict}"
 
 

@@ -66,7 +66,7 @@ class DataConfig:
 class ModelConfig:
     """Widths, depth and what is trained. docs/method.md, section 2."""
 
-    context_dim: int = number(500, low=1)  # C
+    context_dim: int = number(500, low=2)  # C; of a single component LayerNorm would leave nothing
     embed_dim: int = number(384, low=2)  # E: 384 for Whisper tiny.en, 768 for GPT-2
     num_layers: int = number(1, low=1)  # L, of both blocks
     num_input_tokens: int = number(1, low=1)  # T: the last T embeddings enter the ContextBlock
@@ -212,7 +212,7 @@ class RunConfig:
     """What a run needs beside the experiment itself: its figures depend on the first three."""
 
     seed: int = number(42, low=0, high=2**32 - 1)  # what NumPy accepts
-    num_threads: int = number(2, low=1)  # sums of floats depend on it
+    num_threads: int = number(2, low=1, high=4096)  # sums of floats depend on it
     device: str = choice("auto", "cpu", "cuda")
     # A second folder for checkpoints and results, e.g. of a mounted drive; a fresh machine goes on from there.
     copy_to: str | None = later(location())

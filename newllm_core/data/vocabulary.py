@@ -44,10 +44,15 @@ def load_tokenizer() -> Tokenizer:
     """GPT-2's byte-level BPE.
 
     One source for every corpus: `openai-community/gpt2` holds the same vocabulary and merges, and reading them from the
-    installed package needs no network and cannot differ from run to run.
-    Raises DataError when the package is missing or altered, or the tokenizer fails its self-check.
+    installed package needs no network and cannot differ from run to run. Every call gives the same object, which
+    nobody is to change. Raises DataError when the package is missing or altered, or the tokenizer fails its self-check.
     """
-    tokenizer = Tokenizer(models.BPE.from_file(str(locate(GPT2_ENCODER)), str(locate(GPT2_MERGES))))
+    return _tokenizer_of(str(locate(GPT2_ENCODER)), str(locate(GPT2_MERGES)))
+
+
+@functools.cache  # reading them takes a quarter of a second, and a run asks four times
+def _tokenizer_of(encoder: str, merges: str) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE.from_file(encoder, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     check_tokenizer(tokenizer)
@@ -98,11 +103,11 @@ def token_byte_lengths(vocabulary: Vocabulary | None = None) -> Tensor:
     described = json.loads(vocabulary.tokenizer.to_str())
     special = {token["id"] for token in described["added_tokens"] if token["special"]}
     byte_level = "ByteLevel" in json.dumps(described["decoder"])
-    lengths = torch.zeros(vocabulary.size, dtype=torch.int64)
+    lengths = [0] * vocabulary.size
     for token, number in vocabulary.tokenizer.get_vocab().items():
         is_markup = number in special or token == "<|endoftext|>"
         lengths[number] = 0 if is_markup else len(token) if byte_level else _text_bytes(token)
-    return lengths
+    return torch.tensor(lengths)
 
 
 def _text_bytes(token: str) -> int:

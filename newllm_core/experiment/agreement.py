@@ -4,8 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Of figures that are the same sum in another order or precision; an altered digit shows up to the ninth place.
-_RELATIVE = 1e-9
+from newllm_core.runs.key_kinds import SAME_SUM, unequal
 
 Record = Mapping[str, Any]
 
@@ -16,44 +15,38 @@ def contradictions(record: Record) -> list[str]:
     return [line for part in parts for line in part(record)]
 
 
-def _equal(path: str, given: Any, other: str, expected: Any) -> Iterator[str]:
-    rounded = isinstance(given, float) and isinstance(expected, float)
-    if not (math.isclose(given, expected, rel_tol=_RELATIVE) if rounded else given == expected):
-        yield f"{path} is {given!r}, but {other} gives {expected!r}"
-
-
 def _share(path: str, rate: float, converged: int, total: int) -> Iterator[str]:
-    yield from _equal(path, rate, f"{converged}/{total}", converged / total if total else math.nan)
+    yield from unequal(path, rate, f"{converged}/{total}", converged / total if total else math.nan)
 
 
 def _whole(record: Record) -> Iterator[str]:
     config, tokens, provenance, parameters = (record[name] for name in ("config", "tokens", "provenance", "parameters"))
     for name, section in (("corpus", "data"), ("embeddings", "data"), ("seed", "run")):
-        yield from _equal(name, record[name], f"config.{section}.{name}", config[section][name])
+        yield from unequal(name, record[name], f"config.{section}.{name}", config[section][name])
     for part in ("train", "validation"):
-        yield from _equal(f"tokens.{part}", tokens[part], "provenance", provenance[part]["num_tokens"])
+        yield from unequal(f"tokens.{part}", tokens[part], "provenance", provenance[part]["num_tokens"])
     summed = sum(parameters[name] for name in ("embedding", "embed_norm", "context_block", "token_block", "head"))
-    yield from _equal("parameters.total", parameters["total"], "the sum of the parts", summed)
+    yield from unequal("parameters.total", parameters["total"], "the sum of the parts", summed)
 
 
 def _phase1(record: Record) -> Iterator[str]:
     phase1, config, tokens = record["phase1"], record["config"]["phase1"], record["tokens"]
     iterations, best = phase1["iterations"], phase1["best_iteration"]
-    yield from _equal("phase1.iterations", iterations, "phase1.history", len(phase1["history"]))
-    yield from _equal("phase1.max_iterations", phase1["max_iterations"], "config", config["max_iterations"])
+    yield from unequal("phase1.iterations", iterations, "phase1.history", len(phase1["history"]))
+    yield from unequal("phase1.max_iterations", phase1["max_iterations"], "config", config["max_iterations"])
     early = iterations < phase1["max_iterations"]
-    yield from _equal("phase1.stopped_early", phase1["stopped_early"], "phase1.iterations", early)
+    yield from unequal("phase1.stopped_early", phase1["stopped_early"], "phase1.iterations", early)
     if best > iterations or (best == 0) != (iterations == 0):
         yield f"phase1.best_iteration is {best}, but {iterations} iterations were run"
         return
     kept = phase1["history"][best - 1] if best else None
     convergence, passes = phase1["convergence"], phase1["repeated_passes"]
-    yield from _equal("phase1.cvfp_loss", phase1["cvfp_loss"], f"phase1.history[{best - 1}]", kept and kept["cvfp"])
+    yield from unequal("phase1.cvfp_loss", phase1["cvfp_loss"], f"phase1.history[{best - 1}]", kept and kept["cvfp"])
     given = convergence["train_converged"]
-    yield from _equal("phase1.convergence.train_converged", given, "phase1.history", kept and kept["converged"])
+    yield from unequal("phase1.convergence.train_converged", given, "phase1.history", kept and kept["converged"])
     for part in ("train", "validation"):
         total = convergence[f"{part}_total"]
-        yield from _equal(f"phase1.convergence.{part}_total", total, f"tokens.{part}", tokens[part])
+        yield from unequal(f"phase1.convergence.{part}_total", total, f"tokens.{part}", tokens[part])
         if convergence[part] is not None:
             converged = convergence[f"{part}_converged"]
             yield from _share(f"phase1.convergence.{part}", convergence[part], converged, total)
@@ -64,48 +57,48 @@ def _phase1(record: Record) -> Iterator[str]:
 def _history(record: Record) -> Iterator[str]:
     for number, iteration in enumerate(record["phase1"]["history"], start=1):
         path = f"phase1.history[{number - 1}]"
-        yield from _equal(f"{path}.iteration", iteration["iteration"], "its place", number)
+        yield from unequal(f"{path}.iteration", iteration["iteration"], "its place", number)
         for name in ("train_rank", "validation_rank"):
             rank = iteration[name]
             if rank is not None:
                 share = rank["value"] / rank["context_dim"]
-                yield from _equal(f"{path}.{name}.share", rank["share"], "value / context_dim", share)
+                yield from unequal(f"{path}.{name}.share", rank["share"], "value / context_dim", share)
 
 
 def _ranks(record: Record) -> Iterator[str]:
     ranks = record["phase1"]["effective_rank"]
     width = record["config"]["model"]["context_dim"]
-    yield from _equal("phase1.effective_rank.context_dim", ranks["context_dim"], "config", width)
+    yield from unequal("phase1.effective_rank.context_dim", ranks["context_dim"], "config", width)
     for name in ("train", "validation", "validation_untrained"):
         highest = min(width, ranks[f"{name.removesuffix('_untrained')}_tokens"])
-        if not 1 - _RELATIVE <= ranks[name] <= highest * (1 + _RELATIVE):
+        if not 1 - SAME_SUM <= ranks[name] <= highest * (1 + SAME_SUM):
             yield f"phase1.effective_rank.{name} is {ranks[name]!r}, but lies in 1 … {highest}"
     share = record["phase1"]["checks"]["rank"]["share"]
-    yield from _equal("phase1.checks.rank.share", share, "phase1.effective_rank", ranks["validation"] / width)
+    yield from unequal("phase1.checks.rank.share", share, "phase1.effective_rank", ranks["validation"] / width)
 
 
 def _epochs(record: Record) -> Iterator[str]:
     phase2 = record["phase2"]
     for number, epoch in enumerate(phase2["epochs"], start=1):
-        yield from _equal(f"phase2.epochs[{number - 1}].epoch", epoch["epoch"], "its place", number)
+        yield from unequal(f"phase2.epochs[{number - 1}].epoch", epoch["epoch"], "its place", number)
         yield from _perplexities(f"phase2.epochs[{number - 1}]", epoch)
     early = len(phase2["epochs"]) < record["config"]["phase2"]["max_epochs"]
-    yield from _equal("phase2.stopped_early", phase2["stopped_early"], "phase2.epochs", early)
+    yield from unequal("phase2.stopped_early", phase2["stopped_early"], "phase2.epochs", early)
 
 
 def _perplexities(path: str, epoch: Record) -> Iterator[str]:
     for part in ("train", "validation"):
         loss, given = epoch[f"{part}_loss"], epoch[f"{part}_perplexity"]
-        yield from _equal(f"{path}.{part}_perplexity", given, f"exp({part}_loss)", math.exp(min(loss, 700.0)))
+        yield from unequal(f"{path}.{part}_perplexity", given, f"exp({part}_loss)", math.exp(min(loss, 700.0)))
 
 
 def _best(record: Record) -> Iterator[str]:
     epochs, best = record["phase2"]["epochs"], record["phase2"]["best"]
     lowest = min(range(len(epochs)), key=lambda number: epochs[number]["validation_loss"], default=-1) + 1
-    yield from _equal("phase2.best.epoch", best["epoch"], "the lowest validation_loss", lowest)
+    yield from unequal("phase2.best.epoch", best["epoch"], "the lowest validation_loss", lowest)
     if best["epoch"] == lowest:
         for name in ("train_loss", "train_accuracy"):
-            yield from _equal(f"phase2.best.{name}", best[name], "phase2.epochs", epochs[lowest - 1][name])
+            yield from unequal(f"phase2.best.{name}", best[name], "phase2.epochs", epochs[lowest - 1][name])
     yield from _perplexities("phase2.best", best)
 
 
@@ -113,7 +106,7 @@ def _conversations(record: Record) -> Iterator[str]:
     sums = record["phase2"]["validation_conversations"]
     targets = sum(sums["tokens"])
     path = "phase2.validation_conversations"
-    yield from _equal(f"{path}.tokens", targets, "tokens.validation - 1", record["tokens"]["validation"] - 1)
+    yield from unequal(f"{path}.tokens", targets, "tokens.validation - 1", record["tokens"]["validation"] - 1)
     if targets:
         loss = record["phase2"]["best"]["validation_loss"]
-        yield from _equal("phase2.best.validation_loss", loss, f"{path}.nats", sum(sums["nats"]) / targets)
+        yield from unequal("phase2.best.validation_loss", loss, f"{path}.nats", sum(sums["nats"]) / targets)

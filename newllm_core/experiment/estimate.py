@@ -18,7 +18,7 @@ from newllm_core.training.fixed_point import batch_slices
 
 # A Phase 1 batch costs its forward and backward pass, noise, losses and effective rank: about five forward passes.
 _PHASE1_FORWARDS = 5
-_TIMED_TOKENS = 512
+_TIMED_TOKENS = 256
 
 
 def duration_text(seconds: float) -> str:
@@ -31,7 +31,7 @@ def duration_text(seconds: float) -> str:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunEstimate:
     """Seconds on this machine as it is now, and GiB at the peak."""
 
     seconds_per_iteration: float
@@ -41,29 +41,29 @@ class Estimate:
     memory_gb: float
 
     @property
-    def phase1_minutes(self) -> float:
+    def phase1_seconds(self) -> float:
         """Of Phase 1, if it does not stop early."""
-        return self.seconds_per_iteration * self.max_iterations / 60
+        return self.seconds_per_iteration * self.max_iterations
 
     @property
-    def longest_minutes(self) -> float:
+    def longest_seconds(self) -> float:
         """If neither phase stops early."""
-        return self.phase1_minutes + self.seconds_per_epoch * self.max_epochs / 60
+        return self.phase1_seconds + self.seconds_per_epoch * self.max_epochs
 
     def phase1_text(self) -> str:
         return (
             f"Phase 1 about {self.seconds_per_iteration:.1f} s an iteration (at most {self.max_iterations}): "
-            f"at most about {duration_text(60 * self.phase1_minutes)}"
+            f"at most about {duration_text(self.phase1_seconds)}"
         )
 
     def __str__(self) -> str:
         return (
             f"{self.phase1_text()}; Phase 2 about {self.seconds_per_epoch:.1f} s an epoch (at most {self.max_epochs}); "
-            f"both at most about {duration_text(60 * self.longest_minutes)}, {self.memory_gb:.1f} GiB"
+            f"both at most about {duration_text(self.longest_seconds)}, {self.memory_gb:.1f} GiB"
         )
 
 
-def estimate(prepared: Prepared, settings: Settings) -> Estimate:
+def estimate(prepared: Prepared, settings: Settings) -> RunEstimate:
     """Time a few hundred tokens of each phase (about a second), scale to the run's tokens. Trains nothing."""
     num_train, num_validation = len(prepared.train_tokens), len(prepared.validation_tokens)
     num_timed = min(_TIMED_TOKENS, num_train - 1, num_validation - 1)
@@ -93,7 +93,7 @@ def estimate(prepared: Prepared, settings: Settings) -> Estimate:
     batch = max(rows.stop - rows.start for rows in batch_slices(num_train, settings.phase1.batch_tokens, 1))
     fixed = sum(parameter.numel() for parameter in model.parameters()) * FLOAT_BYTES * 2
     working = 12 * batch * width * layers * FLOAT_BYTES
-    return Estimate(
+    return RunEstimate(
         seconds_per_iteration=_PHASE1_FORWARDS * per_token["context"] * num_train,
         max_iterations=settings.phase1.max_iterations,
         seconds_per_epoch=per_token["train"] * num_train + per_token["evaluate"] * num_validation,

@@ -17,7 +17,6 @@ from newllm_core.experiment.checks import (
     repeated_passes,
 )
 from newllm_core.experiment.prepare import Prepared
-from newllm_core.experiment.record_keys import FORMAT
 from newllm_core.metrics.convergence import Convergence
 from newllm_core.metrics.forgetting import (
     FORGETTING_FACTOR,
@@ -30,12 +29,8 @@ from newllm_core.metrics.prediction import bits_per_byte
 from newllm_core.metrics.rank import singular_values, stream_rank
 from newllm_core.metrics.spectrum import spectrum_figures
 from newllm_core.model import ContextBlock, StreamEmbeddings
-from newllm_core.runs.reproducibility import (
-    arithmetic,
-    current_commit,
-    device_name,
-    library_versions,
-)
+from newllm_core.runs.key_kinds import FORMAT
+from newllm_core.runs.reproducibility import computed_by
 from newllm_core.training.phase1 import IterationRecord, Phase1History, Phase1Result, all_contexts
 from newllm_core.training.phase2 import Phase2Result
 
@@ -164,10 +159,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
             "validation": prepared.token_data.validation.provenance,
             "embeddings": prepared.embeddings.provenance,
         },
-        "device": device_name(prepared.train_tokens.device),
-        "arithmetic": arithmetic(),
-        "versions": library_versions(),
-        "commit": current_commit(),
+        **computed_by(prepared.train_tokens.device),
         "paths": {"conversations_file": prepared.data.conversations_file},
     }
 
@@ -180,7 +172,9 @@ def phase2_record(prepared: Prepared, result: Phase2Result) -> dict[str, Any]:
     total = float(result.validation.nats.double().sum())
     record["best"]["validation_bits_per_byte"] = bits_per_byte(total, int(target_bytes.sum()))
     record["validation_conversations"] = per_conversation_sums(result.validation.nats, stream.boundaries)
-    record["generated"] = [{"prompt": prompt, "text": sample_text(prepared, prompt)} for prompt in SAMPLE_PROMPTS]
+    # With a fixed seed: the same model writes the same text.
+    texts = [prepared.model.generate(prompt, seed=prepared.run.seed)[0] for prompt in SAMPLE_PROMPTS]
+    record["generated"] = [{"prompt": prompt, "text": text} for prompt, text in zip(SAMPLE_PROMPTS, texts)]
     record["seconds"] = result.seconds
     return record
 
@@ -195,8 +189,3 @@ def per_conversation_sums(nats: Tensor, boundaries: Tensor) -> dict[str, list[fl
     num_conversations = len(boundaries) - 1
     sums = torch.zeros(num_conversations, dtype=torch.float64).index_add_(0, owner, nats.double())
     return {"nats": sums.tolist(), "tokens": torch.bincount(owner, minlength=num_conversations).tolist()}
-
-
-def sample_text(prepared: Prepared, prompt: str) -> str:
-    """A continuation sampled with a fixed seed: the same model writes the same text."""
-    return prepared.model.generate(prompt, seed=prepared.run.seed)[0]

@@ -9,11 +9,8 @@ from typing import Any
 
 from newllm_core.config.hyperparameters import Settings
 from newllm_core.experiment.agreement import contradictions
-from newllm_core.runs.files import RunError
-from newllm_core.runs.key_kinds import Key, config_keys, wrong_keys
-
-# 1: records without this key, up to November 2026.
-FORMAT = 2
+from newllm_core.experiment.folder_names import SECTIONS
+from newllm_core.runs.key_kinds import COMPUTED_KEYS, FORMAT, Key, check_record, config_keys
 
 _NOT_TRAINED = "nothing was trained"
 _FEW_TOKENS = "not measurable on so few tokens"
@@ -74,13 +71,6 @@ PROVENANCE_KEYS = {
     "provenance.embeddings.matrix_sha256": Key("hash", "of the matrix `[V, E]` in float32"),
 }
 
-ARITHMETIC_KEYS = {
-    "arithmetic": Key("object", "what rounding depends on beside versions", missing="made before format 2"),
-    "arithmetic.cpu": Key("text", "the processor's model name", missing="the system does not tell"),
-    "arithmetic.capability": Key("text", "vector instructions that torch uses: DEFAULT, AVX2, AVX512 …"),
-    "arithmetic.bf16_products": Key("truth", "whether products in bfloat16 are faster on this CPU (runs/products.py)"),
-}
-
 RUN_KEYS: dict[str, Key] = {
     "format": Key("count", f"number of this description: {FORMAT}"),
     "corpus": Key("text", "training text, by name (`config.data.corpus`)"),
@@ -96,10 +86,7 @@ RUN_KEYS: dict[str, Key] = {
     "parameters.trained_in_phase1": Key("count", "that Phase 1 trains", "parameters"),
     "parameters.trained_in_phase2": Key("count", "that Phase 2 trains", "parameters"),
     **PROVENANCE_KEYS,
-    "device": Key("text", "device that computed"),
-    **ARITHMETIC_KEYS,
-    "versions.*": Key("text", "of Python and of a library"),
-    "commit": Key("text", "of the checkout, `+changes` with files that differ", missing="outside a git checkout"),
+    **COMPUTED_KEYS,
     "config.user_loss": Key("object", "only where a user registered the diversity loss", optional=True),
     "config.user_loss.source_sha256": Key("hash", "of that loss's source"),
     "read.*": Key("text", "SHA-256 of what was read, or its name where it was streamed: text, vocabulary, embeddings"),
@@ -191,23 +178,6 @@ RUN_KEYS: dict[str, Key] = {
 }  # fmt: skip
 
 
-# Without the study's: one run belongs to no scaling list.
-PHASE1_SECTIONS = ("data", "model", "phase1", "run")
-RUN_SECTIONS = (*PHASE1_SECTIONS, "phase2")
-
-
 def check_run_record(record: Mapping[str, Any], path: Path) -> None:
-    """Raises RunError that names every wrong key of the `run.json` at ``path``, and figures that contradict others."""
-    refuse_other_format(record, path)
-    lines = wrong_keys(record, {**RUN_KEYS, **config_keys(Settings, RUN_SECTIONS)}) or contradictions(record)
-    if lines:
-        raise RunError("\n  ".join([f"{path}: not a run's record:", *lines]))
-
-
-def refuse_other_format(record: Mapping[str, Any], path: Path) -> None:
-    """Raises RunError, with the way on, for a record of an earlier version."""
-    if record.get("format") != FORMAT:
-        raise RunError(
-            f"{path}: expected a record of format {FORMAT}, given {record.get('format', 'none')}; "
-            "`python -m reproduce.records migrate` brings records of earlier versions up to date"
-        )
+    """Raises RunError as ``key_kinds.check_record``."""
+    check_record(record, path, "a run's", {**RUN_KEYS, **config_keys(Settings, SECTIONS)}, contradictions)

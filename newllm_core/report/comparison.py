@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from newllm_core.comparison.figures import FIGURES, perplexity, seed_mean
+from newllm_core.comparison.figures import FIGURES, perplexity, perplexity_ratio, seed_mean
 from newllm_core.comparison.groups import (
     UNTRAINED,
     ComparisonError,
@@ -22,7 +22,7 @@ from newllm_core.comparison.groups import (
     usual_settings,
     varying_parameters,
 )
-from newllm_core.comparison.paired import paired_difference, paired_perplexity_ratio, rank_perplexity_correlation
+from newllm_core.comparison.paired import paired_difference, rank_perplexity_correlation
 from newllm_core.intervals import NOT_MEASURED
 from newllm_core.report.forest import ForestLabel, ForestPanel, plot_forest
 from newllm_core.report.style import LINE_COLOURS, PLAIN_COLOUR, TRAIN_COLOUR, new_axes
@@ -159,7 +159,7 @@ def plot_comparison(records: Sequence[Record]) -> Figure:
         _difference_panel(groups, "converged %", "Converged training tokens", "difference, points (%)"),
     ]
     if groups[0].has_phase2:
-        ratios = [None, *(paired_perplexity_ratio(group, groups[0]) for group in groups[1:])]
+        ratios = [None, *(perplexity_ratio(group, groups[0]) for group in groups[1:])]
         panels.append(ForestPanel("Perplexity", "ratio (below 1: better)", ratios, reference=0))
     labels = [ForestLabel(group.label, _figures_note(group)) for group in groups]
     source = f"{comparison_source(records)}\n95 %, against {groups[0].label}, paired by seed"

@@ -6,7 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from newllm_core.comparison.leaderboard import Standing, perplexity_ratio, ratios_to_references
+from newllm_core.comparison.figures import perplexity_ratio
+from newllm_core.comparison.leaderboard import Standing, ratios_to_references
 from newllm_core.intervals import Estimate, seeds_text
 from newllm_core.report.forest import ForestLabel, ForestPanel, plot_forest
 from newllm_core.report.style import BLUE, GREEN, SKY, TRAIN_COLOUR, VALIDATION_COLOUR, VERMILION, new_axes
@@ -116,7 +117,7 @@ def plot_exponents(found: Sequence[Mapping[str, Any]], target: float, source: st
 
 
 def _source(found: Sequence[Standing]) -> str:
-    row = found[0].rows[0]
+    row = found[0].records[0]
     return (
         f"{row['corpus']}, {row['embeddings']}, {found[0].tokens:,} training tokens, "
         f"{row['tokens']['validation']:,} validation tokens; paired by seed and conversation"

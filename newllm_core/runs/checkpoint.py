@@ -158,7 +158,7 @@ def load_checkpoint(place: CheckpointPlace | None, device: torch.device) -> Chec
     problem = None
     for stem in _newest_first(place.folder):
         tensors, states, progress = _paths(place.folder, stem)
-        problem = _problem(progress)
+        problem = _problem(tensors, states, progress)
         if problem is None:
             return _read(place, tensors, states, progress, device)
         logger.warning("%s; looking for the checkpoint before", problem)
@@ -180,15 +180,16 @@ def _read(place: CheckpointPlace, tensors: Path, states: Path, progress: Path, d
     )
 
 
-def _problem(progress: Path) -> str | None:
+def _problem(tensors: Path, states: Path, progress: Path) -> str | None:
     """What is wrong with a checkpoint's files."""
     try:
-        files = read_json(progress)["sha256"]
-    except (RunError, KeyError):
-        return f"{progress}: the file does not match its checksum, or is no checkpoint's"
-    expected = {progress.parent / name: digest for name, digest in files.items()}
-    for path, digest in expected.items():
-        if not path.is_file() or sha256_file(path) != digest:
+        digests = read_json(progress).get("sha256")
+    except RunError:
+        return f"{progress}: the file does not match its checksum"
+    if not isinstance(digests, dict) or set(digests) != {tensors.name, states.name}:
+        return f"{progress}: the file is no checkpoint's"
+    for path in (tensors, states):
+        if not path.is_file() or sha256_file(path) != digests[path.name]:
             return f"{path}: the file is missing or does not match its checksum"
     return None
 

@@ -148,7 +148,9 @@ class RunFolder:
             return None
         record: Record = read_json(self.record_path)
         self.check(record, self.record_path)
-        refuse_other_run(record, self.identity, self.record_path.parent)
+        # A record with a name of its own may share its folder with others, which are not to be moved away.
+        shared = self.record_path.name != RECORD_NAME
+        refuse_other_run(record, self.identity, self.record_path if shared else self.record_path.parent)
         missing = [path for path in self.files if not (path.is_file() or path.is_relative_to(REFERENCE_DIR))]
         if missing:
             logger.warning("%s: %s is missing, so it is made again", self.record_path.parent, missing[0])

@@ -35,7 +35,12 @@ class Identity:
 
 def refuse_other_run(stored: Mapping[str, Any], identity: Identity, place: Path) -> None:
     """Raises RunError that names everything in which the record ``stored`` at ``place`` is another run's."""
-    differences = [*_other_config(stored, identity), *_other_content(stored, identity)]
+    config, read = stored.get("config"), stored.get("read", {})
+    if not (isinstance(config, Mapping) and isinstance(read, Mapping)):
+        raise RunError(
+            f"{place}: expected a record that says its configuration, found none. Delete it to make it again"
+        )
+    differences = [*_other_config(config, identity), *_other_content(read, identity)]
     if differences:
         raise RunError(
             f"{place} holds another run: {'; '.join(differences)}. Use another folder, or move this one away to start "
@@ -45,19 +50,21 @@ def refuse_other_run(stored: Mapping[str, Any], identity: Identity, place: Path)
 
 def _other_config(stored: Mapping[str, Any], identity: Identity) -> Iterator[str]:
     for section, values in identity.config.items():
-        kept = stored["config"].get(section, {})
+        kept = stored.get(section, {})
+        if not isinstance(kept, Mapping):
+            yield f"{section} = {kept!r:.80}"
+            continue
         for name in {**kept, **values}:
             if kept.get(name) != values.get(name):
                 yield f"{section}.{name} = {kept.get(name)!r}, asked for {values.get(name)!r}"
 
 
-def _other_content(stored: Mapping[str, Any], identity: Identity) -> Iterator[str]:
-    kept = stored.get("read", {})
+def _other_content(kept: Mapping[str, Any], identity: Identity) -> Iterator[str]:
     for name, digest in identity.read.items():
         if name not in kept:
             yield f"which {name} it read is not recorded"
         elif kept[name] != digest:
-            yield f"it read other {name} (SHA-256 {kept[name][:_SHOWN_DIGITS]}, now {digest[:_SHOWN_DIGITS]})"
+            yield f"it read other {name} (SHA-256 {str(kept[name])[:_SHOWN_DIGITS]}, now {digest[:_SHOWN_DIGITS]})"
 
 
 def figures_of(record: Any) -> Any:

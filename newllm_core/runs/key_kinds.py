@@ -8,9 +8,16 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from newllm_core.runs.files import RunError
+
+# Of every record. 1: records without this key, up to November 2026.
+FORMAT = 2
+SAME_SUM = 1e-9  # relative difference that rounding can make between two ways to add up
 
 # What a value of each kind must be; missing is null, and only where the key says so.
 _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -46,6 +53,44 @@ class Key:
 
 
 Keys = Mapping[str, Key]
+
+# What `reproducibility.computed_by` says.
+COMPUTED_KEYS = {
+    "device": Key("text", "device that computed"),
+    "arithmetic": Key("object", "what rounding depends on beside versions", missing="made before format 2"),
+    "arithmetic.cpu": Key("text", "the processor's model name", missing="the system does not tell"),
+    "arithmetic.capability": Key("text", "vector instructions that torch uses: DEFAULT, AVX2, AVX512 …"),
+    "arithmetic.bf16_products": Key("truth", "whether products in bfloat16 are faster on this CPU (runs/products.py)"),
+    "versions.*": Key("text", "of Python and of a library"),
+    "commit": Key("text", "of the checkout, `+changes` with files that differ", missing="outside a git checkout"),
+}
+
+
+def check_record(
+    record: Mapping[str, Any], path: Path, whose: str, keys: Keys,
+    contradictions: Callable[[Mapping[str, Any]], Iterable[str]],
+) -> None:  # fmt: skip
+    """Raises RunError for a record of an earlier version, with the way on; else one that names every wrong key of the
+    record at ``path`` or, where all are right, the figures that contradict others.
+    """
+    if record.get("format") != FORMAT:
+        raise RunError(
+            f"{path}: expected a record of format {FORMAT}, given {record.get('format', 'none')}; "
+            "`python -m reproduce.records migrate` brings records of earlier versions up to date"
+        )
+    lines = wrong_keys(record, keys) or list(contradictions(record))
+    if lines:
+        raise RunError("\n  ".join([f"{path}: not {whose} record:", *lines]))
+
+
+def unequal(path: str, given: Any, other: str, expected: Any) -> Iterator[str]:
+    """A sentence where two figures of a record should be equal and are not.
+
+    They are the same sum in another order or precision; an altered digit shows up to the ninth place.
+    """
+    rounded = isinstance(given, float) and isinstance(expected, float)
+    if not (math.isclose(given, expected, rel_tol=SAME_SUM) if rounded else given == expected):
+        yield f"{path} is {given!r}, but {other} gives {expected!r}"
 
 
 @dataclass

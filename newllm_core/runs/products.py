@@ -15,7 +15,7 @@ import torch
 _CPUINFO = Path("/proc/cpuinfo")
 # Whether rounded products are faster, and how many times, as measured.
 _ROUNDED_IS_FASTER = {
-    "amx": True,  # Intel Xeon, model 207: 5 to 8 times (16 rows: 1.1 to 1.6)
+    "amx": True,  # Intel Xeon, model 207: 5 to 9 times, the head 3.4 (16 rows: 1.0 to 1.6)
     "avx512-bf16, AMD": True,  # AMD EPYC: the head 1.6 to 2.3 times (benchmark_core.json, part c)
     "avx512-bf16, Intel": False,  # the same Xeon without AMX, as some hypervisors show it: 0.4 to 0.6 times
     "none": False,  # emulated: 0.01 to 0.3 times

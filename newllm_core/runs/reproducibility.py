@@ -58,6 +58,16 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def computed_by(device: torch.device) -> dict[str, Any]:
+    """What a record says of the machine and the code that made it."""
+    return {
+        "device": device_name(device),
+        "arithmetic": arithmetic(),
+        "versions": library_versions(),
+        "commit": current_commit(),
+    }
+
+
 def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"
 
@@ -72,12 +82,12 @@ def arithmetic() -> dict[str, Any]:
 
 
 def cpu_name() -> str | None:
-    """The processor's model name, with the numbers that tell apart what is sold under it; None where it is not told."""
-    told = cpu_facts()
-    if not told:
+    """The processor's model name, with the numbers that tell apart what is sold under it; None where unknown."""
+    facts = cpu_facts()
+    if not facts:
         return platform.processor() or None
-    numbers = [f"{name} {told[name]}" for name in ("cpu family", "model", "stepping") if name in told]
-    return ", ".join([told["model name"], *numbers]) if "model name" in told else None
+    numbers = [f"{name} {facts[name]}" for name in ("cpu family", "model", "stepping") if name in facts]
+    return ", ".join([facts["model name"], *numbers]) if "model name" in facts else None
 
 
 def current_commit() -> str | None:

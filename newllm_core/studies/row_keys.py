@@ -6,18 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from newllm_core.config.hyperparameters import Settings
-from newllm_core.experiment.record_keys import (
-    ARITHMETIC_KEYS,
-    FORMAT,
-    PROVENANCE_KEYS,
-    RUN_SECTIONS,
-    TOKEN_KEYS,
-    refuse_other_format,
-)
-from newllm_core.metrics.forgetting import FORGETTING_TOKENS
+from newllm_core.experiment.folder_names import SECTIONS
+from newllm_core.experiment.record_keys import PROVENANCE_KEYS, TOKEN_KEYS
 from newllm_core.metrics.prediction import bits_per_byte
-from newllm_core.runs.files import RunError
-from newllm_core.runs.key_kinds import Key, config_keys, wrong_keys
+from newllm_core.runs.key_kinds import COMPUTED_KEYS, FORMAT, Key, check_record, config_keys, unequal
 
 _BASELINE = "a baseline has none"
 
@@ -41,10 +33,7 @@ ROW_KEYS: dict[str, Key] = {
     "seed": Key("count", "of everything drawn", missing="nothing is drawn"),
     **TOKEN_KEYS,
     **PROVENANCE_KEYS,
-    "device": Key("text", "device that computed"),
-    **ARITHMETIC_KEYS,
-    "versions.*": Key("text", "of Python and of a library"),
-    "commit": Key("text", "of the checkout, `+changes` with files that differ", missing="outside a git checkout"),
+    **COMPUTED_KEYS,
     "paths.conversations_file": Key("text", "where the user's file lay", missing="none was read"),
     "validation_perplexity": Key("positive", "exp of the mean cross-entropy of the validation targets"),
     "bits_per_byte": Key("positive", "cross-entropy of the predicted text", "bits per byte"),
@@ -81,33 +70,18 @@ ROW_KEYS: dict[str, Key] = {
 
 
 def check_row_record(record: Mapping[str, Any], path: Path) -> None:
-    """Raises RunError that names every wrong key of the row at ``path``, and every figure that contradicts others."""
-    refuse_other_format(record, path)
-    lines = wrong_keys(record, {**ROW_KEYS, **config_keys(Settings, RUN_SECTIONS)}) or list(_contradictions(record))
-    if lines:
-        raise RunError("\n  ".join([f"{path}: not a row's record:", *lines]))
+    """Raises RunError as ``key_kinds.check_record``."""
+    check_record(record, path, "a row's", {**ROW_KEYS, **config_keys(Settings, SECTIONS)}, _contradictions)
 
 
 def _contradictions(record: Mapping[str, Any]) -> Iterator[str]:
-    sums = record["validation_conversations"]
+    sums, beside = record["validation_conversations"], "the sum of validation_conversations"
     nats, targets = sum(sums["nats"]), sum(sums["tokens"])
-    expected = {
-        "tokens.validation": (record["tokens"]["validation"], targets + 1),
-        "validation_perplexity": (record["validation_perplexity"], math.exp(min(nats / max(targets, 1), 700.0))),
-        "bits_per_byte": (record["bits_per_byte"], bits_per_byte(nats, max(record["validation_bytes"], 1))),
-        "tokens.train": (record["tokens"]["train"], record["provenance"]["train"]["num_tokens"]),
-    }
-    for name, (given, sums_give) in expected.items():
-        if not math.isclose(given, sums_give, rel_tol=1e-9):
-            yield f"{name} is {given!r}, but the figures beside it give {sums_give!r}"
-
-
-def migrated_row(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of format 1 in today's: exponent and horizon with the tokens that they were measured on."""
-    if "format" in record:
-        return dict(record)
-    details = dict(record["details"])
-    if "contraction_rate" in details:
-        details["forgetting_tokens"] = min(FORGETTING_TOKENS, record["tokens"]["validation"])
-    paths = {"conversations_file": record["config"]["data"]["conversations_file"]}
-    return {"format": FORMAT, **record, "arithmetic": None, "paths": paths, "details": details}
+    yield from unequal("tokens.validation", record["tokens"]["validation"], beside, targets + 1)
+    perplexity = math.exp(min(nats / max(targets, 1), 700.0))
+    yield from unequal("validation_perplexity", record["validation_perplexity"], beside, perplexity)
+    bits = bits_per_byte(nats, max(record["validation_bytes"], 1))
+    yield from unequal("bits_per_byte", record["bits_per_byte"], beside, bits)
+    yield from unequal(
+        "tokens.train", record["tokens"]["train"], "provenance", record["provenance"]["train"]["num_tokens"]
+    )

@@ -24,19 +24,17 @@ from newllm_core.metrics.forgetting import (
     contraction_rate,
     forgetting_horizon,
 )
-from newllm_core.metrics.prediction import NATS_PER_BIT, perplexity
+from newllm_core.metrics.prediction import bits_per_byte, perplexity
 from newllm_core.metrics.rank import stream_rank
 from newllm_core.model import StreamEmbeddings
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import read_json
 from newllm_core.runs.progress import Stopwatch
 from newllm_core.runs.reproducibility import derived_generator
-from newllm_core.studies.sweep import Point
+from newllm_core.studies.sweep import Point, Record
 from newllm_core.studies.variants import LeaderboardVariant
 from newllm_core.training.phase1 import Phase1Result, train_phase1
 from newllm_core.training.phase2 import train_phase2
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,14 +50,14 @@ class _Fitted:
     earlier_cpu_seconds: float = 0.0
 
 
-def read_rows(folder: Path) -> list[Row]:
+def read_rows(folder: Path) -> list[Record]:
     """Every row that was kept there. Raises RunError for a file that is not JSON."""
     return [read_json(path) for path in sorted(folder.glob("*.json"))]
 
 
 def run_row(
     point: Point, network: BaselineConfig | None, phase1_folder: Path, checkpoints: CheckpointPlace, data_dir: Path
-) -> Row:
+) -> Record:
     """Prepare, train and judge: the figures of one row, without what says which run it is.
 
     ``seconds`` are those of the session that finished it, ``cpu_seconds`` those of all.
@@ -166,7 +164,7 @@ def changed_contexts(phase1: Phase1Result, contexts: str, seed: int) -> Phase1Re
     return Phase1Result(changed["train"], changed["validation"], phase1.history)
 
 
-def _figures(prepared: Prepared, fitted: _Fitted) -> Row:
+def _figures(prepared: Prepared, fitted: _Fitted) -> Record:
     stream = prepared.token_data.validation
     num_bytes = int(token_byte_lengths(stream.vocabulary)[stream.tokens[1:]].sum())
     total = float(fitted.nats.double().sum())
@@ -175,7 +173,7 @@ def _figures(prepared: Prepared, fitted: _Fitted) -> Row:
     return {
         **described,
         "validation_perplexity": perplexity(total / len(fitted.nats)),
-        "bits_per_byte": total / NATS_PER_BIT / num_bytes,
+        "bits_per_byte": bits_per_byte(total, num_bytes),
         "validation_bytes": num_bytes,
         "validation_conversations": per_conversation_sums(fitted.nats, stream.boundaries),
         "trainable_parameters": fitted.trainable_parameters,

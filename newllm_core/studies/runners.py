@@ -12,18 +12,16 @@ from newllm_core.config.hyperparameters import Settings
 from newllm_core.config.schema import config_hash
 from newllm_core.data import corpus_key, load_embeddings, load_token_streams
 from newllm_core.experiment.estimate import estimate
-from newllm_core.experiment.folder_names import identity_of, phase1_folder_name, run_folder_name, run_identity
+from newllm_core.experiment.folder_names import identity_of, phase1_folder_name, run_folder_name
 from newllm_core.experiment.prepare import Prepared, prepare, refuse_short_texts, refuse_short_training
-from newllm_core.experiment.record_keys import check_run_record
 from newllm_core.experiment.run import experiment_place, phase1_only_place, run_experiment, run_phase1_only
 from newllm_core.losses import diversity_loss
-from newllm_core.runs.files import DATA_DIR, REFERENCE_DIR, RESULTS_DIR, read_json
+from newllm_core.runs.files import DATA_DIR, REFERENCE_DIR, RESULTS_DIR
 from newllm_core.runs.folder import RunFolder
-from newllm_core.runs.identity import refuse_other_run
 from newllm_core.runs.reproducibility import resolve_device
 from newllm_core.studies.row_keys import check_row_record
 from newllm_core.studies.rows import run_row
-from newllm_core.studies.sweep import Cost, Point, Record
+from newllm_core.studies.sweep import Cost, Point, Record, scaled_cost
 
 LEADERBOARD_DIR = RESULTS_DIR / "leaderboard"
 PHASE1_FOLDER = "phase1"  # beside the rows: weights that rows have in common
@@ -82,16 +80,9 @@ class ExperimentRunner:
 
     def finished(self, point: Point) -> Record | None:
         """Its own record, else a committed one."""
-        name = self.key(point)
-        own = self._place(point).finished()
-        committed = self.folders.reference / f"{name}.json"
-        if own is not None or not committed.is_file():
-            return own
-        record: Record = read_json(committed)
-        refuse_other_run(record, run_identity(point.settings, phase1_only=self.phase1_only), committed)
-        if not self.phase1_only:
-            check_run_record(record, committed)
-        return record
+        own = self._place(point)
+        committed = replace(own, record_path=self.folders.reference / f"{self.key(point)}.json", files=())
+        return own.finished() or committed.finished()
 
     def _place(self, point: Point) -> RunFolder:
         run_dir, phase1_dir = self._run_dir(point), self._phase1_dir(point)
@@ -115,7 +106,7 @@ class ExperimentRunner:
     def cost(self, point: Point) -> Cost:
         settings = point.settings
         one = estimate(prepare(settings.data, settings.model, settings.run, self.folders.data), settings)
-        return Cost(60 * (one.phase1_minutes if self.phase1_only else one.longest_minutes), one.memory_gb)
+        return Cost(one.phase1_seconds if self.phase1_only else one.longest_seconds, one.memory_gb)
 
     def run(self, point: Point) -> Record:
         settings, data_dir = point.settings, self.folders.data
@@ -190,11 +181,11 @@ class RowRunner:
         prepared = prepare(settings.data, settings.model, settings.run, self.data_dir)
         network = self._sections(point).get("network")
         if network is not None:
-            return Cost(_network_seconds(network, prepared))
+            return _network_cost(network, prepared)
         if point.variant.name in BASELINES:
             return Cost(BASELINES[point.variant.name].seconds_per_token * len(prepared.train_tokens))
         one = estimate(prepared, settings)
-        return Cost(60 * one.longest_minutes, one.memory_gb)
+        return Cost(one.longest_seconds, one.memory_gb)
 
     def run(self, point: Point) -> Record:
         with self._place(point).held() as held:
@@ -205,7 +196,7 @@ class RowRunner:
             return held.finish(row, {})
 
 
-def _network_seconds(config: BaselineConfig, prepared: Prepared) -> float:
+def _network_cost(config: BaselineConfig, prepared: Prepared) -> Cost:
     """From the second of two short epochs, by the tokens that are trained on and judged."""
     tokens = min(len(prepared.train_tokens), _TIMED_SEGMENTS * config.num_streams * config.segment_tokens + 1)
     judged = min(len(prepared.validation_tokens), _TIMED_VALIDATION)
@@ -216,6 +207,5 @@ def _network_seconds(config: BaselineConfig, prepared: Prepared) -> float:
         sample += len(prepared.train_tokens.unique()) - len(train.unique())
     short = replace(config, max_epochs=2, patience=2, unseen_sample=sample)
     timed = train_baseline(prepared.model, train, validation, short, prepared.run.seed)
-    # Judging takes about a third of training.
-    share = (len(prepared.train_tokens) + len(prepared.validation_tokens) / 3) / (tokens + judged / 3)
-    return config.max_epochs * timed.epochs[-1].seconds * share
+    whole = len(prepared.train_tokens), len(prepared.validation_tokens)
+    return scaled_cost(config.max_epochs, timed.epochs[-1].seconds, (tokens, judged), whole)

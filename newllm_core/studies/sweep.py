@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Protocol
 
 from newllm_core.config.schema import ConfigError, changed
 from newllm_core.experiment.estimate import duration_text
+from newllm_core.runs.folder import Record
 from newllm_core.runs.progress import progress_bar
 
-Record = dict[str, Any]
 Axes = Mapping[str, Sequence[Any]]  # parameter name -> values
 
 
@@ -51,8 +51,8 @@ class Variant:
 
     def record(self) -> dict[str, Any]:
         """As a record's ``variant``: what it is called and means now, whatever the code calls it later."""
-        told = ("name", "label", "kind", "group", "sentence", "reference", "expected")
-        return {name: getattr(self, name) for name in told}
+        kept = ("name", "label", "kind", "group", "sentence", "reference", "expected")
+        return {name: getattr(self, name) for name in kept}
 
 
 def grid(axes: Axes) -> list[Variant]:
@@ -98,6 +98,15 @@ class Cost(NamedTuple):
 
     seconds: float
     memory_gb: float | None = None
+
+
+def scaled_cost(epochs: int, seconds: float, timed: tuple[int, int], whole: tuple[int, int]) -> Cost:
+    """Of ``epochs``, where one over a piece took ``seconds``; piece and whole as (trained on, judged).
+
+    Judging, without a backward pass, takes about a third of training.
+    """
+    shares = [trained + judged / 3 for trained, judged in (whole, timed)]
+    return Cost(epochs * seconds * shares[0] / shares[1])
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Initial weights with a wished forgetting: the recurrent weights are scaled until the Lyapunov exponent is as asked.
+"""Initial weights with a given forgetting: the recurrent weights are scaled until the Lyapunov exponent is as asked.
 
 At the notes' initialisation the exponent rises with the width, so that wider blocks forget more slowly, or not at all.
 """
@@ -30,10 +30,10 @@ class ExponentScale:
 
 
 @torch.no_grad()
-def scale_to_exponent(block: ContextBlock, embeds: StreamEmbeddings, wished: float) -> ExponentScale:
-    """Scale every layer's `from_context` weights in place, so that ``contraction_rate`` is ``wished`` (below 0).
+def scale_to_exponent(block: ContextBlock, embeds: StreamEmbeddings, target: float) -> ExponentScale:
+    """Scale every layer's `from_context` weights in place, so that ``contraction_rate`` is ``target`` (below 0).
 
-    ``embeds`` are of the training text. A wish that no scale within 0.02 … 5 meets leaves the weights as they were.
+    ``embeds`` are of the training text. A target that no scale within 0.02 … 5 meets leaves the weights as they were.
     """
     weights = [layer.from_context.weight for layer in block.context_layers()]
     drawn = [weight.clone() for weight in weights]
@@ -45,16 +45,16 @@ def scale_to_exponent(block: ContextBlock, embeds: StreamEmbeddings, wished: flo
         return contraction_rate(block, few)
 
     low, high = (math.log(scale) for scale in (_SMALLEST, _LARGEST))
-    if not exponent(low) < wished < exponent(high):
+    if not exponent(low) < target < exponent(high):
         return ExponentScale(1.0, exponent(0.0), False)
-    log_scale, result = brentq(lambda x: exponent(x) - wished, low, high, xtol=_TOLERANCE, full_output=True)
+    log_scale, result = brentq(lambda x: exponent(x) - target, low, high, xtol=_TOLERANCE, full_output=True)
     found = exponent(log_scale)
-    return ExponentScale(math.exp(log_scale), found, result.converged and abs(found - wished) < 5e-3)
+    return ExponentScale(math.exp(log_scale), found, result.converged and abs(found - target) < 5e-3)
 
 
 @dataclass(frozen=True)
 class WidthExponent:
-    """Exponents of one width at the start, nats a token: ``drawn`` as initialised, and after scaling to a wish."""
+    """Exponents of one width at the start, nats a token: ``drawn`` as initialised, and after scaling to the target."""
 
     context_dim: int
     drawn: float
@@ -62,7 +62,7 @@ class WidthExponent:
 
 
 def exponents_by_width(
-    config: ModelConfig, embedding_matrix: Tensor, tokens: Tensor, context_dims: Sequence[int], wished: float, seed: int
+    config: ModelConfig, embedding_matrix: Tensor, tokens: Tensor, context_dims: Sequence[int], target: float, seed: int
 ) -> list[WidthExponent]:
     """Of new models that differ in their width alone; ``tokens`` `[N]` of the training text, N >= 64."""
     found = []
@@ -70,5 +70,5 @@ def exponents_by_width(
         model = NewLLM(replace(config, context_dim=context_dim), embedding_matrix, seed)
         embeds = StreamEmbeddings(model, tokens)
         drawn = contraction_rate(model.context_block, embeds[0:_TOKENS])
-        found.append(WidthExponent(context_dim, drawn, scale_to_exponent(model.context_block, embeds, wished)))
+        found.append(WidthExponent(context_dim, drawn, scale_to_exponent(model.context_block, embeds, target)))
     return found

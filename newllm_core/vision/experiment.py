@@ -13,20 +13,13 @@ from typing import Any
 
 import torch
 
-from newllm_core.experiment.record_keys import FORMAT
 from newllm_core.intervals import wilson_interval
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import RESULTS_DIR, RunError, has_valid_checksum, load_tensors, read_json
-from newllm_core.runs.folder import RECORD_NAME, RunFolder, is_complete
+from newllm_core.runs.folder import RECORD_NAME, Record, RunFolder, is_complete
 from newllm_core.runs.identity import Identity
-from newllm_core.runs.reproducibility import (
-    arithmetic,
-    current_commit,
-    device_name,
-    library_versions,
-    resolve_device,
-    seed_everything,
-)
+from newllm_core.runs.key_kinds import FORMAT
+from newllm_core.runs.reproducibility import computed_by, resolve_device, seed_everything
 from newllm_core.vision.config import SMOKE_GATE_ACCURACY, SMOKE_GATE_EPOCHS, VisionDataConfig
 from newllm_core.vision.data import ImageData, Normalisation, OneTestReading, load_image_data, read_test_images
 from newllm_core.vision.model.nkat import NkatModel
@@ -50,7 +43,6 @@ from newllm_core.vision.training import EpochFigures, Evaluation, TrainingResult
 
 logger = logging.getLogger("newllm")
 
-Record = dict[str, Any]
 WEIGHTS_NAME, CHECKPOINT_DIR = "model.safetensors", "checkpoint"
 VISION_DIR = RESULTS_DIR / "vision"
 SCORES = ("tpe_scalar", "tpe_params")  # by the λ they divide by
@@ -120,6 +112,7 @@ def _record(
     settings: VisionSettings, images: ImageData, result: TrainingResult, device: torch.device
 ) -> dict[str, Any]:
     """All of a run's record but its test figures and scores."""
+    machine = computed_by(device)
     return {
         "format": FORMAT,
         "dataset": settings.data.dataset,
@@ -135,10 +128,8 @@ def _record(
         "smoke_gate": _smoke_gate(result.epochs),
         "selection": evaluation_record(evaluate(result.model, images.selection, images.normalisation)),
         "seconds": sum(epoch.seconds for epoch in result.epochs),
-        "device": device_name(device),
-        "arithmetic": arithmetic(),
-        "versions": {**library_versions(), "kornia": metadata.version("kornia")},
-        "commit": current_commit(),
+        **machine,
+        "versions": {**machine["versions"], "kornia": metadata.version("kornia")},
     }
 
 

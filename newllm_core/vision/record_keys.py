@@ -1,14 +1,11 @@
 """What an image run's `run.json` holds: every key with kind, unit and definition; `docs/records.md` is made of it."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from newllm_core.experiment.record_keys import ARITHMETIC_KEYS, FORMAT, refuse_other_format
-from newllm_core.runs.files import RunError
-from newllm_core.runs.key_kinds import Key, config_keys, wrong_keys
+from newllm_core.runs.key_kinds import COMPUTED_KEYS, FORMAT, Key, check_record, config_keys, unequal
 from newllm_core.vision.settings import VisionSettings
 
 _NO_AVERAGE = "not the last epoch, or no average"
@@ -77,10 +74,7 @@ VISION_KEYS: dict[str, Key] = {
     "test.sources.*": Key("text", "SHA-256 of each test file read, or how images were generated"),
     **_score_keys("tpe_scalar", "λ of the scalars"),
     **_score_keys("tpe_params", "λ of the parameters"),
-    "device": Key("text", "device that computed"),
-    **ARITHMETIC_KEYS,
-    "versions.*": Key("text", "of Python and of a library"),
-    "commit": Key("text", "of the checkout, `+changes` with files that differ", missing="outside a git checkout"),
+    **COMPUTED_KEYS,
     "start": Key("text", "of the session that finished the run, ISO 8601"),
     "seconds": Key("number", "of all epochs", "seconds"),
 }
@@ -89,46 +83,28 @@ VISION_CONFIG_KEYS = config_keys(VisionSettings, [spec.name for spec in fields(V
 
 
 def check_vision_record(record: Mapping[str, Any], path: Path) -> None:
-    """Raises RunError that names every wrong key of the `run.json` at ``path``, and figures that contradict others."""
-    refuse_other_format(record, path)
-    lines = wrong_keys(record, {**VISION_KEYS, **VISION_CONFIG_KEYS}) or list(_contradictions(record))
-    if lines:
-        raise RunError("\n  ".join([f"{path}: not an image run's record:", *lines]))
+    """Raises RunError as ``key_kinds.check_record``."""
+    check_record(record, path, "an image run's", {**VISION_KEYS, **VISION_CONFIG_KEYS}, _contradictions)
 
 
 def _contradictions(record: Mapping[str, Any]) -> Iterator[str]:
     epochs, parameters = record["training"]["epochs"], record["parameters"]
-    yield from _equal("seed", record["seed"], record["config"]["run"]["seed"])
-    yield from _equal("dataset", record["dataset"], record["config"]["data"]["dataset"])
+    yield from unequal("seed", record["seed"], "config", record["config"]["run"]["seed"])
+    yield from unequal("dataset", record["dataset"], "config", record["config"]["data"]["dataset"])
     summed = sum(count for name, count in parameters.items() if name != "total")
-    yield from _equal("parameters.total", parameters["total"], summed)
-    yield from _equal("theory.tpe_params", record["theory"]["tpe_params"], parameters["total"] / 1e6)
-    yield from _equal("training.epochs", [epoch["epoch"] for epoch in epochs], list(range(1, len(epochs) + 1)))
+    yield from unequal("parameters.total", parameters["total"], "the sum of the parts", summed)
+    yield from unequal("theory.tpe_params", record["theory"]["tpe_params"], "parameters", parameters["total"] / 1e6)
+    yield from unequal(
+        "training.epochs", [epoch["epoch"] for epoch in epochs], "their places", list(range(1, len(epochs) + 1))
+    )
     for part in ("selection", "test"):
         figures = record[part]
         if figures is not None:
-            yield from _equal(f"{part}.accuracy", figures["accuracy"], figures["correct"] / figures["images"])
+            yield from unequal(
+                f"{part}.accuracy", figures["accuracy"], "correct / images", figures["correct"] / figures["images"]
+            )
     if not 1 <= record["training"]["best_epoch"] <= len(epochs):
         yield f"training.best_epoch is {record['training']['best_epoch']}, but {len(epochs)} epochs were run"
         return
     kept = epochs[record["training"]["best_epoch"] - 1]
-    yield from _equal("selection.accuracy", record["selection"]["accuracy"], kept["selection_accuracy"])
-
-
-def _equal(path: str, given: Any, expected: Any) -> Iterator[str]:
-    rounded = isinstance(given, float) and isinstance(expected, float)
-    if not (math.isclose(given, expected, rel_tol=1e-9) if rounded else given == expected):
-        yield f"{path} is {given!r}, but the figures beside it give {expected!r}"
-
-
-def migrated_vision(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record of format 1 in today's format; what was read follows from its source, where there was only one file."""
-    if "format" in record:
-        return dict(record)
-    sources = record["data"]["sources"]
-    found = {"format": FORMAT, **record, "arithmetic": None}
-    if "read" not in record and "generator" in sources:
-        found["read"] = {}
-    elif "read" not in record and len(sources) == 1:
-        found["read"] = {"images": next(iter(sources.values()))}
-    return found
+    yield from unequal("selection.accuracy", record["selection"]["accuracy"], "its epoch", kept["selection_accuracy"])

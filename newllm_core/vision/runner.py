@@ -11,7 +11,7 @@ from newllm_core.data.errors import DataError
 from newllm_core.runs.folder import is_complete
 from newllm_core.runs.identity import Identity
 from newllm_core.runs.reproducibility import resolve_device, seed_everything
-from newllm_core.studies.sweep import Cost, Point
+from newllm_core.studies.sweep import Cost, Point, scaled_cost
 from newllm_core.vision.config import VisionDataConfig
 from newllm_core.vision.data import ImageData, LabelledImages, load_image_data, locate_source
 from newllm_core.vision.experiment import VISION_DIR, Record, run_vision, vision_place
@@ -58,7 +58,7 @@ class VisionRunner:
     def cost(self, point: Point) -> Cost:
         if is_complete(self.run_dir(point)):  # only the test images are left to be read
             return Cost(0.0)
-        return Cost(estimated_seconds(point.settings, self._load(point.settings.data)))
+        return estimated_cost(point.settings, self._load(point.settings.data))
 
     def run(self, point: Point) -> Record:
         run_dir = self.run_dir(point)
@@ -71,7 +71,7 @@ class VisionRunner:
         return self._images[data]
 
 
-def estimated_seconds(settings: VisionSettings, images: ImageData) -> float:
+def estimated_cost(settings: VisionSettings, images: ImageData) -> Cost:
     """Of a whole run on ``images``, from the second of two epochs of a single step; without reading the test set."""
     batch = min(settings.train.batch_size, len(images.train))
     timed = dataclasses.replace(
@@ -80,10 +80,8 @@ def estimated_seconds(settings: VisionSettings, images: ImageData) -> float:
     short = changed(settings, {"epochs": 2, "warmup_epochs": 0})
     seed_everything(settings.run.seed, settings.run.num_threads)
     result = train_vision(timed, short, resolve_device(settings.run.device), show_progress=False)
-    # An image that is only evaluated costs a forward pass, about a third of a training image.
-    timed_images = batch + len(timed.selection) / 3
-    all_images = len(images.train) + len(images.selection) / 3
-    return settings.train.epochs * result.epochs[-1].seconds * all_images / timed_images
+    piece, whole = (batch, len(timed.selection)), (len(images.train), len(images.selection))
+    return scaled_cost(settings.train.epochs, result.epochs[-1].seconds, piece, whole)
 
 
 def _first(images: LabelledImages, count: int) -> LabelledImages:

@@ -17,13 +17,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from newllm_core.comparison.figures import FIGURES, perplexity, seed_mean
+from newllm_core.comparison.figures import FIGURES, perplexity, perplexity_ratio, seed_mean
 from newllm_core.comparison.groups import ComparisonError, Record, families_along, groups_of, varying_parameters
 from newllm_core.comparison.paired import (
     comparison_lines,
     comparison_table,
     paired_difference,
-    paired_perplexity_ratio,
     rank_perplexity_correlation,
 )
 from newllm_core.comparison.tables import readable_table
@@ -228,19 +227,19 @@ def test_pairing_cancels_what_a_seed_does_to_both() -> None:
     seeds = (6.0, 6.4, 6.2)
     better = [loss - 0.02 + noise for loss, noise in zip(seeds, (0.001, 0.0, -0.001))]
     ours, theirs = groups_of([*runs(losses=better, diversity_algorithm="PR"), *runs(losses=seeds)])
-    pair = paired_perplexity_ratio(ours, theirs)
+    pair = perplexity_ratio(ours, theirs)
     assert pair.value == pytest.approx(math.exp(-0.02)) and pair.verdict == "distinguishable"
     assert len(pair.by_seed) == 3
     alone = perplexity(ours).interval, perplexity(theirs).interval
     assert alone[0] is not None and alone[1] is not None and alone[0][1] > alone[1][0]  # unpaired they overlap
-    back = paired_perplexity_ratio(theirs, ours)
+    back = perplexity_ratio(theirs, ours)
     assert back.interval is not None and pair.interval is not None
     assert (back.value, *back.interval) == pytest.approx((1 / pair.value, 1 / pair.interval[1], 1 / pair.interval[0]))
 
 
 def test_a_configuration_is_not_distinguishable_from_its_like() -> None:
     ours, theirs = groups_of([*runs(diversity_algorithm="PR"), *runs()])
-    pair = paired_perplexity_ratio(ours, theirs)
+    pair = perplexity_ratio(ours, theirs)
     assert pair.text() == "1.000 [1.000, 1.000]" and pair.verdict == "not distinguishable"
     assert paired_difference(ours, theirs) == Estimate(0.0, (0.0, 0.0), (0.0, 0.0, 0.0), 0.0)
 
@@ -258,7 +257,7 @@ def test_a_single_seed_can_tell_itself_apart_alone() -> None:
     records = [made(at(diversity_algorithm="PR"), loss=5.9), made()]
     records[0]["phase2"]["validation_conversations"]["nats"][0] += 1.0
     ours, theirs = groups_of(records)
-    assert paired_perplexity_ratio(ours, theirs).verdict == "distinguishable for this seed alone"
+    assert perplexity_ratio(ours, theirs).verdict == "distinguishable for this seed alone"
     assert marks(plot_comparison(records).axes[-1]) == [("D", True)]
 
 
@@ -266,7 +265,7 @@ def test_pairs_without_common_ground_are_refused() -> None:
     ours, theirs = groups_of([*runs(diversity_algorithm="PR"), *runs()])
     theirs.records[0]["phase2"]["validation_conversations"]["tokens"][0] += 1
     with refused("judged on the same conversations, given different ones"):
-        paired_perplexity_ratio(ours, theirs)
+        perplexity_ratio(ours, theirs)
     untrained = groups_of([made(at(max_iterations=0))])[0]
     assert paired_difference(untrained, groups_of(runs()[:1])[0], "converged %") is None
 

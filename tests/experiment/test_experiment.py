@@ -22,9 +22,8 @@ from newllm_core.experiment.run import (
     PHASE2_CHECKPOINT,
     TOKEN_WEIGHTS,
     load_model,
-    phase1_only_record,
     run_experiment,
-    run_phase1,
+    run_phase1_only,
 )
 from newllm_core.head.cross_entropy import Head
 from newllm_core.model import NewLLM
@@ -38,7 +37,8 @@ from newllm_core.training.evaluation import evaluate, evaluation_head
 from newllm_core.training.phase1 import all_contexts
 
 SMALL = Settings(
-    data=DataConfig(num_samples=2, validation_range=(10, 12), embeddings="random"),
+    # 546 and 640 tokens.
+    data=DataConfig(num_samples=2, train_range=(4, 6), validation_range=(15, 17), embeddings="random"),
     model=ModelConfig(context_dim=24, embed_dim=16),
     phase1=Phase1Config(
         max_iterations=5, batch_tokens=400, min_last_batch=100, effective_rank_tokens=300, validation_passes=3
@@ -125,23 +125,24 @@ def test_a_run_interrupted_between_phases_goes_on_and_equals_an_uninterrupted_on
     assert figures_of(resumed) == figures_of(record)
 
 
-def interrupt_phase2(settings: Settings, run_dir: Path, data_dir: Path, epoch: int) -> None:
+def interrupt_phase2(settings: Settings, run_dir: Path, data_dir: Path, epoch: int, **options: Any) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after("Phase 2", epoch, patch)
-        run_small(run_dir, data_dir, settings)
+        run_small(run_dir, data_dir, settings, **options)
 
 
 @pytest.mark.parametrize("settings", [BETTER, TRAINED_HEAD, WORSE], ids=["better", "head", "worse"])
 def test_a_run_interrupted_within_phase_2_goes_on_after_its_last_epoch_bit_for_bit(
     settings: Settings, folder: Path, tmp_path: Path
 ) -> None:
-    whole = run_small(tmp_path / "whole", folder / "data", settings)
+    shared = {"phase1_dir": tmp_path / "phase1"}
+    whole = run_small(tmp_path / "whole", folder / "data", settings, **shared)
     assert not (tmp_path / "whole" / PHASE2_CHECKPOINT).exists()
     num_epochs = len(whole["phase2"]["epochs"])
     for epoch in {1, num_epochs}:  # after the last one nothing is left to train
         run_dir = tmp_path / str(epoch)
-        interrupt_phase2(settings, run_dir, folder / "data", epoch)
-        assert figures_of(run_small(run_dir, folder / "data", settings)) == figures_of(whole)
+        interrupt_phase2(settings, run_dir, folder / "data", epoch, **shared)
+        assert figures_of(run_small(run_dir, folder / "data", settings, **shared)) == figures_of(whole)
         assert (run_dir / TOKEN_WEIGHTS).read_bytes() == (tmp_path / "whole" / TOKEN_WEIGHTS).read_bytes()
     if settings is WORSE:
         assert whole["phase2"]["stopped_early"] and whole["phase2"]["best"]["epoch"] < num_epochs
@@ -306,9 +307,7 @@ def test_token_pictures_and_table(folder: Path, record: dict[str, Any]) -> None:
 
 
 def test_phase1_alone_can_be_reported(folder: Path, record: dict[str, Any]) -> None:
-    prepared = prepare(SMALL.data, SMALL.model, SMALL.run, folder / "data")
-    _, phase1 = run_phase1(prepared, SMALL.phase1, folder / "run" / "phase1")
-    alone = phase1_only_record(prepared, phase1)
+    alone = run_phase1_only(SMALL, folder / "phase1 alone", folder / "run" / "phase1", folder / "data")
     assert figures_of(alone["phase1"]) == figures_of(record["phase1"])
     assert "Phase 2" not in report(alone).split("\n")
 
@@ -318,9 +317,7 @@ def test_estimate_scales_with_the_run_and_leaves_the_model_alone(folder: Path, r
     before = {name: value.clone() for name, value in prepared.model.state_dict().items()}
     figures = estimate(prepared, SMALL)
     assert figures.seconds_per_iteration > 0 and figures.seconds_per_epoch > 0 and figures.memory_gb > 0
-    assert figures.longest_minutes == pytest.approx(
-        (5 * figures.seconds_per_iteration + 2 * figures.seconds_per_epoch) / 60
-    )
+    assert figures.longest_seconds == pytest.approx(5 * figures.seconds_per_iteration + 2 * figures.seconds_per_epoch)
     assert "at most" in str(figures)
     assert all(torch.equal(value, before[name]) for name, value in prepared.model.state_dict().items())
 

@@ -149,13 +149,13 @@ def test_an_open_gate_changes_nothing_and_a_closed_one_leaves_the_token() -> Non
 
 
 @pytest.mark.parametrize("context_dim", [16, 64])
-@pytest.mark.parametrize("wished", [-0.2, -0.1])
-def test_recurrent_weights_get_the_exponent_that_was_asked_for(context_dim: int, wished: float) -> None:
+@pytest.mark.parametrize("target", [-0.2, -0.1])
+def test_recurrent_weights_get_the_exponent_that_was_asked_for(context_dim: int, target: float) -> None:
     model = make_model(context_dim=context_dim, embed_dim=200)
     embeds = StreamEmbeddings(model, make_tokens(1500))
     before = state_of(model.context_block)
-    found = scale_to_exponent(model.context_block, embeds, wished)
-    assert found.success and found.exponent == pytest.approx(wished, abs=5e-3)
+    found = scale_to_exponent(model.context_block, embeds, target)
+    assert found.success and found.exponent == pytest.approx(target, abs=5e-3)
     assert contraction_rate(model.context_block, embeds[0:1024]) == pytest.approx(found.exponent)
     after = state_of(model.context_block)
     for name in before:

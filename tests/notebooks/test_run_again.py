@@ -14,7 +14,7 @@ from papermill.parameterize import parameterize_notebook
 from newllm_core.batch.jobs import notebook_parameters
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-# Two short conversations are judged; random embeddings of 16 numbers make the head cheap.
+# Random embeddings of 16 numbers make the head cheap.
 TINY: dict[str, Any] = {
     "num_samples": 2, "embeddings": "random", "embed_dim": 16, "context_dim": 8, "max_iterations": 5, "max_epochs": 1,
     "init_samples": 1, "window_size": 2, "num_resamples": 100, "algorithms": ["MCDL"],
@@ -23,7 +23,8 @@ TINY: dict[str, Any] = {
     "width": 8, "depth": 1, "heads": 4, "epochs": 2, "few_images": 30, "term_seeds": [42], "data_sets": ["colour"],
     "search_images": 40, "search_trials": 2,
 }  # fmt: skip
-INJECTED = {"validation_range": [1000, 1002]}
+# A few hundred tokens each: the shortest that every figure of a run can be measured on.
+INJECTED = {"train_range": [15, 19], "validation_range": [1011, 1013]}
 CHANGES = {
     "00_tour": {"context_dim": 12, "sentence": "Hello there, how are you"},
     "01_data_prep": {"num_samples": 3, "embed_dim": 8},

@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from newllm_core.config.hyperparameters import ModelConfig, Phase1Config
-from newllm_core.contexts import store
+from newllm_core.contexts import shooting, store
 from newllm_core.model import NewLLM
 from newllm_core.runs.files import sha256_tensors
 from newllm_core.training.phase1 import train_phase1
@@ -93,7 +93,13 @@ def _phase1(num_tokens: int, context_dim: int) -> tuple[str, str]:
     torch.manual_seed(SEED)
     model = NewLLM(ModelConfig(context_dim=context_dim, embed_dim=8), torch.randn(1000, 8), SEED)
     tokens = torch.randint(1000, (num_tokens,))
-    config = Phase1Config(max_iterations=1, min_iterations=1, effective_rank_tokens=1000)
+    # Batches and chunks as much smaller than the defaults as the contexts are smaller than two gigabytes.
+    share = min(1.0, num_tokens * context_dim / 5e8)
+    shooting._CHUNK_NUMBERS = {"cpu": int(2**24 * share)}
+    batch_tokens = max(200, int(5000 * share))
+    config = Phase1Config(
+        max_iterations=1, min_iterations=1, batch_tokens=batch_tokens, min_last_batch=100, effective_rank_tokens=1000
+    )
     result = train_phase1(model, tokens, tokens[:500], config, SEED)
     weights = sha256_tensors(*model.context_block.state_dict().values())
     return weights, sha256_tensors(result.train_contexts[::97])

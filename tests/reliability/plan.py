@@ -6,12 +6,13 @@ from itertools import islice
 from .cases import Case, Workshop
 from .concurrency import crowds
 from .damage import damages, user_file_changes
+from .fields import field_cases
 from .kills import operations, random_kills
 from .memory import beyond_memory, shortages
 from .scenarios import SCENARIOS, Scenario
 from .write_faults import write_faults
 
-KINDS = ("kills", "operations", "damage", "write_faults", "concurrency", "memory")
+KINDS = ("kills", "operations", "damage", "write_faults", "concurrency", "memory", "fields")
 # In the tests: which scenarios, and every how many-th case of them.
 _FEW = {
     "kills": (("cvfp", 24), ("contrastive", 24), ("nkat", 24)),
@@ -25,11 +26,18 @@ _FEW = {
 
 def all_cases(workshop: Workshop, kinds: Sequence[str]) -> Iterator[Case]:
     """Every case of these kinds, by turns, so that what has been tried at any time is some of everything."""
+    parts = {kind: _of_kind(kind, workshop) for kind in kinds}
+    if "damage" in kinds:
+        parts["text"] = user_file_changes(workshop, 20)
+    if "fields" in kinds:
+        parts["fields"] = field_cases()
+    yield from _by_turns(parts.values())
     if "memory" in kinds:
         yield beyond_memory(1_000_000, 96)
-    yield from _by_turns(_by_turns(_cases(kind, one, workshop) for one in SCENARIOS.values()) for kind in kinds)
-    if "damage" in kinds:
-        yield from user_file_changes(workshop, 20)
+
+
+def _of_kind(kind: str, workshop: Workshop) -> Iterator[Case]:
+    return _by_turns(_cases(kind, one, workshop) for one in SCENARIOS.values())
 
 
 def few_cases(workshop: Workshop, kinds: Sequence[str]) -> Iterator[Case]:
@@ -38,6 +46,10 @@ def few_cases(workshop: Workshop, kinds: Sequence[str]) -> Iterator[Case]:
             yield from islice(_cases(kind, SCENARIOS[name], workshop), 0, None, every)
         if kind == "damage":
             yield from user_file_changes(workshop, 1)
+        if kind == "memory":
+            yield beyond_memory(60_000, 500)
+        if kind == "fields":
+            yield from islice(field_cases(), 0, None, 60)
 
 
 def _by_turns(parts: Iterable[Iterator[Case]]) -> Iterator[Case]:

@@ -92,12 +92,12 @@ CONTRASTIVE = changed(
 REGRESSION = changed(BASE, {"objective": "regression", "prediction_streams": 2, "prediction_segment": 40})
 
 
-def _settings(base: Settings, folder: Path, seed: int) -> Settings:
+def settings_in(base: Settings, folder: Path, seed: int) -> Settings:
     return changed(base, {"conversations_file": str(folder / TEXT), "seed": seed})
 
 
 def _experiment(base: Settings, save_model: bool, folder: Path, seed: int) -> Any:
-    settings = _settings(base, folder, seed)
+    settings = settings_in(base, folder, seed)
     return run_experiment(
         settings.data, settings.model, settings.phase1, settings.phase2, folder / RUN, run=settings.run,
         data_dir=folder / DATA, save_model=save_model,
@@ -119,7 +119,7 @@ def _list(folder: Path, seed: int) -> Sweep:
     """Two that share Phase 1."""
     run = folder / RUN
     folders = Folders(run / "experiments", run / "phase1", run / "reference", folder / DATA)
-    base = _settings(BASE, folder, seed)
+    base = settings_in(BASE, folder, seed)
     return Sweep(base, grid({"max_epochs": [1, 2]}), [seed], ExperimentRunner(folders))
 
 
@@ -149,7 +149,7 @@ def _small(name: str) -> LeaderboardVariant:
 
 def _rows(names: tuple[str, ...], folder: Path, seed: int) -> Any:
     runner = RowRunner(folder / RUN, NETWORK, folder / DATA)
-    base = _settings(changed(BASE, {"max_iterations": 2}), folder, seed)
+    base = settings_in(changed(BASE, {"max_iterations": 2}), folder, seed)
     return Sweep(base, [_small(name) for name in names], [seed], runner).run()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from newllm_core.runs.files import PROJECT_ROOT
 
-KINDS = ("kills", "operations", "damage", "write_faults", "concurrency", "memory")
+KINDS = ("kills", "operations", "damage", "write_faults", "concurrency", "memory", "fields")
 SECONDS = 900  # against hanging; it takes about one minute
 
 

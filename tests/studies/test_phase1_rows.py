@@ -14,8 +14,8 @@ from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS, PHASE1_RECORD
 from newllm_core.model import NewLLM
 from newllm_core.runs.files import RunError, read_json, write_json
 from newllm_core.studies import rows as rows_module
-from newllm_core.studies.rows import Row
 from newllm_core.studies.runners import PHASE1_FOLDER
+from newllm_core.studies.sweep import Record
 from newllm_core.studies.variants import VARIANTS, LeaderboardVariant, variant
 
 READ_IN_PHASE2: dict[str, Any] = {
@@ -28,7 +28,7 @@ READ_IN_PHASE1: dict[str, Any] = {
 }  # fmt: skip
 
 
-def figures(row: Row) -> Row:
+def figures(row: Record) -> Record:
     """Without what a clock says."""
     details = {name: value for name, value in row["details"].items() if name != "phase1_seconds"}
     return {**row, "details": details} | dict.fromkeys(("start", "seconds", "cpu_seconds", "commit"))

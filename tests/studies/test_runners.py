@@ -14,11 +14,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from newllm_core.baselines import gpt2 as gpt2_module
 from newllm_core.baselines.gpt2 import gpt2_nats
 from newllm_core.baselines.registry import BASELINES
+from newllm_core.comparison.figures import perplexity_ratio
 from newllm_core.comparison.groups import ComparisonError
 from newllm_core.comparison.leaderboard import (
     contexts_table,
     expectation_sentences,
-    perplexity_ratio,
     standings,
     standings_table,
 )
@@ -30,9 +30,9 @@ from newllm_core.experiment.folder_names import settings_of
 from newllm_core.report.leaderboard import group_pictures, plot_ratios, plot_standings
 from newllm_core.runs.files import RunError, read_json, write_json
 from newllm_core.studies import rows as rows_module
-from newllm_core.studies.rows import Row, changed_contexts, read_rows
+from newllm_core.studies.rows import changed_contexts, read_rows
 from newllm_core.studies.runners import ExperimentRunner, RowRunner
-from newllm_core.studies.sweep import Sweep, grid
+from newllm_core.studies.sweep import Record, Sweep, grid
 from newllm_core.studies.variants import LeaderboardVariant, known_variants, variant
 from newllm_core.training.phase1 import Phase1Result
 from reproduce.controls import ROWS
@@ -40,7 +40,7 @@ from reproduce.reference_experiments import centre
 
 # Two validation conversations, for an interval.
 SMALL = dataclasses.replace(
-    ONE_CONVERSATION, data=dataclasses.replace(ONE_CONVERSATION.data, validation_range=(10, 12))
+    ONE_CONVERSATION, data=dataclasses.replace(ONE_CONVERSATION.data, validation_range=(14, 16))
 )
 LEADERS = [name for name, one in known_variants().items() if one.group == "leaderboard"]
 NETWORKS = [name for name, one in BASELINES.items() if one.kind == "network"]
@@ -61,18 +61,18 @@ def rows_of(names: Sequence[str], base: Settings, seeds: Sequence[int], runner: 
     return Sweep(base, [small(name) for name in names], seeds, runner)
 
 
-def run_one(name: str, base: Settings, folder: Path, network_changes: Mapping[str, Any], data_dir: Path) -> Row:
+def run_one(name: str, base: Settings, folder: Path, network_changes: Mapping[str, Any], data_dir: Path) -> Record:
     (row,) = rows_of([name], base, [base.run.seed], RowRunner(folder, network_changes, data_dir)).run()
     return row
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     folder = tmp_path_factory.mktemp("leaderboard")
     return rows_of(LEADERS, SMALL, [1, 2], RowRunner(folder / "rows", NETWORK, folder / "data")).run()
 
 
-def row(name: str, nats: list[float], seed: int = 1, tokens: int = 100) -> Row:
+def row(name: str, nats: list[float], seed: int = 1, tokens: int = 100) -> Record:
     """What `run_row` writes, without the run."""
     return {
         "variant": variant(name).record(), "seed": seed, "tokens": {"train": tokens, "validation": 31},
@@ -82,14 +82,14 @@ def row(name: str, nats: list[float], seed: int = 1, tokens: int = 100) -> Row:
     }  # fmt: skip
 
 
-def named(rows: list[Row], name: str) -> list[Row]:
+def named(rows: list[Record], name: str) -> list[Record]:
     return [one for one in rows if one["variant"]["name"] == name]
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_leader_runs_and_all_are_judged_on_the_same_targets(rows: list[Row]) -> None:
+def test_every_leader_runs_and_all_are_judged_on_the_same_targets(rows: list[Record]) -> None:
     assert {one["variant"]["name"] for one in rows} == set(LEADERS)
     assert len({tuple(one["validation_conversations"]["tokens"]) for one in rows}) == 1
     for one in rows:
@@ -98,13 +98,13 @@ def test_every_leader_runs_and_all_are_judged_on_the_same_targets(rows: list[Row
         assert one["cpu_seconds"] > 0
 
 
-def test_counts_have_one_row_and_everything_else_one_a_seed(rows: list[Row]) -> None:
+def test_counts_have_one_row_and_everything_else_one_a_seed(rows: list[Record]) -> None:
     counted = {name: len(named(rows, name)) for name in LEADERS}
     assert {name for name, count in counted.items() if count == 1} == {"unigram", "kneser-ney-5"}
     assert set(counted.values()) == {1, 2}
 
 
-def test_only_what_is_trained_is_counted(rows: list[Row]) -> None:
+def test_only_what_is_trained_is_counted(rows: list[Record]) -> None:
     counts = {name: named(rows, name)[0]["trainable_parameters"] for name in LEADERS}
     block = counts["trained"] - counts["untrained"]
     model = SMALL.model
@@ -296,7 +296,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
         perplexity_ratio(gru, lstm)
 
 
-def test_table_and_picture_name_every_variant(rows: list[Row]) -> None:
+def test_table_and_picture_name_every_variant(rows: list[Record]) -> None:
     found = standings(rows)
     table = standings_table(found, "untrained")
     assert list(table.index) == [one.name for one in found]
@@ -341,13 +341,13 @@ def test_a_group_has_a_picture_when_someone_can_be_shown(tmp_path: Path) -> None
     assert group_pictures(standings([row("best-no-cache", [20, 50])])) == {}
 
 
-def test_figures_of_contexts_are_of_those_who_read_them(rows: list[Row]) -> None:
+def test_figures_of_contexts_are_of_those_who_read_them(rows: list[Record]) -> None:
     table = contexts_table(standings(rows))
     assert "untrained" in table.index and not {"gru", "last-token", "shuffled", "unigram"} & set(table.index)
     ranks = [100 * row["details"]["validation_rank"]["share"] for row in rows if row["variant"]["name"] == "untrained"]
     assert float(table.loc["untrained", "ER %"]) == pytest.approx(sum(ranks) / len(ranks), abs=0.051)
 
 
-def test_a_made_up_row_has_the_fields_of_a_real_one(rows: list[Row]) -> None:
+def test_a_made_up_row_has_the_fields_of_a_real_one(rows: list[Record]) -> None:
     made: dict[str, Any] = row("gru", [1.0, 2.0])
     assert set(made) <= set(rows[0])

@@ -19,7 +19,7 @@ from newllm_core.config.hyperparameters import Settings
 from newllm_core.config.schema import ConfigError
 from newllm_core.data import DataError
 from newllm_core.experiment import run as experiment_module
-from newllm_core.experiment.estimate import Estimate
+from newllm_core.experiment.estimate import RunEstimate
 from newllm_core.experiment.folder_names import phase1_folder_name, run_folder_name, settings_of
 from newllm_core.losses import ALGORITHM_DESCRIPTIONS, DIVERSITY_ALGORITHMS, register_diversity_loss
 from newllm_core.runs.files import RunError, read_json, write_json
@@ -245,7 +245,7 @@ def test_no_variant_and_two_of_one_name_are_refused(variants: list[Variant]) -> 
 
 def test_more_samples_than_the_corpus_has_is_refused_before_anything_is_trained(folders: Folders) -> None:
     sweep = sweep_of(grid({"num_samples": [2, 100_000]}), folders)
-    with pytest.raises(DataError, match=r"100000 training samples asked for, \d{4} exist"):
+    with pytest.raises(DataError, match=r"100000 training samples asked for, \d+ exist"):
         sweep.run()
     assert not folders.experiments.exists() and not folders.phase1.exists()
 
@@ -334,10 +334,10 @@ def test_a_points_own_record_is_preferred_to_a_committed_one(complete: Folders, 
 
 def test_a_committed_record_of_another_configuration_is_refused(complete: Folders, folders: Folders) -> None:
     record = record_of(complete, SMALL)
-    record["config"]["phase2"]["max_epochs"] = 9
+    record["config"]["phase2"]["gradient_clip"] = 9.0
     path = folders.reference / f"{run_folder_name(SMALL)}.json"
     write_json(path, record)
-    with pytest.raises(RunError, match="phase2.max_epochs = 9, asked for 1") as refusal:
+    with pytest.raises(RunError, match="phase2.gradient_clip = 9.0, asked for 1.0") as refusal:
         sweep_of(THREE[:1], folders).run()
     # The file, not the folder that holds every committed record: the message advises to delete it.
     assert str(refusal.value).startswith(str(path))
@@ -432,7 +432,7 @@ def test_the_estimate_counts_finished_points_and_falls_to_all_finished(
 def test_an_estimate_of_phase1_alone_is_lower_and_points_alike_cost_alike(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timed = Estimate(seconds_per_iteration=60, max_iterations=2, seconds_per_epoch=120, max_epochs=1, memory_gb=0.5)
+    timed = RunEstimate(seconds_per_iteration=60, max_iterations=2, seconds_per_epoch=120, max_epochs=1, memory_gb=0.5)
     monkeypatch.setattr(runners_module, "estimate", lambda prepared, point: timed)
     whole, alone = (sweep_of(THREE[:1], folders, [1, 2, 3], phase1_only=only).estimate().cost for only in (False, True))
     assert whole == Cost(3 * 240.0, 0.5) and alone == Cost(3 * 120.0, 0.5)

@@ -22,7 +22,7 @@ from newllm_core.vision.config import (
     model_preset,
 )
 from newllm_core.vision.experiment import Record
-from newllm_core.vision.runner import VisionRunner, estimated_seconds
+from newllm_core.vision.runner import VisionRunner, estimated_cost
 from newllm_core.vision.settings import VisionSettings
 from newllm_core.vision.variants import (
     CENTRE,
@@ -167,7 +167,7 @@ def test_a_missing_data_set_stops_before_the_first_run(tmp_path: Path, monkeypat
 def test_an_estimate_grows_with_epochs_and_images() -> None:
     images = runner_module.load_image_data(SMALL.data)
     longer = dataclasses.replace(SMALL, train=dataclasses.replace(SMALL.train, epochs=2000))
-    assert estimated_seconds(longer, images) > 20 * estimated_seconds(SMALL, images)
+    assert estimated_cost(longer, images).seconds > 20 * estimated_cost(SMALL, images).seconds
 
 
 # --- reference figures ----------------------------------------------------------------------------------------------

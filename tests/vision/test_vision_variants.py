@@ -26,14 +26,14 @@ def record(correct: int, images: int = 1000, seed: int = 1, part: str = "test") 
     return {
         part: figures, other: None, "seed": seed, "parameters": {"total": 10}, "seconds": 2.0,
         "data": {"title": "made up", "train_images": 5},
-        "config": {"model": {"width": 8, "depth": 1}, "train": {"epochs": 1}},
+        "config": {"model": {"width": 8, "depth": 1}, "train": {"epochs": 1}, "run": {"seed": seed}},
     }  # fmt: skip
 
 
 def made_up(name: str, *correct: int, group: str = "group") -> VariantRuns:
     variant = {"name": name, "label": name, "group": group}
     records = [record(one, seed=seed) | {"variant": variant} for seed, one in enumerate(correct)]
-    return VariantRuns(variant, tuple(records))
+    return VariantRuns(name, tuple(records), group)
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ def made_up(name: str, *correct: int, group: str = "group") -> VariantRuns:
 
 def test_one_seed_has_wilsons_interval_and_newcombes_difference() -> None:
     """Newcombe 1998, table II, example (a): 56/70 against 48/80 gives 0.20 with 0.0524 … 0.3339 (method 10)."""
-    runs = [VariantRuns({"name": name}, (record(c, n),)) for name, c, n in (("a", 56, 70), ("b", 48, 80))]
+    runs = [VariantRuns(name, (record(c, n),), "group") for name, c, n in (("a", 56, 70), ("b", 48, 80))]
     difference = accuracy_difference(*runs, "test")
     assert difference.value == pytest.approx(20)
     assert difference.interval == pytest.approx((5.24, 33.39), abs=0.005)
@@ -68,9 +68,15 @@ def test_differences_are_antisymmetric_and_hold_their_value(mine: list[int], oth
     assert forth.interval[0] <= forth.value + 1e-9 and forth.value <= forth.interval[1] + 1e-9
 
 
+def test_only_common_seeds_are_paired() -> None:
+    whole, part = made_up("a", 510, 720, 930), made_up("b", 500, 700)
+    assert accuracy_difference(whole, part, "test").by_seed == pytest.approx((1, 2))
+
+
 def test_different_seeds_and_missing_figures_are_refused() -> None:
-    with pytest.raises(ComparisonError, match="same seeds"):
-        accuracy_difference(made_up("a", 1, 2), made_up("b", 1), "test")
+    another = VariantRuns("b", (record(1, seed=7),), "group")
+    with pytest.raises(ComparisonError, match=r"a seed that both have, given \(0, 1\) of a and \(7,\) of b"):
+        accuracy_difference(made_up("a", 1, 2), another, "test")
     with pytest.raises(ComparisonError, match="selection images"):
         mean_accuracy(made_up("a", 1), "selection")
     with pytest.raises(ComparisonError, match="'train'"):

@@ -12,8 +12,8 @@ from newllm_core.report.forest import ForestLabel, ForestPanel, plot_forest
 def plot_variants(records: Sequence[Record], part: str) -> Figure:
     """Accuracy of each variant against the first's, in groups, paired by seed; of one seed over images alone."""
     reference, *others = variants_of(records)
-    groups = list(dict.fromkeys(one.variant["group"] for one in others))
-    rows = [reference, *sorted(others, key=lambda one: groups.index(one.variant["group"]))]
+    groups = list(dict.fromkeys(one.group for one in others))
+    rows = [reference, *sorted(others, key=lambda one: groups.index(one.group))]
     differences = [None, *(accuracy_difference(one, reference, part) for one in rows[1:])]
     labels = [_label(one, part) for one in rows]
     xlabel = f"difference on {part} images, points (%; right: better), 95 %"
@@ -23,7 +23,7 @@ def plot_variants(records: Sequence[Record], part: str) -> Figure:
 
 def _label(runs: VariantRuns, part: str) -> ForestLabel:
     note = f"accuracy {mean_accuracy(runs, part).value:.1f} %"
-    return ForestLabel(runs.variant["label"], note, runs.variant["group"])
+    return ForestLabel(runs.label, note, runs.group)
 
 
 def _source(reference: VariantRuns, records: Sequence[Record]) -> str:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from newllm_core.experiment.checks import rank_check
-from newllm_core.experiment.record_keys import FORMAT
+from newllm_core.metrics.forgetting import FORGETTING_TOKENS
 from newllm_core.metrics.rank import StreamRank, noise_effective_rank
+from newllm_core.runs.key_kinds import FORMAT
 
 Record = dict[str, Any]
 
@@ -63,3 +64,27 @@ def _checks(listed: list[Mapping[str, Any]], ranks: Mapping[str, Any], identity_
     checks["identity"]["tokens"] = identity_tokens
     rank = rank_check(StreamRank(ranks["validation"], ranks["context_dim"], ranks["validation_tokens"]))
     return {**checks, "rank": {"verdict": rank.verdict, **rank.figures}}
+
+
+def migrated_row(record: Mapping[str, Any]) -> Record:
+    """A row of format 1 in today's: exponent and horizon with the tokens that they were measured on."""
+    if "format" in record:
+        return dict(record)
+    details = dict(record["details"])
+    if "contraction_rate" in details:
+        details["forgetting_tokens"] = min(FORGETTING_TOKENS, record["tokens"]["validation"])
+    paths = {"conversations_file": record["config"]["data"]["conversations_file"]}
+    return {"format": FORMAT, **record, "arithmetic": None, "paths": paths, "details": details}
+
+
+def migrated_vision(record: Mapping[str, Any]) -> Record:
+    """A record of format 1 in today's format; what was read follows from its source, where there was only one file."""
+    if "format" in record:
+        return dict(record)
+    sources = record["data"]["sources"]
+    found = {"format": FORMAT, **record, "arithmetic": None}
+    if "read" not in record and "generator" in sources:
+        found["read"] = {}
+    elif "read" not in record and len(sources) == 1:
+        found["read"] = {"images": next(iter(sources.values()))}
+    return found
