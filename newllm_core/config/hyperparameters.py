@@ -66,7 +66,7 @@ class DataConfig:
 class ModelConfig:
     """Widths, depth and what is trained. docs/method.md, section 2."""
 
-    context_dim: int = number(500, low=1)  # C
+    context_dim: int = number(500, low=2)  # C; of a single component LayerNorm would leave nothing
     embed_dim: int = number(384, low=2)  # E: 384 for Whisper tiny.en, 768 for GPT-2
     num_layers: int = number(1, low=1)  # L, of both blocks
     num_input_tokens: int = number(1, low=1)  # T: the last T embeddings enter the ContextBlock

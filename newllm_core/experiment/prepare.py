@@ -15,6 +15,7 @@ from newllm_core.metrics.forgetting import MIN_FORGETTING_TOKENS
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.runs.disk import refuse_full_disk
 from newllm_core.runs.files import DATA_DIR
+from newllm_core.runs.host_memory import free_memory_bytes
 from newllm_core.runs.reproducibility import resolve_device, seed_everything
 from newllm_core.training.initialisation import scale_to_exponent
 
@@ -38,8 +39,9 @@ def prepare(data: DataConfig, model: ModelConfig, run: RunConfig, data_dir: Path
     """Seed, tokens, embeddings and a model with initial weights, before any training.
 
     Raises DataError for a corpus that cannot be used or texts without a token to predict, RunError for a device that is
-    not there, ConfigError where the weights cannot have the initial exponent that is asked for.
+    not there, ConfigError where the weights do not fit into memory or cannot have the initial exponent asked for.
     """
+    refuse_large_model(model)
     seed_everything(run.seed, run.num_threads)
     device = resolve_device(run.device)
     token_data = load_token_streams(data, data_dir)
@@ -56,6 +58,18 @@ def prepare(data: DataConfig, model: ModelConfig, run: RunConfig, data_dir: Path
                 f"the weights as drawn give {scaled.exponent:.3f}"
             )
     return Prepared(data, run, token_data, embeddings, network, train, validation)
+
+
+def refuse_large_model(model: ModelConfig) -> None:
+    """Raises ConfigError, with the numbers, where the blocks' weights alone do not fit into memory."""
+    width, embed = model.context_dim, model.embed_dim
+    per_layer = width * (width + model.num_input_tokens * embed) + embed * (width + embed)
+    needed, free = 4 * model.num_layers * per_layer, free_memory_bytes()
+    if needed > free:
+        raise ConfigError(
+            f"num_layers={model.num_layers}, context_dim={width}, embed_dim={embed}: the weights alone take "
+            f"{needed / 1e6:,.0f} MB of memory, {free / 1e6:,.0f} MB are free; choose smaller ones"
+        )
 
 
 def refuse_short_texts(

@@ -3,11 +3,13 @@
 import math
 
 NATS_PER_BIT = math.log(2)
+LARGEST_NATS = 700.0
 
 
 def perplexity(mean_nats: float) -> float:
-    """`exp` of the mean cross-entropy; inf where that overflows, as at the start of a run that diverges."""
-    return math.inf if mean_nats > 700 else math.exp(mean_nats)
+    """`exp` of the mean cross-entropy; that of 700 nats beyond, where it would overflow, as in a run that diverges: a
+    record holds finite numbers, and the loss stands beside it."""
+    return math.exp(min(mean_nats, LARGEST_NATS))
 
 
 def bits_per_byte(total_nats: float, num_bytes: int) -> float:

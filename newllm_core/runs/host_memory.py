@@ -22,8 +22,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    # The last two: cuBLAS and cuDNN; oneDNN, which says no more.
-    signs = "out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed", "create a primitive"
+    # cuBLAS and cuDNN; oneDNN, which says no more; a size that no memory has.
+    libraries = "alloc_failed", "create a primitive", "storage size calculation overflowed"
+    signs = "out of memory", "can't allocate memory", "cannot allocate memory", *libraries
     return isinstance(error, RuntimeError | OSError) and any(sign in text for sign in signs)
 
 

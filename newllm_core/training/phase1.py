@@ -14,6 +14,7 @@ from torch import Tensor
 from newllm_core.config.hyperparameters import Phase1Config
 from newllm_core.contexts.shooting import exact_contexts
 from newllm_core.contexts.store import allocate_contexts
+from newllm_core.losses import NotFiniteError
 from newllm_core.metrics.rank import StreamRank, stream_rank
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.runs.checkpoint import CheckpointPlace, with_read_data
@@ -201,6 +202,8 @@ class _Trainer(TrainingLoop[IterationRecord]):
         return shown
 
     def _rank(self, contexts: Tensor) -> StreamRank:
+        if not contexts.any():
+            raise NotFiniteError("contexts: all of them are zero, as where weights are far too large or too small")
         return stream_rank(contexts, self.config.effective_rank_tokens)
 
     @torch.no_grad()

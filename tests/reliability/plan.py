@@ -26,7 +26,7 @@ _FEW = {
 
 def all_cases(workshop: Workshop, kinds: Sequence[str]) -> Iterator[Case]:
     """Every case of these kinds, by turns, so that what has been tried at any time is some of everything."""
-    parts = {kind: _by_turns(_cases(kind, one, workshop) for one in SCENARIOS.values()) for kind in kinds}
+    parts = {kind: _of_kind(kind, workshop) for kind in kinds}
     if "damage" in kinds:
         parts["text"] = user_file_changes(workshop, 20)
     if "fields" in kinds:
@@ -34,6 +34,10 @@ def all_cases(workshop: Workshop, kinds: Sequence[str]) -> Iterator[Case]:
     yield from _by_turns(parts.values())
     if "memory" in kinds:
         yield beyond_memory(1_000_000, 96)
+
+
+def _of_kind(kind: str, workshop: Workshop) -> Iterator[Case]:
+    return _by_turns(_cases(kind, one, workshop) for one in SCENARIOS.values())
 
 
 def few_cases(workshop: Workshop, kinds: Sequence[str]) -> Iterator[Case]:

@@ -38,10 +38,22 @@ def page(found: Mapping[str, Mapping[str, int]]) -> str:
 
 _HEAD = """# What a run survives
 
+Two checkpoints are kept, within passes too, in at most a hundredth of the time; SIGINT and SIGTERM save first. The same
+command goes on from there and ends with the same weights and figures to the last bit. A run counts as complete only
+with all of its files. What a disk or memory refuses is said in a sentence: which file, bytes needed and free, what is
+safe, how to go on; a checkpoint that cannot be written does not end a training.
+
+`copy_to="/content/drive/MyDrive/new-llm"` (a parameter of every run of either line) keeps a second copy of checkpoints
+and results in another folder, such as a mounted drive: it may be slow, know no locks and no renames, and be away for a
+while. A fresh machine that is given the same parameters and the same `copy_to` goes on from there.
+
+## Tried
+
 Made by `python -m tests.reliability --report` of `results/reference/reliability.json`; `python -m tests.reliability`
-tries every case again, one after the other on one core, and goes on where it was stopped. A small part of them is in
-the tests (`tests/reliability/`). Tried are all trainers at their smallest: Phase 1 with each objective, Phase 2, lists,
-rows, baselines, images, a search, a batch of notebooks.
+tries every case again, one after the other on one core (`--minutes` of it, if asked), and goes on where it was stopped;
+`--case NAME` tries one. A small part of them is in the tests (`tests/reliability/`). Tried are all trainers at their
+smallest, with a checkpoint after every step: Phase 1 with each objective, Phase 2, lists, rows, baselines, images, a
+search, a batch of notebooks.
 """
 
 
