@@ -23,6 +23,7 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 
 from newllm_core.batch.jobs import (
+    OUTPUT_DIR,
     BatchError,
     Job,
     check_output,
@@ -35,6 +36,7 @@ from newllm_core.batch.jobs import (
 )
 from newllm_core.runs.disk import RunError, disk_errors_named
 from newllm_core.runs.files import sha256_bytes, write_text
+from newllm_core.runs.host_memory import memory_errors_named
 
 
 @dataclass(frozen=True)
@@ -163,11 +165,12 @@ def run_batch(jobs: Sequence[Job | Mapping[str, Any]], again: bool = False, work
     if workers < 1:
         raise BatchError(f"workers: expected at least 1, given {workers}")
     checked = [job if isinstance(job, Job) else job_from_mapping(job) for job in jobs]
-    _check_all(checked)
     by_place: dict[int, Outcome] = {}
-    for place, outcome in _as_they_end(checked, again, workers):
-        by_place[place] = outcome
-        print(f"[{len(by_place)}/{len(checked)}] {_outcome_line(outcome)}", flush=True)
+    with memory_errors_named(checked[0].output.parent if checked else OUTPUT_DIR):
+        _check_all(checked)
+        for place, outcome in _as_they_end(checked, again, workers):
+            by_place[place] = outcome
+            print(f"[{len(by_place)}/{len(checked)}] {_outcome_line(outcome)}", flush=True)
     outcomes = [by_place[place] for place in range(len(checked))]
     counts = [f"{sum(o.status == status for o in outcomes)} {status}" for status in ("finished", "skipped", "failed")]
     print(", ".join(counts), flush=True)
