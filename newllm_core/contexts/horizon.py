@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from newllm_core.contexts.lockstep import STEPS_AT_ONCE, LockStep
+from newllm_core.contexts.steps import STEPS_AT_ONCE, LockStep
 from newllm_core.model.layers import ContextBlock
 from newllm_core.model.stream import PartsByToken, TokenParts
 

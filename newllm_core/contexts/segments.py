@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from newllm_core.contexts.lockstep import STEPS_AT_ONCE, LockStep
+from newllm_core.contexts.steps import STEPS_AT_ONCE, LockStep
 from newllm_core.losses import NotFiniteError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class KernelSteps:
         return self.kernel.loop([part[first : first + len(out)] for part in self.parts], initial, out)
 
 
-class Segments:
+class MultipleShooting:
     """A chunk of N tokens, cut into segments, and how far its contexts have got.
 
     Args:

@@ -6,7 +6,7 @@ moved run again until their trajectories meet the ones already stored (`segments
 needs two or three passes. After p passes the first p segments are exact whatever the block does, so nothing is ever
 approximated further than `residual` says. A short probe measures first how fast this block forgets on this text
 (`horizon.py`); where it does not, the contexts come from the loop. On a GPU a sweep is one kernel
-(`triton_lockstep.py`), elsewhere single operations (`lockstep.py`).
+(`triton_lockstep.py`), elsewhere single operations (`steps.py`).
 """
 
 import math
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from newllm_core.contexts.horizon import plan_kernel_segments, plan_segments, probe_places
-from newllm_core.contexts.lockstep import LockStep
-from newllm_core.contexts.segments import KernelSteps, NotConvergedError, Segments, refuse_not_finite
+from newllm_core.contexts.segments import KernelSteps, MultipleShooting, NotConvergedError, refuse_not_finite
+from newllm_core.contexts.steps import LockStep
 from newllm_core.model.layers import ContextBlock
 from newllm_core.model.stream import PartsByToken, PartsByType, StreamEmbeddings, TokenParts
 from newllm_core.runs.reproducibility import runs_kernels
@@ -136,7 +136,7 @@ def exact_contexts(
         else:
             steps = solver.steps(rows, math.ceil(len(found) / segment_length))
             near_rows = None if near is None else near[rows]
-            segments = Segments(steps, context, found, segment_length, tolerance, near_rows)
+            segments = MultipleShooting(steps, context, found, segment_length, tolerance, near_rows)
             segments.solve(max_passes)
             # A view would keep a caller's whole buffer alive, and change with it.
             context = found[-1, -1].clone()

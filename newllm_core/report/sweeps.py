@@ -1,21 +1,22 @@
 """Pictures of contexts that move to their fixed point (`contexts.sweeps`): one to look at, one that moves."""
 
+import io
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import torch
-from IPython.display import HTML
-from matplotlib.animation import FuncAnimation
+from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.colors import LogNorm
+from PIL import Image as PictureFile
 from torch import Tensor
 
-from newllm_core.report.style import MARK_COLOUR, VALIDATION_COLOUR, Figure, new_axes
+from newllm_core.report.style import MARK_COLOUR, VALIDATION_COLOUR, Figure, as_png, new_axes
 
 _FLOOR = 1e-6  # of a context's component, about float32's rounding
-_FRAMES_A_SECOND = 2
+_MILLISECONDS_A_FRAME = 500
+_COLOURS = 64
 
 
 def distances_to_the_end(sweeps: Tensor) -> Tensor:
@@ -49,21 +50,19 @@ def plot_moving_contexts(sweeps: Tensor, words: Sequence[str]) -> Figure:
     return figure
 
 
-def animate_sweeps(sweeps: Tensor, words: Sequence[str]) -> HTML:
-    """The same with motion, for a notebook."""
+def animate_sweeps(sweeps: Tensor, words: Sequence[str]) -> Image:
+    """The same with motion, as a GIF that plays once: no script, and pages that show a notebook play it too."""
     places = _in_a_plane(sweeps)
-    figure, (axis,) = new_axes(1, width=6.2, height=4.6)
-    points = _still_parts(axis, places, words)
-    axis.legend(loc="best")
-
-    def draw(sweep: int) -> list[PathCollection]:
-        points.set_offsets(places[sweep])
+    frames = []
+    for sweep, place in enumerate(places):
+        figure, (axis,) = new_axes(1, width=6.2, height=4.6)
+        _still_parts(axis, places, words).set_offsets(place)
         axis.set_title(f"Contexts after {sweep} of {len(places) - 1} sweeps")
-        return [points]
-
-    # Embedded pictures, not a film: nothing has to be installed for it.
-    with matplotlib.rc_context({"animation.frame_format": "png", "savefig.dpi": 80}):
-        return HTML(FuncAnimation(figure, draw, len(places)).to_jshtml(fps=_FRAMES_A_SECOND, default_mode="once"))
+        axis.legend(loc="best")
+        frames.append(PictureFile.open(io.BytesIO(as_png(figure))).convert("RGB").quantize(_COLOURS))
+    film = io.BytesIO()
+    frames[0].save(film, format="GIF", save_all=True, append_images=frames[1:], duration=_MILLISECONDS_A_FRAME)
+    return Image(film.getvalue(), format="gif", alt=f"The contexts of {len(words)} words move to where they end")
 
 
 def _in_a_plane(sweeps: Tensor) -> np.ndarray:
