@@ -25,7 +25,7 @@ from newllm_core.experiment import measure as measure_module
 from newllm_core.experiment.run import MODEL_FOLDER, load_model, run_experiment
 from newllm_core.model import NewLLM
 from newllm_core.runs import checkpoint as checkpoint_module
-from newllm_core.runs.files import sha256_tensors
+from newllm_core.runs.files import sha256_tensors, write_text
 from newllm_core.runs.reproducibility import seed_everything
 from newllm_core.studies import rows as rows_module
 from newllm_core.studies.runners import ExperimentRunner, Folders, RowRunner
@@ -219,7 +219,7 @@ def _batch(folder: Path, seed: int) -> Any:
                 ),
                 new_code_cell("note ** 2", id="c"),
             ]
-            nbformat.write(new_notebook(cells=cells, metadata=kernel), path)
+            write_text(path, nbformat.writes(new_notebook(cells=cells, metadata=kernel)))  # whole: others may read it
         jobs.append(Job(path, folder / RUN / f"{name}.ipynb", {"note": seed}))
     outcomes = run_batch(jobs)
     failed = [outcome.error for outcome in outcomes if outcome.status == "failed"]
