@@ -97,7 +97,7 @@ def _best_nats(inputs: LanguageInputs, train: Tensor, validation: Tensor) -> tup
 
 
 def _gru_nats(inputs: LanguageInputs, train: Tensor, validation: Tensor) -> tuple[Tensor, dict[str, Any]]:
-    # Imported here: the networks' list names the n-gram models too, whose library the other studies do without.
+    # Imported here: the networks' list names minGRU too, whose library the other studies do without.
     from newllm_core.baselines.registry import baseline_config
     from newllm_core.baselines.train import train_baseline
 

@@ -14,7 +14,7 @@ import torch  # noqa: E402
 # A file runs on one worker, so a long one that comes last leaves the others idle. These take 15 to 140 s of one core.
 LONGEST_FIRST = (
     "notebooks/test_run_again.py", "experiment/test_quick_profile.py", "vision/test_vision_search.py",
-    "experiment/test_experiment.py", "runs/test_reuse.py", "batch/test_batch.py",
+    "data/test_networked.py", "experiment/test_experiment.py", "runs/test_reuse.py", "batch/test_batch.py",
 )  # fmt: skip
 
 

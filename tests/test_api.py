@@ -34,7 +34,7 @@ def test_every_name_and_room_is_there() -> None:
         ("from newllm_core import losses", {"newllm_core.model", "newllm_core.data", "matplotlib", "transformers"}),
         ("import newllm_core as nl; nl.exact_contexts", {"newllm_core.report", "newllm_core.training", "matplotlib"}),
         ("from newllm_core import report", {"newllm_core.training", "newllm_core.model", "newllm_core.vision"}),
-        ("import newllm_core as nl; nl.run", {"newllm_core.vision", "newllm_core.batch", "optuna", "kornia"}),
+        ("import newllm_core as nl; nl.run", {"newllm_core.vision", "newllm_core.batch", "optuna", "kornia", "nltk"}),
     ],
 )  # fmt: skip
 def test_a_part_is_imported_without_the_rest(code: str, absent: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Counts: an interpolated Kneser-Ney 5-gram (Chen & Goodman 1999) through NLTK, and the unigram, as baselines."""
+"""Counts as a baseline: an interpolated Kneser-Ney 5-gram (Chen & Goodman 1999) through NLTK."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -12,7 +12,6 @@ from nltk.util import everygrams
 from torch import Tensor
 
 from newllm_core.baselines.config import KNESER_NEY_DISCOUNTS, KNESER_NEY_HELD_OUT, NGRAM_ORDER
-from newllm_core.head.unigram_bias import fit_unigram
 
 _START = -1  # stands before the first token, so that every context has something in front of it
 
@@ -89,13 +88,7 @@ def _fit(words: Sequence[int], order: int, discount: float, vocab_size: int) -> 
     return model.index()
 
 
-def unigram_baseline(train: Tensor, validation: Tensor, vocab_size: int) -> tuple[Tensor, dict[str, Any]]:
-    """Nats of the targets `[M - 1]` of ``validation`` `[M]` by the smoothed frequencies in ``train`` `[N]`."""
-    unigram = fit_unigram(train.cpu(), vocab_size)
-    return -unigram.log_probabilities[validation[1:].cpu()], {"added_count": unigram.added}
-
-
 def kneser_ney_baseline(train: Tensor, validation: Tensor, vocab_size: int) -> tuple[Tensor, dict[str, Any]]:
-    """The same by an interpolated Kneser-Ney model of `NGRAM_ORDER`: `[N]`, `[M]` -> `[M - 1]`."""
+    """Nats of the targets `[M - 1]` of ``validation`` `[M]` by a model of order `NGRAM_ORDER` of ``train`` `[N]`."""
     counts = fit_kneser_ney(train.cpu(), vocab_size)
     return -counts.log_probabilities(validation.cpu()), {"discount": counts.discount}

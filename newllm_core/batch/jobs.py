@@ -158,8 +158,20 @@ def check_output(output: Path) -> None:
     if output.suffix != ".ipynb":
         raise BatchError(f"{output}: expected an output that ends in .ipynb")
     for path in (output, *unfinished(output)):
-        if path.exists() and "papermill" not in _metadata(path):
+        if path.exists() and "papermill" not in _metadata(path) and not _was_cut(path, output):
             raise BatchError(f"{path}: there is something else than an executed notebook; move it, or write elsewhere")
+
+
+def _was_cut(path: Path, output: Path) -> bool:
+    """What a process that was killed leaves while a notebook grows: nothing, or the beginning of one."""
+    content = path.read_bytes() if path != output else b"other"
+    if content and not content.startswith(b'{\n "cells": ['):
+        return False
+    try:
+        json.loads(content)
+    except ValueError:
+        return True
+    return False
 
 
 def unfinished(output: Path) -> tuple[Path, Path]:

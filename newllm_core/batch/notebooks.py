@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
@@ -23,6 +24,7 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 
 from newllm_core.batch.jobs import (
+    OUTPUT_DIR,
     BatchError,
     Job,
     check_output,
@@ -35,6 +37,8 @@ from newllm_core.batch.jobs import (
 )
 from newllm_core.runs.disk import RunError, disk_errors_named
 from newllm_core.runs.files import sha256_bytes, write_text
+from newllm_core.runs.host_memory import memory_errors_named
+from newllm_core.runs.lock import owned
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,19 @@ def run_notebook(
     """
     job = Job(notebook, output, parameters or {}, profile)
     _check(job)
-    injected = job_parameters(job)
+    with _alone(job):
+        return _execute(job, progress_bar)
+
+
+def _alone(job: Job) -> AbstractContextManager[None]:
+    """One process at a time writes an output; the next one waits."""
+    return owned(job.output.with_name(f".{job.output.name}.lock"))
+
+
+def _execute(job: Job, progress_bar: bool) -> Path:
+    notebook, output, injected = job.notebook, job.output, job_parameters(job)
     made = {"source": source_hash(notebook), "read": job_content(job)}
     partial, failed = unfinished(output)
-    with disk_errors_named(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
     # papermill warns of each parameter that the notebook does not declare; job_parameters has checked them.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
@@ -142,13 +154,15 @@ def _check_all(jobs: Sequence[Job]) -> None:
 
 
 def _run_job(job: Job, again: bool, progress_bar: bool) -> Outcome:
-    if not again and is_finished(job):
-        return Outcome(job, "skipped")
     start = time.perf_counter()
-    if not progress_bar:
-        print(f"{job.notebook.name} started", flush=True)
     try:
-        run_notebook(job.notebook, job.output, job.parameters, job.profile, progress_bar=progress_bar)
+        with _alone(job):
+            if not again and is_finished(job):
+                return Outcome(job, "skipped")
+            if not progress_bar:
+                print(f"{job.notebook.name} started", flush=True)
+            _check(job)
+            _execute(job, progress_bar)
     except (BatchError, RunError, OSError) as error:
         return Outcome(job, "failed", time.perf_counter() - start, str(error))
     return Outcome(job, "finished", time.perf_counter() - start)
@@ -163,11 +177,12 @@ def run_batch(jobs: Sequence[Job | Mapping[str, Any]], again: bool = False, work
     if workers < 1:
         raise BatchError(f"workers: expected at least 1, given {workers}")
     checked = [job if isinstance(job, Job) else job_from_mapping(job) for job in jobs]
-    _check_all(checked)
     by_place: dict[int, Outcome] = {}
-    for place, outcome in _as_they_end(checked, again, workers):
-        by_place[place] = outcome
-        print(f"[{len(by_place)}/{len(checked)}] {_outcome_line(outcome)}", flush=True)
+    with memory_errors_named(checked[0].output.parent if checked else OUTPUT_DIR):
+        _check_all(checked)
+        for place, outcome in _as_they_end(checked, again, workers):
+            by_place[place] = outcome
+            print(f"[{len(by_place)}/{len(checked)}] {_outcome_line(outcome)}", flush=True)
     outcomes = [by_place[place] for place in range(len(checked))]
     counts = [f"{sum(o.status == status for o in outcomes)} {status}" for status in ("finished", "skipped", "failed")]
     print(", ".join(counts), flush=True)

@@ -25,6 +25,7 @@ from newllm_core.model import NewLLM
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import DATA_DIR, load_tensors, read_json
 from newllm_core.runs.folder import RECORD_NAME, HeldRun, Record, RunFolder
+from newllm_core.runs.host_memory import memory_errors_named
 from newllm_core.runs.identity import refuse_other_run
 from newllm_core.training.phase1 import Phase1Result, train_phase1
 from newllm_core.training.phase2 import set_output_bias, train_phase2
@@ -128,8 +129,9 @@ def run_experiment(
             logger.info("complete already: %s", place.record_path)
         record = held.record or _run(held, settings, data_dir, phase1_dir)
     if save_model:
-        trained = load_model(record, run_dir, phase1_dir, data_dir)
-        trained.model.save_pretrained(run_dir / MODEL_FOLDER, record=record)
+        with memory_errors_named(run_dir):
+            trained = load_model(record, run_dir, phase1_dir, data_dir)
+            trained.model.save_pretrained(run_dir / MODEL_FOLDER, record=record)
     return record
 
 

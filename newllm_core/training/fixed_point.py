@@ -121,8 +121,8 @@ class CvfpPass:
         self.bf16 = training_products(config.products, device)
         largest = max(rows.stop - rows.start for rows in self.batches)
         # A GPU goes through autograd's graph, which it can record.
-        on_cpu = device.type == "cpu"
-        self.arithmetic = BatchGradient(self.block, self.embeds, self.bf16, largest) if on_cpu else None
+        without_graph = device.type == "cpu" and not runs_kernels(device)
+        self.arithmetic = BatchGradient(self.block, self.embeds, self.bf16, largest) if without_graph else None
         # Iteration 0: contexts without training. Rewritten in place, batch by batch, by every iteration.
         buffer = context_file(len(train_tokens), self.block.num_layers, self.block.context_dim, device)
         first = exact_contexts(self.block, self.embeds, self.zero, out=buffer)

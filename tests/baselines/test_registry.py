@@ -10,8 +10,14 @@ from torch import nn
 
 from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.networks import RecurrentNetwork
-from newllm_core.baselines.ngrams import unigram_baseline
-from newllm_core.baselines.registry import BASELINES, Baseline, baseline_config, build_network, register_baseline
+from newllm_core.baselines.registry import (
+    BASELINES,
+    Baseline,
+    baseline_config,
+    build_network,
+    register_baseline,
+    unigram_baseline,
+)
 from newllm_core.config.schema import ConfigError
 from newllm_core.studies.variants import known_variants, variant
 

@@ -216,6 +216,15 @@ def test_outputs_that_would_replace_something_are_refused(tmp_path: Path) -> Non
         notebooks.run_batch(jobs)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_what_a_killed_process_has_left_of_a_notebook_is_replaced(share: float, tmp_path: Path) -> None:
+    notebook = make_notebook(tmp_path / "in.ipynb", "print('once')")
+    content = notebook.read_bytes()
+    (tmp_path / "out.partial.ipynb").write_bytes(content[: int(share * len(content))])
+    assert printed(notebooks.run_notebook(notebook, tmp_path / "out.ipynb")) == "once\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.ipynb", "out.ipynb"]
+
+
 def test_batch_file_paths_start_at_the_projects_folder(tmp_path: Path) -> None:
     file = tmp_path / "runs.yaml"
     file.write_text(

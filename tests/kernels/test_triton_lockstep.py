@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from newllm_core.contexts import shooting
+from newllm_core.contexts import horizon, shooting
+from newllm_core.contexts.segments import MultipleShooting
 from newllm_core.contexts.shooting import exact_contexts, sequential_contexts
 from newllm_core.contexts.triton_lockstep import LARGEST_CONTEXT_DIM, LockStepKernel
 from newllm_core.model import ContextBlock
@@ -16,7 +17,7 @@ ROUNDING = 3e-5  # of float32 over some hundred steps
 @pytest.fixture(autouse=True)
 def _kernels_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shooting, "runs_kernels", lambda device: True)
-    monkeypatch.setattr(shooting, "_SHORTEST_KERNEL_SEGMENT", 16)
+    monkeypatch.setattr(horizon, "_SHORTEST_KERNEL_SEGMENT", 16)
 
 
 def _block(context_dim: int = 20, num_layers: int = 1, gains: bool = False, kind: tuple[float, float] = CONTRACTING):  # type: ignore[no-untyped-def]
@@ -80,7 +81,7 @@ def test_a_block_that_does_not_forget_is_walked_in_one_segment() -> None:
 
 def test_what_does_not_meet_is_left_to_one_walk(monkeypatch: pytest.MonkeyPatch) -> None:
     block, embeds = _block(), make_embeds(120, dtype=torch.float32)
-    monkeypatch.setattr(shooting._Shooting, "_expected_passes_doubled", lambda self: 1)
+    monkeypatch.setattr(MultipleShooting, "_expected_passes_doubled", lambda self: 1)
     found = exact_contexts(block, embeds, torch.zeros(20), segment_length=30)
     assert (found.contexts - _loop(block, embeds)).abs().max() < ROUNDING
 

@@ -14,7 +14,6 @@ from newllm_core.runs.files import RESULTS_DIR
 
 from .cases import Case, FailedError, Workshop
 from .plan import KINDS, all_cases, few_cases
-from .process import adopt_orphans
 from .report import write_report
 from .scenarios import prepare_process
 
@@ -49,7 +48,6 @@ def main() -> None:
     if arguments.report:
         write_report(noted())
         return
-    adopt_orphans()
     prepare_process()
     workshop, began = Workshop(WORK / "work"), time.monotonic()
     WORK.mkdir(parents=True, exist_ok=True)

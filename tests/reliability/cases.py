@@ -11,7 +11,7 @@ from typing import Any
 
 from .faults import counting
 from .process import Ended, left_behind, run
-from .scenarios import DATA, RUN, Scenario, write_user_text
+from .scenarios import DATA, RUN, Scenario, write_user_notebooks, write_user_text
 from .state import differing, values_differing
 
 SEED, OTHER_SEED = 42, 43
@@ -66,7 +66,7 @@ class Workshop:
             folder = self.root / f"finished-{scenario.name}-{seed}"
             if folder.exists():
                 shutil.rmtree(folder)
-            _fill(folder)
+            _fill(folder, scenario)
             ended = run(lambda: scenario.load(folder, seed), self.told())
             self.must_finish(ended, "uninterrupted")
             self._values[key] = ended.value
@@ -77,7 +77,7 @@ class Workshop:
         """A new folder for a case; with what tokenising has made, unless the case is about that."""
         folder = self.root / "case"
         shutil.rmtree(folder, ignore_errors=True)
-        _fill(folder)
+        _fill(folder, scenario)
         if with_tokens:
             shutil.copytree(self.finished(scenario) / DATA, folder / DATA, dirs_exist_ok=True)
         return folder
@@ -119,7 +119,9 @@ class Workshop:
                 raise FailedError(f"{when}: {part}/{difference}")
 
 
-def _fill(folder: Path) -> None:
+def _fill(folder: Path, scenario: Scenario) -> None:
     for part in (RUN, DATA):
         (folder / part).mkdir(parents=True)
     write_user_text(folder)
+    if scenario.name == "batch":
+        write_user_notebooks(folder)

@@ -4,7 +4,6 @@ A fault is set in the child alone, before its work begins.
 """
 
 import contextlib
-import ctypes
 import logging
 import os
 import pickle
@@ -30,8 +29,8 @@ from newllm_core.vision.search.journal import SearchError
 REFUSALS = (RunError, DataError, ConfigError, BatchError, SearchError, NotFiniteError)
 SECONDS = 120.0  # no case takes more than some
 _POLL_SECONDS = 0.002
-_ORPHAN_SECONDS = 20.0  # that a kernel may take to see that its parent has gone
-_PR_SET_CHILD_SUBREAPER = 36
+_ORPHAN_SECONDS = 60.0  # that a kernel may take to see that its parent has gone
+_MARK = "NEWLLM_RELIABILITY"  # in the environment of children: the process that forked them
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,7 @@ def start(work: Callable[[], Any], told: Path, fault: Callable[[], None] = lambd
 
 def _be_the_child(work: Callable[[], Any], told: Path, log: Path, fault: Callable[[], None]) -> None:
     said, answer = log.open("w", encoding="utf-8"), told.open("wb", buffering=0)
+    os.environ[_MARK] = str(os.getppid())
     os.dup2(said.fileno(), 1)
     os.dup2(said.fileno(), 2)
     handler = logging.StreamHandler(said)
@@ -124,17 +124,22 @@ def run(work: Callable[[], Any], told: Path, fault: Callable[[], None] = lambda:
     return start(work, told, fault).wait()
 
 
-def adopt_orphans() -> None:
-    """From now on what a killed child leaves running becomes a child of this process (Linux), and so is seen."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
 def left_behind() -> list[str]:
     """What runs on long after the child that started it was killed; it is ended."""
-    children = psutil.Process().children()
-    _, alive = psutil.wait_procs(children, timeout=_ORPHAN_SECONDS) if children else ([], [])
-    names = [" ".join(process.cmdline()) for process in alive]
-    for process in alive:
+    deadline = time.monotonic() + _ORPHAN_SECONDS
+    while (found := _descendants()) and time.monotonic() < deadline:
+        time.sleep(_ORPHAN_SECONDS / 50)
+    names = [" ".join(process.cmdline()) for process in found]
+    for process in found:
         process.kill()
-        process.wait()
     return names
+
+
+def _descendants() -> list[psutil.Process]:
+    """Programs that children of this process have started, by what they have in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(_MARK) == str(os.getpid()) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found

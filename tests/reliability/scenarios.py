@@ -206,21 +206,22 @@ def trials_of(summary: Mapping[str, Any]) -> Any:
 # --- notebooks --------------------------------------------------------------------------------------------------------
 
 
-def _batch(folder: Path, seed: int) -> Any:
+_NOTEBOOKS = "one.ipynb", "two.ipynb"
+
+
+def write_user_notebooks(folder: Path) -> None:
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    jobs = []
-    for name in ("one", "two"):
-        path = folder / f"{name}.ipynb"
-        if not path.exists():
-            cells = [
-                new_code_cell(f"note: int = {seed}\n", metadata={"tags": ["parameters"]}, id="a"),
-                new_code_cell(
-                    "import time\nfor part in range(3):\n    print(note * 7, part)\n    time.sleep(0.1)", id="b"
-                ),
-                new_code_cell("note ** 2", id="c"),
-            ]
-            nbformat.write(new_notebook(cells=cells, metadata=kernel), path)
-        jobs.append(Job(path, folder / RUN / f"{name}.ipynb", {"note": seed}))
+    for name in _NOTEBOOKS:
+        cells = [
+            new_code_cell("note: int = 0\n", metadata={"tags": ["parameters"]}, id="a"),
+            new_code_cell("import time\nfor part in range(3):\n    print(note * 7, part)\n    time.sleep(0.1)", id="b"),
+            new_code_cell("note ** 2", id="c"),
+        ]
+        nbformat.write(new_notebook(cells=cells, metadata=kernel), folder / name)
+
+
+def _batch(folder: Path, seed: int) -> Any:
+    jobs = [Job(folder / name, folder / RUN / name, {"note": seed}) for name in _NOTEBOOKS]
     outcomes = run_batch(jobs)
     failed = [outcome.error for outcome in outcomes if outcome.status == "failed"]
     if failed:
