@@ -125,15 +125,15 @@ def draw_whole_run(figures: dict[str, Any]) -> Figure:
     sides, runs = ("project", "plain"), figures["runs"]
     starts = np.zeros(2)
     for phase, colour in (("phase1", _COLOURS[0]), ("phase2", _COLOURS[1])):
-        seconds = np.array([np.mean([run[side][f"seconds_{phase}"] for run in runs]) for side in sides])
+        seconds = np.array([np.mean([run[side][f"cpu_seconds_{phase}"] for run in runs]) for side in sides])
         left.barh([1, 0], seconds, left=starts, color=colour, label=phase.replace("phase", "Phase "))
         starts += seconds
     left.set_yticks([1, 0], [f"{side}\nPPL {np.mean([run[side]['perplexity'] for run in runs]):.1f}" for side in sides])
     tokens = runs[0]["project"]["train_tokens"]
-    left.set(xlabel=f"seconds, mean of {len(runs)} (lower is better)", title=f"cpu profile, {tokens:,} tokens")
+    left.set(xlabel=f"CPU seconds (lower is better), seeds: {len(runs)}", title=f"cpu profile, {tokens:,} tokens")
     left.legend()
     labels = ("Phase 1", "Phase 2", "whole run")
-    ratios = [figures["ratio_phase1"], figures["ratio_phase2"], figures["ratio"]]
+    ratios = [figures["cpu_ratio_phase1"], figures["cpu_ratio_phase2"], figures["cpu_ratio"]]
     _bars(right, labels, ratios, [_COLOURS[0], _COLOURS[1], _COLOURS[5]])
     _target(right, report.WHOLE_RUN_TARGET, f"target of the whole run: {report.WHOLE_RUN_TARGET:g}")
     right.set(xlabel=_RATIO_LABEL)

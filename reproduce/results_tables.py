@@ -225,7 +225,8 @@ def diversity() -> str:
 
 def speed() -> str:
     """Times as fast as the plain reading: medians of interleaved rounds, with the smallest and largest round."""
-    parts = {name: part["figures"] for name, part in read_json(REFERENCE_DIR / "benchmark_core.json")["parts"].items()}
+    measured = read_json(REFERENCE_DIR / "benchmark_core.json")["parts"]
+    parts = {name: part["figures"] for name, part in measured.items()}
 
     def ratio(case: Mapping[str, Any], name: str) -> str:
         low, high = case["ratio_range"][name]
@@ -240,20 +241,33 @@ def speed() -> str:
         for one in parts["a"]["streams"]
     ]
     iteration, check, whole = parts["b"]["iteration"], parts["b"]["validation_check"], parts["d"]
+    of_part = ["a"] * len(rows)
     rows += [
         ["one iteration of Phase 1, stale contexts", ratio(iteration, "project")],
         ["the same, exact contexts (plain has stale ones only)", ratio(iteration, "project, exact contexts")],
         ["one validation check of Phase 1", ratio(check, "project")],
+        ["a pass of predictive Phase 1, against automatic gradients", ratio(parts["b"]["predictive_pass"], "project")],
     ]
+    of_part += ["b"] * (len(rows) - len(of_part))
     rows += [
         [f"Phase 2, batch {one['batch']:,}, E = {one['embed_dim']}, `{name}`", ratio(one, name)]
         for one in parts["c"]["epochs"]
         for name in one["ratio"]
     ]
+    of_part += ["c"] * (len(rows) - len(of_part))
     epochs = max(run["project"]["epochs"] for run in whole["runs"])
-    for what, key in (("Phase 1", "ratio_phase1"), ("Phase 2", "ratio_phase2"), ("both", "ratio")):
-        rows.append([f"the whole `cpu` profile with {epochs} epochs at most: {what}", f"{whole[key]:.2f}"])
-    return markdown(["what", "times as fast as plain (rounds)"], rows)
+    for what, key in (("Phase 1", "cpu_ratio_phase1"), ("Phase 2", "cpu_ratio_phase2"), ("both", "cpu_ratio")):
+        rows.append([f"the whole `cpu` profile with {epochs} epochs at most, CPU seconds: {what}", f"{whole[key]:.2f}"])
+    of_part += ["d"] * (len(rows) - len(of_part))
+    # Figures of two kinds of processor stand side by side, each with its own.
+    kinds = [_processor(measured[part]["machine"]) for part in of_part]
+    with_kinds = [[*row, kind] for row, kind in zip(rows, kinds, strict=True)]
+    return markdown(["what", "times as fast as plain (rounds)", "processor"], with_kinds)
+
+
+def _processor(machine: Mapping[str, Any]) -> str:
+    name = machine["cpu"].split(",")[0].replace("(R)", "").replace(" Processor", "")
+    return f"{name}, {machine['instruction_set'].upper()}" if "instruction_set" in machine else str(name)
 
 
 def few_tokens() -> str:
