@@ -151,7 +151,7 @@ def exact_contexts(
 def _tiny_stream(block: ContextBlock, token_embeds: Tensor, initial: Tensor) -> ExactContexts:
     """The definition itself: preparing anything would take longer than these few steps."""
     contexts = sequential_contexts(block, token_embeds, initial)
-    end = contexts[-1]
+    end = contexts[-1].clone()
     refuse_not_finite(end)
     return ExactContexts(contexts, end, 1, 0.0, True, len(contexts), None)
 

@@ -14,10 +14,10 @@ _OPS = torch.ops.aten
 
 
 class LayerArithmetic:
-    """One layer's weights as they are now.
+    """One layer's weights, for the time in which nobody changes them.
 
     Args:
-        layer: whose later weights are not seen.
+        layer: its weights are read, not copied.
         bf16: multiply bfloat16 numbers; sums, LayerNorm and everything stored stay as they were.
     """
 

@@ -95,7 +95,7 @@ class PartsByType:
             weights = [] if layer.from_token is None else layer.from_token.weight.split(width, dim=1)
             tables = [self.embeds @ weight.T for weight in weights]
             # The token itself is always there, so its table carries the bias.
-            self.tables.append([*tables[:-1], tables[-1] + bias] if tables else [bias.detach().unsqueeze(0)])
+            self.tables.append([*tables[:-1], tables[-1] + bias] if tables else [bias.detach().clone().unsqueeze(0)])
 
     def __len__(self) -> int:
         return self.rows.shape[1]

@@ -7,6 +7,8 @@ so a copy that was cut, or is still being written, is not taken for one. The new
 
 import json
 import logging
+import os
+import re
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ logger = logging.getLogger("newllm")
 
 _NUM_KEPT = 2
 _NAME_DIGITS = 16
+_MARK = re.compile(r"\d{6,}\.[0-9a-f]{64}")
 
 
 def copies_folder(copy_to: str | None, kind: str, identity: Identity) -> Path | None:
@@ -57,13 +60,13 @@ def _remove_older(copies: Path) -> None:
     for mark in marks[_NUM_KEPT:]:
         mark.unlink()
     for archive in copies.glob("*.zip"):
-        if archive.stem < oldest:
+        if archive.stem.isdigit() and archive.stem < oldest:
             archive.unlink()
 
 
 def _marks(copies: Path) -> list[Path]:
-    """What says that a copy is whole, the newest first."""
-    return sorted((path for path in copies.glob("*.*") if path.suffix != ".zip"), reverse=True)
+    """What says that a copy is whole, the newest first; a drive has files of its own beside them."""
+    return sorted((path for path in copies.glob("*.*") if _MARK.fullmatch(path.name)), reverse=True)
 
 
 def restore(copies: Path, targets: Mapping[str, Path]) -> bool:
@@ -71,14 +74,21 @@ def restore(copies: Path, targets: Mapping[str, Path]) -> bool:
 
     A name that ends with "/" stands for everything below it. Names that are not expected are left alone.
     """
-    for mark in _marks(copies) if copies.is_dir() else []:
+    for mark in _marks(copies) if os.path.isdir(copies) else []:  # noqa: PTH112
         archive = mark.with_suffix(".zip")
-        if archive.is_file() and f".{sha256_file(archive)}" == mark.suffix:
+        if _is_whole(archive, mark):
             _extract(archive, targets)
             logger.info("went on from the copy %s", archive)
             return True
-        logger.warning("%s does not match its checksum; looking for the copy before", archive)
+        logger.warning("%s cannot be read, or does not match its checksum; looking for the copy before", archive)
     return False
+
+
+def _is_whole(archive: Path, mark: Path) -> bool:
+    try:
+        return f".{sha256_file(archive)}" == mark.suffix
+    except OSError:  # not there, or a drive that reports an error
+        return False
 
 
 def _extract(archive: Path, targets: Mapping[str, Path]) -> None:

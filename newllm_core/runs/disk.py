@@ -1,6 +1,7 @@
 """What a disk refuses, said in one sentence: which file, bytes needed and free, what is safe, how to go on."""
 
 import errno
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -70,7 +71,8 @@ def _megabytes(num_bytes: int) -> str:
 
 def free_bytes(path: Path) -> int:
     """Of the disk of the nearest folder above ``path`` that is there."""
-    place = next((parent for parent in (path, *path.absolute().parents) if parent.exists()), Path("/"))
+    # `os.path.exists` is also content with a disk that has vanished, where `Path.exists` raises.
+    place = next((parent for parent in (path, *path.absolute().parents) if os.path.exists(parent)), Path("/"))  # noqa: PTH110
     return shutil.disk_usage(place).free
 
 

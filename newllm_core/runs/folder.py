@@ -121,8 +121,9 @@ class RunFolder:
             copy_files(self.copies, {name: path for name, path in self._results().items() if path.is_file()})
 
     def _restored(self) -> bool:
-        """Whether a copy was taken up, where nothing is here to go on from."""
-        if self.copies is None or any(self.checkpoint.glob("*")):
+        """Whether a copy was taken up, where nothing is here to go on from: a copy's JSON comes last, so that one which
+        was cut is taken up again."""
+        if self.copies is None or any(self.checkpoint.glob("*.json")):
             return False
         return restore(self.copies, {**self._results(), CHECKPOINT_NAME: self.checkpoint})
 

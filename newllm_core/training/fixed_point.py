@@ -204,13 +204,13 @@ class CvfpPass:
         contexts = arithmetic.forward(inputs, rows)
         seen = contexts.detach().requires_grad_()
         diversity = self.diversity(seen)
-        (led,) = torch.autograd.grad(diversity, [seen])
+        led = torch.autograd.grad(diversity, [seen])[0] if diversity.requires_grad else torch.zeros_like(seen)
         weight, share, squares = self.config.dist_reg_weight, len(self.batches), contexts.new_empty(len(contexts))
 
         def total_gradient(part: slice) -> Tensor:
             change = contexts[part] - previous[part]
             torch.linalg.vector_norm(change, dim=1, out=squares[part])
-            return led[part].mul_(weight / share).add_(change, alpha=2 * (1 - weight) / (share * contexts.numel()))
+            return (led[part] * (weight / share)).add_(change, alpha=2 * (1 - weight) / (share * contexts.numel()))
 
         arithmetic.backward(inputs, rows, total_gradient)
         squares = squares.square() / contexts.shape[1]

@@ -18,6 +18,7 @@ from newllm_core.config.hyperparameters import Settings
 from newllm_core.config.schema import changed
 from newllm_core.experiment import run as experiment_module
 from newllm_core.experiment.folder_names import run_folder_name
+from newllm_core.runs import copies
 from newllm_core.runs.identity import figures_of
 
 
@@ -110,7 +111,7 @@ def test_a_copy_that_was_cut_is_not_used(
     newest.write_bytes(newest.read_bytes()[:-100])
     (copies / "999999.zip").write_bytes(b"never finished")
     assert figures_of(on_a_fresh_machine(tmp_path, settings)) == figures_of(whole)
-    assert f"{newest} does not match its checksum; looking for the copy before" in caplog.text
+    assert f"{newest} cannot be read, or does not match its checksum; looking for the copy before" in caplog.text
 
 
 def test_a_drive_that_is_away_stops_nothing(
@@ -122,3 +123,52 @@ def test_a_drive_that_is_away_stops_nothing(
     away = dataclasses.replace(settings, run=dataclasses.replace(settings.run, copy_to=str(tmp_path / "file" / "x")))
     assert figures_of(run_small(tmp_path / "first", tmp_path / "data", away)) == figures_of(whole)
     assert "no copy was written: " in caplog.text and "could not be read or written" in caplog.text
+
+
+def copied(tmp_path: Path, number: int) -> dict[str, Path]:
+    path = tmp_path / "local" / "one.txt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"state {number}")
+    return {"one.txt": path}
+
+
+def test_files_that_a_drive_keeps_beside_the_copies_are_neither_counted_nor_removed(tmp_path: Path) -> None:
+    drive, target = tmp_path / "drive", tmp_path / "restored.txt"
+    drive.mkdir()
+    strangers = ["desktop.ini", "notes.txt", ".DS_Store", "photo.zip", "000009.zip.a1.partial"]
+    for name in strangers:
+        (drive / name).touch()
+    for number in (1, 2, 3):
+        assert copies.copy_files(drive, copied(tmp_path, number))
+    assert {path.name for path in drive.glob("[0-9]*.zip")} == {"000002.zip", "000003.zip"}
+    assert all((drive / name).exists() for name in strangers)
+    assert copies.restore(drive, {"one.txt": target}) and target.read_text() == "state 3"
+
+
+def test_a_copy_that_cannot_be_read_is_passed_over_for_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive, target = tmp_path / "drive", tmp_path / "restored.txt"
+    for number in (1, 2):
+        copies.copy_files(drive, copied(tmp_path, number))
+    read = copies.sha256_file
+
+    def fails_for_the_newest(path: Path) -> str:
+        if path.stem == "000002":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(copies, "sha256_file", fails_for_the_newest)
+    assert copies.restore(drive, {"one.txt": target}) and target.read_text() == "state 1"
+
+
+def test_a_copy_that_was_taken_up_by_half_is_taken_up_again(
+    tmp_path: Path, settings: Settings, whole: dict[str, Any]
+) -> None:
+    """The weights were written, the JSON that makes them a checkpoint was not."""
+    interrupted(tmp_path, settings, "Phase 2", 1)
+    (checkpoint,) = {path.parent for path in (tmp_path / "first").rglob("checkpoint-*.json")}
+    half = tmp_path / "fresh" / "run" / checkpoint.relative_to(tmp_path / "first")
+    half.mkdir(parents=True)
+    (half / "000001.safetensors").write_bytes(b"half")
+    assert figures_of(on_a_fresh_machine(tmp_path, settings)) == figures_of(whole)

@@ -84,3 +84,19 @@ def test_other_errors_stay_what_they_are(error: Exception, tmp_path: Path) -> No
     with pytest.raises(type(error), match=str(error.args[-1])) as caught, disk_errors_named(tmp_path):
         raise error
     assert caught.value is error
+
+
+def test_a_disk_that_has_vanished_is_named_although_nothing_can_be_asked_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a mounted drive whose connection broke: even whether a file exists is an error."""
+    gone, stat = tmp_path / "gone", os.stat
+
+    def vanished(path: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(str(gone)):
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", vanished)
+    with pytest.raises(DiskError, match="the disk has vanished.*MB are free"), disk_errors_named(gone / "x", 10):
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")

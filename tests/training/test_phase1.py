@@ -351,3 +351,10 @@ def test_the_window_of_a_stream_is_its_rows() -> None:
     window = _Rows(stream, slice(50, 90))
     assert len(window) == 40
     assert torch.equal(window[3:7], stream[53:57]) and torch.equal(window[30:99], stream[80:90])
+
+
+@pytest.mark.parametrize("loss", [lambda contexts: contexts.new_zeros(()), lambda contexts: 0 * contexts.sum()])
+def test_a_diversity_loss_may_be_constant_or_a_plain_sum(loss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(losses.DIVERSITY_ALGORITHMS, "none", loss)
+    history = train(make_model(), diversity_algorithm="none", max_iterations=2).history
+    assert history is not None and [row.diversity for row in history.iterations] == [0.0, 0.0]
