@@ -119,7 +119,7 @@ def test_phase_1_in_its_folder(finished: Finished, monkeypatch: pytest.MonkeyPat
 
     assert phase1(finished.copy)["effective_rank"] == finished.record["phase1"]["effective_rank"]
     change_one_byte(finished.text)
-    with pytest.raises(RunError, match="phase1 holds another run: it read other text"):
+    with pytest.raises(RunError, match="phase1.json holds another run: it read other text"):
         phase1(finished.text)
 
 

@@ -19,10 +19,10 @@ from newllm_core.baselines.train import train_baseline
 from newllm_core.config.hyperparameters import RunConfig
 from newllm_core.gpu_memory import DeviceBatch
 from newllm_core.losses import NotFiniteError
-from newllm_core.model import ContextBlock
 from newllm_core.runs import checkpoint as checkpoint_module
 from newllm_core.runs.checkpoint import CheckpointBudget, CheckpointPlace
 from newllm_core.runs.files import RunError
+from newllm_core.training.batch_gradient import BatchGradient
 from newllm_core.training.loop import TrainingLoop
 from newllm_core.training.phase1 import finish_phase1, train_phase1
 from newllm_core.training.phase2 import train_phase2
@@ -240,7 +240,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 
 # What computes the rows of a step, and how many fit: half of them.
 LIMITED: dict[str, tuple[type, str, int]] = {
-    "fixed point": (ContextBlock, "forward", 50), "predictive": (PredictivePass, "_contexts", 2),
+    "fixed point": (BatchGradient, "forward", 50), "predictive": (PredictivePass, "_contexts", 2),
     "gru": (RecurrentNetwork, "forward", 2), "lstm": (RecurrentNetwork, "forward", 2),
     "mingru": (MinGruNetwork, "forward", 2), "nkat": (NkatModel, "forward", 8),
 }  # fmt: skip
