@@ -4,9 +4,9 @@ A fault is set in the child alone, before its work begins.
 """
 
 import contextlib
+import json
 import logging
 import os
-import pickle
 import signal
 import sys
 import time
@@ -59,8 +59,8 @@ class Child:
             self.kill()
             return Ended("hung", f"did not end in {seconds:g} s", log=self._log())
         try:
-            how, text, value = pickle.loads(self.told.read_bytes())
-        except (FileNotFoundError, EOFError, pickle.UnpicklingError):
+            how, text, value = json.loads(self.told.read_bytes())
+        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
             how, text, value = "killed", f"status {status}", None
         return Ended(how, text, value, self._log())
 
@@ -83,7 +83,8 @@ class Child:
 
 
 def start(work: Callable[[], Any], told: Path, fault: Callable[[], None] = lambda: None) -> Child:
-    """Fork; the child sets ``fault`` and does ``work``. ``told``: where it writes how it ended, outside its folders."""
+    """Fork; the child sets ``fault`` and does ``work``, whose value JSON can hold. ``told``: where it writes how it
+    ended, outside its folders."""
     told.parent.mkdir(parents=True, exist_ok=True)
     log = told.with_suffix(".log")
     for path in (told, log):
@@ -114,7 +115,7 @@ def _be_the_child(work: Callable[[], Any], told: Path, log: Path, fault: Callabl
         ended = ("refused", f"{type(error).__name__}: {error}", None)
     except BaseException:
         ended = ("crashed", traceback.format_exc(), None)
-    answer.write(pickle.dumps(ended))
+    answer.write(json.dumps(ended).encode())
     said.flush()
     os._exit(0)
 
