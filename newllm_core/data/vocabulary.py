@@ -97,7 +97,7 @@ def token_byte_lengths(vocabulary: Vocabulary | None = None) -> Tensor:
     """Bytes of text that each token id stands for, int64 `[V]`; None: of GPT-2's.
 
     A byte-level vocabulary writes every byte as one character; others write a blank as `▁` and a byte that is no
-    character as `<0x0A>`. Special tokens, which are markup, stand for no text. Not to be changed: kept for the next call.
+    character as `<0x0A>`. Special tokens, which are markup, stand for no text. Nobody is to change what is returned.
     """
     vocabulary = vocabulary or gpt2_vocabulary()
     if vocabulary.sha256 not in _BYTE_LENGTHS:
