@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from newllm_core.config.hyperparameters import Phase1Config
 from newllm_core.contexts.shooting import exact_contexts
-from newllm_core.contexts.store import context_file
+from newllm_core.contexts.store import allocate_contexts, context_file
 from newllm_core.gpu_memory import DeviceBatch, accumulate_in_parts
 from newllm_core.losses import cvfp_loss, diversity_loss, refuse_not_finite
 from newllm_core.metrics.convergence import count_converged
@@ -270,7 +270,9 @@ class CvfpPass:
     def _entering_rows(self, count: int) -> Tensor:
         """`[count, L, C]` to write to. Kept: fresh memory of that size costs a tenth of what is computed into it."""
         if self.entering is None or len(self.entering) < count:
-            self.entering = self.zero.new_empty(count, self.block.num_layers, self.block.context_dim)
+            shape = count, self.block.num_layers, self.block.context_dim
+            on_cpu = self.zero.device.type == "cpu"
+            self.entering = allocate_contexts(*shape, self.zero.device) if on_cpu else self.zero.new_empty(shape)
         return self.entering[:count]
 
     def _with_noise(self, iteration: int, inputs: Tensor, rows: slice) -> Tensor:
