@@ -86,5 +86,7 @@ def _finished(out: Path) -> int:
 
 def _is_own(path: Path, number: int) -> bool:
     """Whether an executed notebook holds the output of its own parameter, once."""
+    if not path.exists():
+        return True  # lost, which is counted
     outputs = [output.get("text", "") for cell in nbformat.read(path, as_version=4).cells for output in cell.outputs]
     return outputs == [f"number {number}\n"]

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engine_notebooks import batches_of_notebooks
+from benchmarks.engine_notebooks import NUMBER, batches_of_notebooks
 from benchmarks.machine import machine_facts
 from newllm_core.batch.engines import engine_of
 from newllm_core.batch.local_engine import LocalEngine
@@ -40,8 +40,9 @@ FULL = {
     "num_threads": 1, "device": "cpu",
 }  # fmt: skip
 QUICK = {**FULL, "num_samples": 2, "embed_dim": 16, "context_dim": 24, "max_iterations": 2, "max_epochs": 1}
+QUICK_NOTEBOOKS = 12
 KILL_AFTER = 3  # runs that have ended
-_PREEMPTED_SECONDS = 10
+_PREEMPT_AFTER_SECONDS, _PREEMPTED_SECONDS = 6, 10
 
 
 class Bench:
@@ -114,9 +115,9 @@ def slurm(bench: Bench) -> dict[str, Any]:
 
 
 def _preempt() -> None:
-    """A job of a partition that goes before takes all cores for some seconds."""
-    words = ["sbatch", "--partition=high", "--exclusive", "--output=/dev/null", f"--wrap=sleep {_PREEMPTED_SECONDS}"]
-    subprocess.run(words, check=True, capture_output=True)
+    """Soon, in the middle of runs, a job of a partition that goes before takes all cores for some seconds."""
+    how = ["--partition=high", "--exclusive", f"--begin=now+{_PREEMPT_AFTER_SECONDS}", "--output=/dev/null"]
+    subprocess.run(["sbatch", *how, f"--wrap=sleep {_PREEMPTED_SECONDS}"], check=True, capture_output=True)
 
 
 def ray(bench: Bench) -> dict[str, Any]:
@@ -155,7 +156,10 @@ def two_nodes() -> Iterator[tuple[str, Any]]:
         cluster.shutdown()
 
 
-def measured(parts: Sequence[str], root: Path, parameters: dict[str, Any]) -> dict[str, Any]:
+_OF: Mapping[str, Callable[[Any], dict[str, Any]]] = {"local": local, "ray": ray, "slurm": slurm}
+
+
+def measured(parts: Sequence[str], root: Path, parameters: dict[str, Any], notebooks: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     bench = Bench(root, parameters) if set(parts) - {"notebooks"} else None
     if bench is not None:
@@ -163,7 +167,7 @@ def measured(parts: Sequence[str], root: Path, parameters: dict[str, Any]) -> di
     for part in parts:
         load = os.getloadavg()
         try:
-            figures = batches_of_notebooks(root / "notebooks") if part == "notebooks" else globals()[part](bench)
+            figures = batches_of_notebooks(root / "notebooks", notebooks) if part == "notebooks" else _OF[part](bench)
         except EngineError as error:
             print(f"{part}: {error}", flush=True)
             continue
@@ -181,8 +185,9 @@ def main() -> None:
     root = RESULTS_DIR / ("benchmark_quick" if arguments.quick else "benchmark") / "engines"
     output = root.with_suffix(".json") if arguments.quick else REFERENCE_DIR / "engines.json"
     earlier = read_json(output)["parts"] if output.exists() else {}
-    found = measured(arguments.only, root, QUICK if arguments.quick else FULL)
-    write_json(output, {"parts": {**earlier, **found}, "parameters": FULL, "machine": machine_facts()})
+    parameters, notebooks = (QUICK, QUICK_NOTEBOOKS) if arguments.quick else (FULL, NUMBER)
+    found = measured(arguments.only, root, parameters, notebooks)
+    write_json(output, {"parts": {**earlier, **found}, "parameters": parameters, "machine": machine_facts()})
 
 
 if __name__ == "__main__":

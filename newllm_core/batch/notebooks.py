@@ -17,7 +17,6 @@ from typing import Any
 
 import nbformat
 import papermill
-from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from newllm_core.batch.jobs import (
@@ -41,7 +40,10 @@ from newllm_core.runs.lock import owned
 
 
 class KernelDiedError(BatchError):
-    """The process of a notebook ended without an error of the notebook's."""
+    """A kernel that ended, or never answered, without an error of the notebook's.
+
+    As when another program took the port that jupyter_client had found free for it: of a hundred notebooks, one.
+    """
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ def _execute(job: Job, progress_bar: bool) -> Path:
             if partial.exists():
                 partial.replace(failed)
                 reason += f" (executed up to there: {failed})"
-        kind = KernelDiedError if isinstance(error, DeadKernelError) else BatchError
+        # nbclient's RuntimeErrors are of kernels that died, or never answered; those of cells come as papermill's.
+        kind = KernelDiedError if isinstance(error, RuntimeError) else BatchError
         raise kind(f"{notebook}: {reason}") from error
     executed.metadata["newllm"] = made
     executed.metadata["papermill"]["output_path"] = str(output)

@@ -128,6 +128,28 @@ def test_workers_run_notebooks_side_by_side_and_outcomes_keep_the_order_of_the_j
         notebooks.run_batch(jobs, workers=0)
 
 
+@pytest.mark.parametrize(("failures", "status"), [(2, "finished"), (9, "failed")])
+def test_a_kernel_that_dies_or_never_answers_is_started_again(
+    failures: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = list[Path]()
+
+    def execute(notebook: Path, partial: Path, injected: dict[str, Any], progress_bar: bool) -> Any:
+        tries.append(partial)
+        executed = nbformat.read(notebook, as_version=4)
+        nbformat.write(executed, partial)
+        if len(tries) <= failures:
+            raise RuntimeError("Kernel didn't respond in 60 seconds")
+        executed.metadata["papermill"] = {}
+        return executed
+
+    monkeypatch.setattr(notebooks.papermill, "execute_notebook", execute)
+    (outcome,) = notebooks.run_batch([Job(make_notebook(tmp_path / "in.ipynb"), tmp_path / "out" / "in.ipynb")])
+    assert (outcome.status, len(tries)) == (status, 3)
+    assert outcome.job.output.exists() == (status == "finished")
+    assert status == "finished" or "Kernel didn't respond in 60 seconds" in str(outcome.error)
+
+
 def test_command_line_runs_a_notebook_with_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     notebook = make_notebook(tmp_path / "in.ipynb", "print(num_samples, phase1_learning_rate)")
     given = ["-p", "num_samples", "4", "-p", "phase1_learning_rate", "1e-3"]
