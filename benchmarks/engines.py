@@ -5,14 +5,16 @@
     python -m benchmarks.engines --quick                  # tiny runs, figures of no meaning, below results/
 
 Twelve runs of the embedded corpus, one thread each. `ray` is a cluster of two nodes on this machine, one of which is
-killed in the middle; `slurm` is submitit's local executor; `notebooks` are 100 runs in batches of four, killed once.
+killed in the middle; `slurm` is submitit's local executor, and SLURM itself where `slurm_here.sh` has started it;
+`notebooks` are 100 runs in batches of four, killed once.
 """
 
 import argparse
 import os
 import shutil
+import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ FULL = {
 }  # fmt: skip
 QUICK = {**FULL, "num_samples": 2, "embed_dim": 16, "context_dim": 24, "max_iterations": 2, "max_epochs": 1}
 KILL_AFTER = 3  # runs that have ended
+_PREEMPTED_SECONDS = 10
 
 
 class Bench:
@@ -95,28 +98,45 @@ def local(bench: Bench) -> dict[str, Any]:
 
 
 def slurm(bench: Bench) -> dict[str, Any]:
+    """submitit's local executor; and SLURM where it is there (`slurm_here.sh`), its jobs preempted once."""
     from newllm_core.batch.slurm_engine import SlurmEngine
 
-    one = bench.on("slurm", SlurmEngine(bench.root / "submitit", workers=1, cluster="local"))
-    return {"executor": "submitit's local", "workers_1": one, "overhead_seconds_per_run": bench.overhead(one)}
+    one = bench.on("slurm-local", SlurmEngine(bench.root / "submitit", cluster="local"))
+    found = {"local_executor": one, "overhead_seconds_per_run": bench.overhead(one)}
+    if shutil.which("squeue") is None or subprocess.run(["squeue"], capture_output=True).returncode:
+        return found
+    real = bench.on("slurm", SlurmEngine(bench.root / "slurm"))
+    preempted = _Disturbed(SlurmEngine(bench.root / "slurm", workers=2), _preempt)
+    return {
+        **found, "slurm": real, "overhead_seconds_per_run_of_slurm": bench.overhead(real),
+        "slurm_preempted": bench.on("slurm-preempted", preempted),
+    }  # fmt: skip
+
+
+def _preempt() -> None:
+    """A job of a partition that goes before takes all cores for some seconds."""
+    words = ["sbatch", "--partition=high", "--exclusive", "--output=/dev/null", f"--wrap=sleep {_PREEMPTED_SECONDS}"]
+    subprocess.run(words, check=True, capture_output=True)
 
 
 def ray(bench: Bench) -> dict[str, Any]:
     one = bench.on("ray-1", engine_of("ray", bench.root, workers=1))
     with two_nodes() as (address, kill):
-        engine = _KillsANode(engine_of("ray", bench.root, workers=2, address=address), kill)
+        engine = _Disturbed(engine_of("ray", bench.root, workers=2, address=address), kill)
         killed = bench.on("ray-2", engine)
     return {"workers_1": one, "one_of_two_nodes_killed": killed, "overhead_seconds_per_run": bench.overhead(one)}
 
 
-class _KillsANode:
-    def __init__(self, engine: Engine, kill: Any) -> None:
-        self.engine, self.kill = engine, kill
+class _Disturbed:
+    """An engine with which something happens in the middle of the list."""
+
+    def __init__(self, engine: Engine, disturb: Callable[[], object]) -> None:
+        self.engine, self.disturb = engine, disturb
 
     def run(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         for number, ended in enumerate(self.engine.run(tasks), start=1):
             if number == KILL_AFTER:
-                self.kill()
+                self.disturb()
             yield ended
 
 
@@ -126,10 +146,9 @@ def two_nodes() -> Iterator[tuple[str, Any]]:
     engine_of("ray", Path())  # says what is missing, and keeps Ray from sending anything
     from ray.cluster_utils import Cluster
 
-    here = {"node_ip_address": "127.0.0.1"}
     # Heads have no cores of their own here, so that the killed node is one that works; which, is all the same.
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **here})
-    nodes = [cluster.add_node(num_cpus=1, **here) for _ in range(2)]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     try:
         yield cluster.address, lambda: cluster.remove_node(nodes[0], allow_graceful=False)
     finally:

@@ -12,10 +12,9 @@ from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
-import torch
-
 from newllm_core.batch.tasks import RETRIES, Ended, EngineError, Task, died, run_task
 
+_PRELOADED = [__name__, "newllm_core.studies.runners"]
 _SAVING_SECONDS = 60.0  # that a worker has to save and end, once it was asked to
 
 
@@ -35,9 +34,9 @@ class LocalEngine:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Ended]]:
         """As ``Engine.run``. When it is left early, the workers are asked to save, and are ended."""
-        waiting, gpus = deque(range(len(tasks))), torch.cuda.device_count()
+        waiting = deque(range(len(tasks)))
         tries = dict.fromkeys(waiting, 0)
-        workers = [_Worker(str(number % gpus) if gpus else None) for number in range(min(self.workers, len(tasks)))]
+        workers = [_Worker(gpu) for gpu in _gpus(min(self.workers, len(tasks)))]
         try:
             while True:
                 for worker in workers:
@@ -56,6 +55,14 @@ class LocalEngine:
                         yield place, ended or died(worker.how_it_died, tries[place])
         finally:
             _stop(workers)
+
+
+def _gpus(workers: int) -> list[str | None]:
+    """One for each worker, in turn; None where there is none."""
+    import torch  # here, since a worker that needs none is there sooner without it
+
+    count = torch.cuda.device_count()
+    return [str(number % count) if count else None for number in range(workers)]
 
 
 def _with_news(workers: Sequence["_Worker"]) -> list["_Worker"]:
@@ -95,9 +102,9 @@ class _Worker:
             return place, None
 
     def _start(self) -> None:
-        # Forked from a process that has torch and nothing else: a worker is there in an instant, without our threads.
+        # Forked from a process that has imported what runs need and done nothing else: a worker is there in an instant.
         server = multiprocessing.get_context("forkserver")
-        server.set_forkserver_preload([__name__])
+        server.set_forkserver_preload(_PRELOADED)
         self.pipe, theirs = server.Pipe()
         self.process = server.Process(target=_serve, args=(theirs, self.gpu), name="newllm worker")
         self.process.start()

@@ -4,9 +4,10 @@ All nodes have this package, and one folder for data and results. Without SLURM,
 processes of this machine (``cluster="local"``).
 """
 
+import subprocess
 import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +21,9 @@ try:
 except ImportError as error:
     raise EngineError("engine 'slurm': expected the package submitit; pip install -e '.[slurm]'") from error
 
-_LOOK_SECONDS = 0.2  # between two looks at what jobs have left; SLURM itself is asked by submitit, more rarely
+_LOOK_SECONDS = 0.2  # between two looks at what jobs have left
+_QUEUE_SECONDS = 5.0  # between two questions to SLURM
+_LOOKS_MISSED = 3  # in its queue, without a result, until a job counts as dead
 _TIMEOUTS = 10_000  # a long run may be preempted as often as it is
 
 
@@ -55,18 +58,20 @@ class SlurmEngine:
         waiting, running, tries = deque(range(len(tasks))), dict[int, Any](), dict.fromkeys(range(len(tasks)), 0)
         # SLURM holds an array back by itself; local jobs all begin at once.
         room = len(tasks) if self.cluster == "slurm" else self.workers
+        queue: _Queue | _Processes = _Queue() if self.cluster == "slurm" else _Processes()
         try:
             while waiting or running:
                 chosen = [waiting.popleft() for _ in range(min(len(waiting), room - len(running)))]
                 for place in chosen:
                     tries[place] += 1
                 running |= self._submit(executor, {place: tasks[place] for place in chosen})
-                for place in [place for place, job in running.items() if job.done()]:
-                    ended, reason = _result(running.pop(place), self.cluster == "local")
+                for place in queue.ended(running):
+                    job = running.pop(place)
+                    ended = job.result() if _has_result(job) else None
                     if ended is None and tries[place] <= self.retries:
                         waiting.appendleft(place)
                     else:
-                        yield place, ended or died(reason, tries[place])
+                        yield place, ended or died(f"job {job.job_id} left no result", tries[place])
                 time.sleep(_LOOK_SECONDS)
         finally:
             for job in running.values():
@@ -100,15 +105,42 @@ class SlurmEngine:
         return jobs
 
 
-def _result(job: Any, at_once: bool) -> tuple[Ended | None, str]:
-    """What became of the task, or None and why its process ended without a result.
+def _has_result(job: Any) -> bool:
+    """submitit writes one at the end of a call, whatever came of it."""
+    found: bool = job.paths.result_pickle.exists()
+    return found
 
-    ``at_once``: files are seen as soon as they are written; submitit would wait for one that a cluster's disk delays.
+
+class _Processes:
+    """Jobs that are processes of this machine."""
+
+    def ended(self, jobs: Mapping[int, Any]) -> list[int]:
+        return [place for place, job in jobs.items() if job.done()]
+
+
+class _Queue:
+    """Jobs of SLURM. Whether it still has them says `squeue`: `sacct`, which submitit asks, needs an accounting
+    database, and without one a job that was killed would seem to run for ever.
     """
-    if at_once and not job.paths.result_pickle.exists():
-        return None, f"job {job.job_id} left no result"
-    try:
-        ended: Ended = job.result()
-    except submitit.core.utils.UncompletedJobError:
-        return None, f"job {job.job_id} left no result, its state is {job.state}"
-    return ended, ""
+
+    def __init__(self) -> None:
+        self._looked, self._missed = time.monotonic(), Counter[str]()
+
+    def ended(self, jobs: Mapping[int, Any]) -> list[int]:
+        """The places of those that left a result, or that are gone without: a shared disk may show it late."""
+        if time.monotonic() - self._looked > _QUEUE_SECONDS:
+            self._looked = time.monotonic()
+            queued = _queued()
+            gone = [] if queued is None else [job.job_id for job in jobs.values() if job.job_id not in queued]
+            self._missed = Counter({job_id: self._missed[job_id] + 1 for job_id in gone})
+        return [place for place, job in jobs.items() if _has_result(job) or self._missed[job.job_id] > _LOOKS_MISSED]
+
+
+def _queued() -> set[str] | None:
+    """What SLURM has of this user, as submitit calls it; None where it does not answer now."""
+    command = ["squeue", "--noheader", "--me", "--array", "--format=%F %K"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    if answer.returncode:
+        return None
+    pairs = [line.split() for line in answer.stdout.splitlines()]
+    return {number if place == "N/A" else f"{number}_{place}" for number, place in pairs}

@@ -17,8 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from newllm_core.runs.disk import disk_errors_named
-
 FINISHED, FAILED = "finished", "failed"
 RETRIES = 2  # of a task whose process died, beside the first try
 _BEGAN, _ENDED = "[task] began", "[task] ended"
@@ -66,16 +64,23 @@ class Engine(Protocol):
 
 def run_task(task: Task) -> Ended:
     """Do the work; an error ends the task, an interruption (KeyboardInterrupt, SystemExit) the process."""
+    try:
+        with _written_to(task.log):
+            return _done(task)
+    except OSError as problem:
+        return Ended(FAILED, error=f"the log cannot be written: {problem}")
+
+
+def _done(task: Task) -> Ended:
+    print(f"{_BEGAN} {task.name}: {platform.node()}, process {os.getpid()}, {_now()}", flush=True)
     start = time.perf_counter()
-    with _written_to(task.log):
-        print(f"{_BEGAN} {task.name}: {platform.node()}, process {os.getpid()}, {_now()}", flush=True)
-        try:
-            value, status, error = task.work(), FINISHED, None
-        except Exception as problem:
-            traceback.print_exc()
-            value, status, error = None, FAILED, f"{type(problem).__name__}: {problem}"
-        seconds = time.perf_counter() - start
-        print(f"{_ENDED} {status} after {seconds:.1f} s, {_now()}", flush=True)
+    try:
+        value, status, error = task.work(), FINISHED, None
+    except Exception as problem:
+        traceback.print_exc()
+        value, status, error = None, FAILED, f"{type(problem).__name__}: {problem}"
+    seconds = time.perf_counter() - start
+    print(f"{_ENDED} {status} after {seconds:.1f} s, {_now()}", flush=True)
     return Ended(status, value, seconds, error)
 
 
@@ -118,9 +123,8 @@ def _now() -> str:
 @contextmanager
 def _written_to(log: Path) -> Iterator[None]:
     """Both streams of this process, of Python and below it, go to the end of ``log``."""
-    with disk_errors_named(log):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        stream = log.open("a", encoding="utf-8")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    stream = log.open("a", encoding="utf-8")
     if stream.tell():
         stream.write("\n")  # a bar of the try before may have ended in the middle of a line
         stream.flush()

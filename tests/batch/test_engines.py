@@ -1,5 +1,6 @@
 """Tasks and the local engine: logs, errors, workers that die, workers that are asked to stop."""
 
+import math
 import os
 import signal
 import threading
@@ -8,45 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from engine_work import add, die, die_at_first, fail, wait_for_interruption
 
 from newllm_core.batch.local_engine import LocalEngine
+from newllm_core.batch.slurm_engine import SlurmEngine
 from newllm_core.batch.tasks import EngineError, Task, last_words, times_begun, times_finished
-
-
-def add(place: Path, number: int) -> int:
-    """Work that says what it does, in Python and below it."""
-    print("adding", flush=True)
-    os.write(2, b"from below\n")
-    with place.open("a") as stream:
-        stream.write(f"{number}\n")
-    return number + 1
-
-
-def fail(place: Path) -> None:
-    add(place, 0)
-    raise ValueError("an impossible configuration")
-
-
-def die_at_first(place: Path) -> str:
-    """As a process that the kernel kills for its memory; the second try goes on from what the first has left."""
-    if not place.exists():
-        place.write_text("half")
-        os.kill(os.getpid(), signal.SIGKILL)
-    return place.read_text() + " and whole"
-
-
-def die(place: Path) -> None:
-    add(place, 0)
-    os._exit(3)
-
-
-def wait_for_interruption(place: Path) -> None:
-    try:
-        place.write_text("waiting")
-        time.sleep(60)
-    except KeyboardInterrupt:
-        place.write_text("saved")
-        raise
 
 
 def test_one_list_of_tasks_on_two_workers(tmp_path: Path) -> None:
@@ -94,3 +61,12 @@ def test_an_engine_that_is_left_early_has_its_workers_save(tmp_path: Path) -> No
 def test_no_worker_is_refused() -> None:
     with pytest.raises(EngineError, match="workers: expected at least 1, given 0"):
         LocalEngine(workers=0)
+
+
+def test_jobs_of_submitit_run_here_and_never_find_an_earlier_ones_result(tmp_path: Path) -> None:
+    """submitit calls a local job by its process, whose number comes again (findings/submitit_local_job_id.sh)."""
+    engine = SlurmEngine(tmp_path / "jobs", cluster="local")
+    task = Task("divides", partial(math.gcd, 12, 18), tmp_path / "task.log")
+    assert [(place, ended.value) for place, ended in engine.run([task])] == [(0, 6)]
+    (used,) = engine.folder.iterdir()
+    assert list(used.glob("*_result.pkl")) and not list(Path(engine._executor().folder).iterdir())
