@@ -29,7 +29,7 @@ _FEW = {
 
 def all_cases(workshop: Workshop, kinds: Sequence[str]) -> Iterator[Case]:
     """Every case of these kinds, by turns, so that what has been tried at any time is some of everything."""
-    parts = [islice(_of_kind(kind, workshop), _TOTALS.get(kind)) for kind in kinds]
+    parts: list[Iterator[Case]] = [islice(_of_kind(kind, workshop), _TOTALS.get(kind)) for kind in kinds]
     if "damage" in kinds:
         parts.append(user_file_changes(workshop, _USER_TEXTS))
     if "fields" in kinds:

@@ -268,7 +268,7 @@ def prepare_process() -> None:
     lengths = vocabulary_module.token_byte_lengths()
     for module in (measure_module, rows_module):
         module.token_byte_lengths = lambda vocabulary: lengths  # type: ignore[attr-defined]
-    measure_module.SAMPLE_PROMPTS = ()
+    measure_module.SAMPLE_PROMPTS = ()  # type: ignore[assignment]
     seed_everything(0, 1)
     _images()
     _warm_up()
