@@ -10,12 +10,13 @@ from .fields import field_cases
 from .kills import operations, random_kills
 from .memory import beyond_memory, shortages
 from .scenarios import SCENARIOS, Scenario
-from .write_faults import write_faults
+from .write_faults import small_disks, write_faults
 
 KINDS = ("kills", "operations", "damage", "write_faults", "concurrency", "memory", "fields")
 # How many at full size; others have as many as there are. Kills and operations both kill: 1,000 together.
 _TOTALS = {"kills": 500, "operations": 500, "damage": 1980, "write_faults": 100, "concurrency": 50}
 _USER_TEXTS = 20  # of damage, beside those
+_ON_SMALL_DISKS = ("cvfp", "list", "row-gru", "nkat", "search")  # write faults, beside those
 # In the tests: which scenarios, and every how many-th case of them.
 _FEW = {
     "kills": (("cvfp", 24), ("contrastive", 24), ("nkat", 24)),
@@ -34,6 +35,8 @@ def all_cases(workshop: Workshop, kinds: Sequence[str]) -> Iterator[Case]:
         parts.append(user_file_changes(workshop, _USER_TEXTS))
     if "fields" in kinds:
         parts.append(field_cases())
+    if "write_faults" in kinds:
+        parts += [small_disks(SCENARIOS[name]) for name in _ON_SMALL_DISKS]
     yield from _by_turns(parts)
     if "memory" in kinds:
         yield beyond_memory(1_000_000, 96)

@@ -53,7 +53,8 @@ further along than a run is never replaced by it, as where the drive was away wh
 Made by `python -m tests.reliability --report` of `results/reference/reliability.json`; `python -m tests.reliability`
 tries every case again (`--minutes` of it, if asked; `--workers 2` on two cores; `--work /dev/shm/FOLDER` in memory)
 and goes on where it was stopped; `--case NAME` tries one. A small part of them is in the tests (`tests/reliability/`).
-A case that could change nothing, such as another digit in a file without any, is none. Tried are all trainers at their
+A case that could change nothing, such as another digit in a file without any, is none; disks that are really full are
+tried where a file system can be mounted. Tried are all trainers at their
 smallest, with a checkpoint after every step: Phase 1 with each objective, Phase 2, lists, rows, baselines, images, a
 search, a batch of notebooks.
 """
