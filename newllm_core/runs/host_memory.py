@@ -24,8 +24,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    # cuBLAS and cuDNN; oneDNN, which says no more; a size that no memory has.
-    libraries = "alloc_failed", "create a primitive", "storage size calculation overflowed"
+    # cuBLAS and cuDNN; oneDNN, which says no more; a size that no memory has; Python, which has no room for a stack.
+    libraries = "alloc_failed", "create a primitive", "storage size calculation overflowed", "can't start new thread"
     signs = "out of memory", "can't allocate memory", "cannot allocate memory", *libraries
     return isinstance(error, RuntimeError | OSError) and any(sign in text for sign in signs)
 
