@@ -11,6 +11,8 @@ from newllm_core.comparison.tables import readable_table
 from newllm_core.report.style import save_figure
 from newllm_core.runs.files import HOME, write_text
 
+_LINE = 110  # characters of a table's line in a terminal, which would break it at 80
+
 
 class Gallery:
     """``folder`` is made when the first picture is saved."""
@@ -31,7 +33,8 @@ class Gallery:
         write_text(self.folder / f"{name}.csv", table.to_csv())
         readable = readable_table(table)
         chosen = [name for name in columns or readable if name in readable]
-        display(readable[chosen])
+        with pd.option_context("display.width", _LINE):
+            display(readable[chosen])
         if others := [name for name in readable if name not in chosen]:
             print(f"{name}.csv has more: {', '.join(others)}")
 

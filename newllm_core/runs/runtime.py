@@ -1,10 +1,10 @@
 """The runtime that a notebook finds itself in: its machine in one line, its code against the disk's, Colab's drive."""
 
 import importlib
+import os
 import platform
 import sys
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -54,7 +54,7 @@ def fitting_profile() -> str:
 def warn_of_older_code() -> None:
     """A notebook's kernel goes on with what it imported, whatever a `git pull` has brought since."""
     modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == newllm_core.__name__]
-    paths = (Path(module.__file__) for module in modules if getattr(module, "__file__", None))
+    paths = [Path(module.__file__) for module in modules if module.__file__]
     changed = sorted(path.name for path in paths if not path.is_file() or path.stat().st_mtime > newllm_core.IMPORTED)
     if changed:
         others = f" and {len(changed) - 1} more" if changed[1:] else ""
@@ -68,5 +68,5 @@ def mount_drive(copy_to: str | None) -> None:
     """On Colab, mount Google Drive where ``copy_to`` lies in it; a folder of that name would else be the runtime's own,
     and go with it."""
     wanted = copy_to is not None and Path(copy_to).is_relative_to(_DRIVE)
-    if wanted and not _DRIVE.is_mount() and find_spec("google.colab") is not None:
+    if wanted and not _DRIVE.is_mount() and "COLAB_RELEASE_TAG" in os.environ:
         importlib.import_module("google.colab.drive").mount(str(_DRIVE))
