@@ -20,7 +20,7 @@ WIDTH, HEIGHT = 240, 150  # pixels
 COLOURS = 64
 # Which of a notebook's pictures, from 0, is understood at this size.
 CHOSEN = {
-    "00_tour": 1,
+    "00_tour": 2,
     "02_phase1": 3,
     "05_diversity_comparison": 2,
     "07_nkat_stage2": 8,
