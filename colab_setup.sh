@@ -87,7 +87,8 @@ install_packages() { # the file with the version constraints; further options of
     shift
     if [ -t 1 ]; then quiet=--progress-bar=on; fi
     echo "Installing what the project needs (2 GB on disk with a CPU build of torch; minutes the first time)."
-    "$python" -m pip install "$quiet" --disable-pip-version-check --no-input -r requirements.txt \
+    # Python compiles what is imported when it is imported; compiling every file takes longer than all else here.
+    "$python" -m pip install "$quiet" --no-compile --disable-pip-version-check --no-input -r requirements.txt \
         ${tests:-} ${builder:-} -c "$constraints" \
         ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} </dev/null &&
         "$python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps "$@" -e . </dev/null ||

@@ -1,1 +1,1 @@
-"""Notebooks with parameters, one or many."""
+"""Many at a time: sweeps of runs, and notebooks with parameters."""

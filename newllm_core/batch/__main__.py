@@ -12,8 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from newllm_core.batch.engines import ENGINES, engine_of
 from newllm_core.batch.jobs import OUTPUT_DIR, BatchError, Job, load_batch
 from newllm_core.batch.notebooks import run_batch
+from newllm_core.batch.tasks import EngineError
 from newllm_core.config.profiles import take_parameters
 from newllm_core.config.schema import ConfigError
 
@@ -29,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="notebooks at a time, each in its own kernel"
     )
+    parser.add_argument("--engine", choices=ENGINES, default="local", help="docs/usage.md; default: this machine")
     return parser
 
 
@@ -49,8 +52,10 @@ def main(words: Sequence[str] | None = None) -> int:
     out = options.out or OUTPUT_DIR
     try:
         jobs = [Job(path, out / path.name, parameters, options.profile) for path in options.notebooks]
-        outcomes = run_batch(load_batch(options.batch) if options.batch else jobs, options.again, options.workers)
-    except BatchError as error:
+        engine = None if options.engine == "local" else engine_of(options.engine, out, workers=options.workers)
+        chosen = load_batch(options.batch) if options.batch else jobs
+        outcomes = run_batch(chosen, options.again, options.workers, engine)
+    except (BatchError, EngineError) as error:
         print(f"error: {error}", flush=True)
         return 1
     return int(any(outcome.status == "failed" for outcome in outcomes))

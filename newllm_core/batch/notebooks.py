@@ -7,20 +7,17 @@ package's code and what it reads are unchanged.
 
 import json
 import logging
-import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from multiprocessing import connection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import papermill
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from newllm_core.batch.jobs import (
@@ -35,10 +32,16 @@ from newllm_core.batch.jobs import (
     unfinished,
     without_locations,
 )
+from newllm_core.batch.local_engine import LocalEngine
+from newllm_core.batch.tasks import RETRIES, Engine, Task
 from newllm_core.runs.disk import RunError, disk_errors_named
 from newllm_core.runs.files import sha256_bytes, write_text
 from newllm_core.runs.host_memory import memory_errors_named
 from newllm_core.runs.lock import owned
+
+
+class KernelDiedError(BatchError):
+    """The process of a notebook ended without an error of the notebook's."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,8 @@ def _execute(job: Job, progress_bar: bool) -> Path:
             if partial.exists():
                 partial.replace(failed)
                 reason += f" (executed up to there: {failed})"
-        raise BatchError(f"{notebook}: {reason}") from error
+        kind = KernelDiedError if isinstance(error, DeadKernelError) else BatchError
+        raise kind(f"{notebook}: {reason}") from error
     executed.metadata["newllm"] = made
     executed.metadata["papermill"]["output_path"] = str(output)
     executed.metadata["newllm"][_CHECKSUM] = _own_sha256(nbformat.from_dict(executed))
@@ -162,25 +166,42 @@ def _run_job(job: Job, again: bool, progress_bar: bool) -> Outcome:
             if not progress_bar:
                 print(f"{job.notebook.name} started", flush=True)
             _check(job)
-            _execute(job, progress_bar)
+            _execute_or_again(job, progress_bar)
     except (BatchError, RunError, OSError) as error:
         return Outcome(job, "failed", time.perf_counter() - start, str(error))
     return Outcome(job, "finished", time.perf_counter() - start)
 
 
-def run_batch(jobs: Sequence[Job | Mapping[str, Any]], again: bool = False, workers: int = 1) -> list[Outcome]:
+def _execute_or_again(job: Job, progress_bar: bool) -> None:
+    """A kernel that died, as for want of memory, is no error of the notebook's: its runs go on where they were."""
+    for _ in range(RETRIES):
+        try:
+            _execute(job, progress_bar)
+        except KernelDiedError as error:
+            print(f"{error}; once more", flush=True)
+        else:
+            return
+    _execute(job, progress_bar)
+
+
+def run_batch(
+    jobs: Sequence[Job | Mapping[str, Any]], again: bool = False, workers: int = 1, engine: Engine | None = None
+) -> list[Outcome]:
     """Check every job, then run ``workers`` of them at a time, in order, going on after one that fails.
 
-    Prints a line a job as it ends, and a summary; returns the outcomes in the order of the jobs. Raises BatchError,
-    before anything runs, when a job cannot be run as asked.
+    ``engine``: that runs them instead, as ``engines.engine_of`` gives it. Prints a line a job as it ends, and a
+    summary; returns the outcomes in the order of the jobs. Raises BatchError, before anything runs, when a job cannot
+    be run as asked.
     """
     if workers < 1:
         raise BatchError(f"workers: expected at least 1, given {workers}")
     checked = [job if isinstance(job, Job) else job_from_mapping(job) for job in jobs]
     by_place: dict[int, Outcome] = {}
+    if engine is None and workers > 1:
+        engine = LocalEngine(workers)
     with memory_errors_named(checked[0].output.parent if checked else OUTPUT_DIR):
         _check_all(checked)
-        for place, outcome in _as_they_end(checked, again, workers):
+        for place, outcome in _as_they_end(checked, again, engine):
             by_place[place] = outcome
             print(f"[{len(by_place)}/{len(checked)}] {_outcome_line(outcome)}", flush=True)
     outcomes = [by_place[place] for place in range(len(checked))]
@@ -189,33 +210,20 @@ def run_batch(jobs: Sequence[Job | Mapping[str, Any]], again: bool = False, work
     return outcomes
 
 
-def _as_they_end(jobs: Sequence[Job], again: bool, workers: int) -> Iterator[tuple[int, Outcome]]:
+def _as_they_end(jobs: Sequence[Job], again: bool, engine: Engine | None) -> Iterator[tuple[int, Outcome]]:
     """Each job's place in the list, and what became of it."""
-    if workers == 1:
+    if engine is None:
         yield from ((place, _run_job(job, again, True)) for place, job in enumerate(jobs))
         return
-    # Processes rather than threads: an interruption from the keyboard reaches each of them, and so its kernel.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=_end_with_the_parent) as pool:
-        # Without bars: those of two notebooks would write over each other.
-        places = {pool.submit(_run_job, job, again, False): place for place, job in enumerate(jobs)}
-        try:
-            for ended in as_completed(places):
-                yield places[ended], ended.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    # Without bars: those of two notebooks would write over each other.
+    tasks = [Task(str(job.output), partial(_run_job, job, again, False), _log(job)) for job in jobs]
+    for place, ended in engine.run(tasks):
+        yield place, ended.value or Outcome(jobs[place], "failed", ended.seconds, ended.error)
 
 
-def _end_with_the_parent() -> None:
-    """A worker whose parent was killed ends at once, and its kernel sees that; it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait_and_end() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=wait_and_end, daemon=True).start()
+def _log(job: Job) -> Path:
+    """Of what a job prints where several run at a time; cells' own output is in the notebook."""
+    return job.output.parent / "logs" / f"{job.output.stem}.log"
 
 
 def _outcome_line(outcome: Outcome) -> str:

@@ -22,7 +22,8 @@ class LockStep:
         self.layers = [LayerArithmetic(layer) for layer in block.context_layers()]
         weight = self.layers[0].norm_weight
         shape = num_rows, block.context_dim
-        self.part, self.summed = weight.new_empty(shape), weight.new_empty(shape)
+        self.given = weight.new_empty(len(self.layers), STEPS_AT_ONCE * num_rows, block.context_dim)
+        self.summed = weight.new_empty(shape)
         self.moments = weight.new_empty(num_rows, 1), weight.new_empty(num_rows, 1)
         self.stored = weight.new_empty(STEPS_AT_ONCE, len(self.layers), *shape)
 
@@ -34,18 +35,24 @@ class LockStep:
             positions: int64 `[k, n]`, of each token in the stream.
         """
         steps, count = positions.shape
-        part, summed = self.part[:count], self.summed[:count]
+        summed = self.summed[:count]
         moments = self.moments[0][:count], self.moments[1][:count]
         stored = self.stored[:steps, :, :count]
         if context.data_ptr() == self.stored.data_ptr():
             context = context.clone()
-        for step in range(steps):
-            for number, layer in enumerate(self.layers):
-                self.parts.take(number, positions[step], part)
-                out = stored[step, number]
-                layer.forward(context, part, summed, out, moments)
+        parts = [part.unbind() for part in self._given(positions)]
+        for step, outs in enumerate(stored):
+            for layer, part, out in zip(self.layers, parts, outs, strict=True):
+                layer.forward(context, part[step], summed, out, moments)
                 context = out
         return stored
+
+    def _given(self, positions: Tensor) -> list[Tensor]:
+        """Each layer's token halves at ``positions`` `[k, n]`: L × `[k, n, C]`."""
+        places = positions.flatten()
+        for number in range(len(self.layers)):
+            self.parts.take(number, places, self.given[number, : len(places)])
+        return [given[: len(places)].unflatten(0, positions.shape) for given in self.given]
 
     def loop(self, initial: Tensor, first: int, out: Tensor) -> Tensor:
         """Token by token from position ``first`` on, all layers into ``out`` `[n, L, C]`; the last context `[C]`."""

@@ -97,9 +97,18 @@ def token_byte_lengths(vocabulary: Vocabulary | None = None) -> Tensor:
     """Bytes of text that each token id stands for, int64 `[V]`; None: of GPT-2's.
 
     A byte-level vocabulary writes every byte as one character; others write a blank as `▁` and a byte that is no
-    character as `<0x0A>`. Special tokens, which are markup, stand for no text.
+    character as `<0x0A>`. Special tokens, which are markup, stand for no text. Nobody is to change what is returned.
     """
     vocabulary = vocabulary or gpt2_vocabulary()
+    if vocabulary.sha256 not in _BYTE_LENGTHS:
+        _BYTE_LENGTHS[vocabulary.sha256] = _byte_lengths(vocabulary)
+    return _BYTE_LENGTHS[vocabulary.sha256]
+
+
+_BYTE_LENGTHS: dict[str, Tensor] = {}  # by vocabulary: every run of a sweep asks, and it takes a quarter of a second
+
+
+def _byte_lengths(vocabulary: Vocabulary) -> Tensor:
     described = json.loads(vocabulary.tokenizer.to_str())
     special = {token["id"] for token in described["added_tokens"] if token["special"]}
     byte_level = "ByteLevel" in json.dumps(described["decoder"])

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from newllm_core.runs.reproducibility import derived_generator
 
+_GRAM_ROWS = 1024
+
 
 def singular_values(matrix: Tensor) -> Tensor:
     """Singular values of `[n, d]`, falling, `[min(n, d)]` float64, from the smaller Gram matrix.
@@ -16,12 +18,22 @@ def singular_values(matrix: Tensor) -> Tensor:
     About nine times faster than the SVD at 10,000 × 500. Values below the Gram matrix's rounding, relative to the
     largest about 1e-7, come out as zero. Raises ValueError when the matrix is empty or not finite.
     """
-    if matrix.ndim != 2 or not matrix.numel() or not bool(torch.isfinite(matrix).all()):
+    gram = _smaller_gram(matrix) if matrix.ndim == 2 and matrix.numel() else None
+    # A number that is not finite makes its column's square so.
+    if gram is None or not bool(torch.isfinite(gram).all()):
         raise ValueError(f"singular values: expected a finite matrix [n, d], given {list(matrix.shape)}")
-    wide = matrix.double()
-    gram = wide.T @ wide if len(wide) >= wide.shape[1] else wide @ wide.T
     squares = torch.linalg.eigvalsh(gram).flip(0)
     return above_rounding(squares, float(squares[0]) * max(matrix.shape) * torch.finfo(torch.float64).eps).sqrt()
+
+
+def _smaller_gram(matrix: Tensor) -> Tensor:
+    """`XᵀX` or `XXᵀ` of `[n, d]` in float64, some rows of the longer side at a time, so that they stay in the cache."""
+    tall = matrix if len(matrix) >= matrix.shape[1] else matrix.T
+    gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=matrix.device)
+    for rows in tall.split(_GRAM_ROWS):
+        rows = rows.double()
+        gram.addmm_(rows.T, rows)
+    return gram
 
 
 def above_rounding(squares: Tensor, rounding: float) -> Tensor:

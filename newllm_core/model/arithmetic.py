@@ -24,13 +24,21 @@ class LayerArithmetic:
     def __init__(self, layer: ContextLayer, bf16: bool = False) -> None:
         self.bf16 = bf16
         self.weight = self._rounded(layer.from_context.weight.detach())
+        # Products with so few rows are half as slow again when they read a transposed matrix.
+        self.transposed = self.weight.T.contiguous()
         self.gain = None if layer.gain is None else layer.gain.detach()
         self.width = layer.norm.normalized_shape
         self.norm_weight, self.norm_bias = layer.norm.weight.detach(), layer.norm.bias.detach()
         self.epsilon = layer.norm.eps
 
     def forward(
-        self, context: Tensor, part: Tensor, summed: Tensor, out: Tensor, moments: tuple[Tensor, Tensor]
+        self,
+        context: Tensor,
+        part: Tensor,
+        summed: Tensor,
+        out: Tensor,
+        moments: tuple[Tensor, Tensor],
+        rounded: Tensor | None = None,
     ) -> None:
         """One step of n rows.
 
@@ -40,11 +48,13 @@ class LayerArithmetic:
             summed: `[n, C]`, becomes what LayerNorm is taken of.
             out: `[n, C]`, becomes the context that leaves.
             moments: `[n, 1]` each, become LayerNorm's mean and inverse deviation.
+            rounded: `[n, C]` bfloat16, becomes ``context`` where products are of such numbers; for `weight_gradient`.
         """
         if self.bf16:
-            part.add_(torch.mm(context.bfloat16(), self.weight.T))
+            entering = context.bfloat16() if rounded is None else rounded.copy_(context)
+            part.add_(torch.mm(entering, self.weight.T))
         else:
-            part.addmm_(context, self.weight.T)
+            part.addmm_(context, self.transposed)
         _OPS.gelu.out(part, out=summed)
         summed.add_(context) if self.gain is None else summed.addcmul_(context, self.gain)
         _OPS.native_layer_norm.out(
@@ -72,8 +82,8 @@ class LayerArithmetic:
         return kept + torch.mm(self._rounded(part_gradient), self.weight)
 
     def weight_gradient(self, context: Tensor, part_gradient: Tensor) -> Tensor:
-        """Of the recurrent weights, `[C, C]`: one product over all rows."""
-        return torch.mm(self._rounded(part_gradient).T, self._rounded(context)).to(context.dtype)
+        """Of the recurrent weights, `[C, C]`: one product over all rows. ``context``: what entered, or that rounded."""
+        return torch.mm(self._rounded(part_gradient).T, self._rounded(context)).to(part_gradient.dtype)
 
     def _rounded(self, values: Tensor) -> Tensor:
         return values.bfloat16() if self.bf16 else values

@@ -192,9 +192,12 @@ class Sweep:
         memory = max((one.memory_gb for one in costs.values() if one.memory_gb is not None), default=None)
         return SweepEstimate(len(self.points), len(self.points) - len(unfinished), Cost(seconds, memory))
 
-    def refuse_more_hours_than(self, accepted: float) -> None:
-        """Raises SweepError, with the hours, when the unfinished runs may take longer than ``accepted`` hours."""
-        expected = self.estimate()
+    def refuse_more_hours_than(self, accepted: float, expected: SweepEstimate | None = None) -> None:
+        """Raises SweepError, with the hours, when the unfinished runs may take longer than ``accepted`` hours.
+
+        ``expected``: what ``estimate`` gave; None: it is made.
+        """
+        expected = expected or self.estimate()
         if expected.cost.seconds > 3600 * accepted:
             raise SweepError(f"{expected}. Accepted are {accepted:g} hours: accept more, or vary one axis at a time")
 

@@ -34,6 +34,8 @@ class BatchGradient:
         # Per layer: what GELU is taken of, what LayerNorm is taken of, the context that leaves; LayerNorm's moments.
         self._part, self._summed, self._out = (weight.new_empty(arrays) for _ in range(3))
         self._means, self._deviations = (weight.new_empty(*arrays[:2], 1) for _ in range(2))
+        # What enters a layer, as its products read it.
+        self._rounded = weight.new_empty(arrays, dtype=torch.bfloat16) if bf16 else None
 
     def begin(self) -> PartsByType:
         """Take the weights as they are now; the token halves they give."""
@@ -53,7 +55,8 @@ class BatchGradient:
                 given, summed, out = (kept[number, part] for kept in (self._part, self._summed, self._out))
                 moments = self._means[number, part], self._deviations[number, part]
                 self.parts.take(number, positions, given)
-                layer.forward(context, given, summed, out, moments)
+                rounded = None if self._rounded is None else self._rounded[number, part]
+                layer.forward(context, given, summed, out, moments, rounded)
                 context = out
         return self._out[-1, : len(inputs)]
 
@@ -80,7 +83,7 @@ class BatchGradient:
                     gradient = layer.context_gradient(summed, given)
         count = len(inputs)
         products = [
-            layer.weight_gradient(self._entering(inputs, number), self._part[number, :count])
+            layer.weight_gradient(self._multiplied(inputs, number), self._part[number, :count])
             for number, layer in enumerate(self.layers)
         ]
         for number, (sums, product, norm) in enumerate(zip(self.sums, products, norms, strict=True)):
@@ -103,6 +106,10 @@ class BatchGradient:
     def _entering(self, inputs: Tensor, number: int) -> Tensor:
         """What entered a layer, `[n, C]`."""
         return inputs if number == 0 else self._out[number - 1, : len(inputs)]
+
+    def _multiplied(self, inputs: Tensor, number: int) -> Tensor:
+        """The same as the products of ``forward`` read it."""
+        return self._entering(inputs, number) if self._rounded is None else self._rounded[number, : len(inputs)]
 
     @staticmethod
     def _trained(layer: LayerArithmetic) -> list[Tensor]:

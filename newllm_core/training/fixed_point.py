@@ -5,7 +5,7 @@ i - 1 had before: in the previous iteration (`context_source = previous_iteratio
 now (`exact`). That makes an iteration one large batch instead of a loop.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from newllm_core.config.hyperparameters import Phase1Config
 from newllm_core.contexts.shooting import exact_contexts
-from newllm_core.contexts.store import context_file
+from newllm_core.contexts.store import allocate_contexts, context_file
 from newllm_core.gpu_memory import DeviceBatch, accumulate_in_parts
 from newllm_core.losses import cvfp_loss, diversity_loss, refuse_not_finite
 from newllm_core.metrics.convergence import count_converged
@@ -29,8 +29,8 @@ from newllm_core.training.loop import PassState
 # Rows of noise are drawn for blocks of this many token positions, so that it does not depend on the batches.
 _NOISE_BLOCK = 1000
 _NOISE_ROWS = 4096  # of the table they are taken from
-# Batches whose exact contexts are computed in one call: enough tokens to run in parallel, few enough to hold.
-_EXACT_GROUP = 8
+# Whose exact contexts are computed in one call: the more, the fewer lock-steps, and the more to hold (131 MB, C = 500).
+_EXACT_TOKENS = 2**16
 # Of an iteration that is recorded as a CUDA graph, some hundred kernels a batch; the host keeps up with larger ones.
 _MOST_RECORDED_BATCHES = 256
 
@@ -129,6 +129,7 @@ class CvfpPass:
         self.previous = first.contexts
         self.recorded = self._recording(first.segment_length) if runs_kernels(device) else None
         self.token_parts: PartsByType | None = None
+        self.entering: Tensor | None = None
         # What the next iteration depends on, beside the block's weights.
         self.parts = {"previous": in_place(self.previous), "optimizer": self.optimizer}
 
@@ -248,11 +249,10 @@ class CvfpPass:
     def _exact_inputs(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """The same with exact contexts of the current weights; CVFP still compares with the iteration before."""
         entering, segment_length = self.previous[-1].clone(), None
-        for first in range(0, len(self.batches), _EXACT_GROUP):
-            group = self.batches[first : first + _EXACT_GROUP]
+        for group in _grouped(self.batches, _EXACT_TOKENS):
             offset = group[0].start
             # Written behind the entering context: what enters token i lies in row i.
-            inputs = self.zero.new_empty(group[-1].stop - offset + 1, self.block.num_layers, self.block.context_dim)
+            inputs = self._entering_rows(group[-1].stop - offset + 1)
             inputs[0, -1] = entering
             stream = slice(offset, group[-1].stop)
             window = _Rows(self.embeds, stream) if self.token_parts is None else self.token_parts.at([stream])
@@ -267,6 +267,14 @@ class CvfpPass:
                 yield rows, inputs[rows.start - offset : rows.stop - offset], self.previous[rows]
             self.previous[offset : group[-1].stop] = current.contexts
 
+    def _entering_rows(self, count: int) -> Tensor:
+        """`[count, L, C]` to write to. Kept: fresh memory of that size costs a tenth of what is computed into it."""
+        if self.entering is None or len(self.entering) < count:
+            shape = count, self.block.num_layers, self.block.context_dim
+            on_cpu = self.zero.device.type == "cpu"
+            self.entering = allocate_contexts(*shape, self.zero.device) if on_cpu else self.zero.new_empty(shape)
+        return self.entering[:count]
+
     def _with_noise(self, iteration: int, inputs: Tensor, rows: slice) -> Tensor:
         if self.config.context_noise == 0:
             return inputs
@@ -280,6 +288,17 @@ class CvfpPass:
             noise, scale = table[chosen].to(inputs.device), (signs * self.config.context_noise).to(inputs.device)
             torch.addcmul(inputs[part], noise, scale, out=noisy[part])
         return noisy
+
+
+def _grouped(batches: Sequence[slice], most: int) -> Iterator[list[slice]]:
+    """Consecutive batches of together at most so many tokens; at least one."""
+    group: list[slice] = []
+    for rows in batches:
+        if group and rows.stop - group[0].start > most:
+            yield group
+            group = []
+        group.append(rows)
+    yield group
 
 
 class _RecordedIteration:

@@ -8,11 +8,11 @@ CPU = torch.device("cpu")
 
 
 def test_noise_is_normal_and_depends_on_the_position_alone() -> None:
-    contexts, seed = torch.ones(300, 40), noise_seed(42, 3, CPU)
+    contexts, seed = torch.ones(120, 40), noise_seed(42, 3, CPU)
     noise = with_noise(contexts, 0, 0.5, seed) - 1
     assert abs(float(noise.mean())) < 0.02 and abs(float(noise.std()) - 0.5) < 0.02
-    again = with_noise(contexts[100:130], 100, 0.5, seed) - 1
-    assert torch.equal(noise[100:130], again)
+    again = with_noise(contexts[100:115], 100, 0.5, seed) - 1
+    assert torch.equal(noise[100:115], again)
     assert abs(float((noise[1:] * noise[:-1]).mean())) < 0.01
 
 

@@ -20,7 +20,9 @@ from newllm_core.training.phase1 import Phase1Result, all_contexts
 from newllm_core.training.predictive import PredictivePass
 from tests.core_helpers import make_model, make_tokens, phase1_config, phase2_config
 
-TOKENS = make_tokens(120)
+# Interpreted kernels take milliseconds a token.
+TOKENS = make_tokens(60)
+PASSES = (1, 2)
 CPU = torch.device("cpu")
 
 
@@ -39,7 +41,7 @@ def _plain(kind: type[Any], config: Any, monkeypatch: pytest.MonkeyPatch) -> Any
         for module in (fixed_point, predictive, shooting):
             usual.setattr(module, "runs_kernels", lambda device: False)
         objective = kind(make_model(), TOKENS, config, 1)
-        figures = [_pass(objective, number) for number in (1, 2, 3)]
+        figures = [_pass(objective, number) for number in PASSES]
     return objective, figures
 
 
@@ -57,11 +59,11 @@ def _weights(objective: Any) -> Tensor:
 @pytest.mark.usefixtures("called")
 @pytest.mark.parametrize("source", ["exact", "previous_iteration"])
 def test_a_recorded_iteration_is_the_usual_one(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = phase1_config(context_source=source, context_noise=0.0, batch_tokens=50, min_last_batch=10)
+    config = phase1_config(context_source=source, context_noise=0.0, batch_tokens=25, min_last_batch=5)
     usual, expected = _plain(CvfpPass, config, monkeypatch)
     recorded = CvfpPass(make_model(), TOKENS, config, 1)
     assert recorded.recorded is not None
-    found = [_pass(recorded, number) for number in (1, 2, 3)]
+    found = [_pass(recorded, number) for number in PASSES]
     for one, other in zip(found, expected, strict=True):
         assert one.total == pytest.approx(other.total, abs=1e-5) and one.converged == other.converged
     torch.testing.assert_close(_weights(recorded), _weights(usual), rtol=1e-3, atol=1e-5)
@@ -70,29 +72,29 @@ def test_a_recorded_iteration_is_the_usual_one(source: str, monkeypatch: pytest.
 
 @pytest.mark.usefixtures("called")
 def test_noise_is_another_every_iteration_and_finite_figures_come_back() -> None:
-    objective = CvfpPass(make_model(), TOKENS, phase1_config(context_noise=0.3, batch_tokens=50), 1)
+    objective = CvfpPass(make_model(), TOKENS, phase1_config(context_noise=0.3, batch_tokens=25), 1)
     figures = [_pass(objective, number) for number in (1, 2)]
     assert figures[0].total != figures[1].total
 
 
 @pytest.mark.usefixtures("called")
 def test_losses_that_draw_or_decompose_are_not_recorded() -> None:
-    config = phase1_config(diversity_algorithm="SIGReg", context_noise=0.0, batch_tokens=50)
+    config = phase1_config(diversity_algorithm="SIGReg", context_noise=0.0, batch_tokens=25)
     assert CvfpPass(make_model(), TOKENS, config, 1).recorded is None
 
 
 @pytest.mark.usefixtures("called")
 @pytest.mark.parametrize("reason", ["the graph", "a batch"])
 def test_an_iteration_that_does_not_fit_is_taken_as_usual(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = phase1_config(context_source="exact", context_noise=0.0, batch_tokens=50, min_last_batch=10)
+    config = phase1_config(context_source="exact", context_noise=0.0, batch_tokens=25, min_last_batch=5)
     usual, _ = _plain(CvfpPass, config, monkeypatch)
     objective = CvfpPass(make_model(), TOKENS, config, 1)
     assert objective.recorded is not None
     if reason == "a batch":
-        objective.device_batch.size = 20
+        objective.device_batch.size = 10
     else:
         objective.recorded.step = _without_memory  # type: ignore[assignment]
-    for number in (1, 2, 3):
+    for number in PASSES:
         _pass(objective, number)
     assert objective.recorded is None
     torch.testing.assert_close(_weights(objective), _weights(usual), rtol=1e-3, atol=1e-5)
@@ -112,7 +114,7 @@ def test_a_recorded_predictive_step_is_the_usual_one(monkeypatch: pytest.MonkeyP
     recorded = PredictivePass(make_model(), TOKENS, config, 1)
     recorded.rate = DeviceRate(recorded.optimizer, CPU)
     recorded.captured = recorded._updated
-    found = [_pass(recorded, number) for number in (1, 2, 3)]
+    found = [_pass(recorded, number) for number in PASSES]
     assert [one.total for one in found] == pytest.approx([one.total for one in expected], abs=1e-4)
     torch.testing.assert_close(_weights(recorded), _weights(usual), rtol=1e-2, atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""Every notebook lives in a kernel: all cells, two parameters changed, all cells again; then single cells once more."""
+"""Every notebook lives in a kernel: all cells, two parameters changed, all again; those that do not draw once more."""
 
 import re
 from collections.abc import Iterator
@@ -21,12 +21,13 @@ TINY: dict[str, Any] = {
     "names": ["untrained", "unigram"], "widths": [8], "network_epochs": 1,
     "num_threads": 1, "seeds": [1], "num_train_images": 40, "holdout_max": 40,
     "width": 8, "depth": 1, "heads": 4, "epochs": 2, "few_images": 30, "term_seeds": [42], "data_sets": ["colour"],
-    "suspects": ["images"], "search_images": 40, "search_trials": 2,
+    "suspects": ["images"], "search_images": 40, "search_trials": 2, "sentence": "Hello there",
 }  # fmt: skip
 # A few hundred tokens each: the shortest that every figure of a run can be measured on.
 INJECTED = {"train_range": [15, 19], "validation_range": [1011, 1013]}
+DRAWS = re.compile(r"show\(|animate")  # a picture takes longer than all else and changes nothing
 CHANGES = {
-    "00_tour": {"context_dim": 12, "sentence": "Hello there, how are you"},
+    "00_tour": {"context_dim": 12, "sentence": "How are you"},
     "01_data_prep": {"num_samples": 3, "embed_dim": 8},
     "02_phase1": {"context_dim": 12, "seed": 7},
     "03_phase2": {"context_dim": 12, "seed": 7},
@@ -84,8 +85,9 @@ def kernel(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     own = notebook_parameters(path)
     cell = parameters_cell(notebook)
     cell.source = with_values(cell.source, {name: value for name, value in TINY.items() if name in own})
-    if "corpus" in own:
-        notebook = parameterize_notebook(notebook, INJECTED)
+    if "num_samples" in own:
+        hidden = {name: TINY[name] for name in ("embeddings", "embed_dim") if name not in own}
+        notebook = parameterize_notebook(notebook, {**INJECTED, **hidden})
     kernel = Kernel(notebook, tmp_path)
     with kernel.client.setup_kernel():
         yield kernel
@@ -102,7 +104,8 @@ def test_a_notebook_runs_again_in_its_kernel_after_a_change(kernel: Kernel, requ
     assert cell.source != before
     for place in kernel.code_cells():
         kernel.run(place)
-        kernel.run(place)
+        if not DRAWS.search(kernel.notebook.cells[place].source):
+            kernel.run(place)
     for parameter, value in CHANGES[name].items():
         assert kernel.run_source(f"print(repr({parameter}))").strip() == repr(value)
 

@@ -1,0 +1,129 @@
+"""A sweep on an engine: what is unfinished as tasks, what became of each, a summary table and picture of all."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from newllm_core.batch.progress import ended_as_shown
+from newllm_core.batch.sweep_file import SweepFile
+from newllm_core.batch.tasks import FAILED, FINISHED, Ended, Engine, Task, times_begun
+from newllm_core.comparison.accuracy import accuracy_table
+from newllm_core.comparison.leaderboard import standings, standings_table
+from newllm_core.comparison.paired import comparison_table
+from newllm_core.comparison.tables import readable_table
+from newllm_core.config.schema import config_hash
+from newllm_core.report.comparison import plot_comparison
+from newllm_core.report.leaderboard import plot_standings
+from newllm_core.report.style import save_figure
+from newllm_core.runs.files import RESULTS_DIR, write_text
+from newllm_core.runs.folder import Record
+from newllm_core.studies.sweep import Point, Runner, Sweep
+from newllm_core.vision.report.comparison import plot_variants
+
+SWEEPS_DIR = RESULTS_DIR / "sweeps"
+SKIPPED = "skipped"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a point: finished, skipped (it was finished before) or failed."""
+
+    point: Point
+    status: str
+    log: Path
+    seconds: float = 0.0
+    tries: int = 0
+    error: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.point} {self.status} in {self.seconds:.1f} s" + (f": {self.error}" if self.error else "")
+
+
+def run_sweep(sweep: Sweep, engine: Engine, folder: Path) -> list[Outcome]:
+    """Every unfinished point as a task of ``engine``; the outcomes in the order of the points.
+
+    Prints a line a run as it ends, and a summary. Raises before anything runs what ``Sweep.estimate`` raises, and
+    EngineError; a run that fails does not end the others. ``folder``: of the logs and of `runs.csv`.
+    """
+    found = sweep.finished()
+    unfinished = [place for place, record in enumerate(found) if record is None]
+    sweep.runner.check([sweep.points[place] for place in unfinished])
+    tasks = [task_of(sweep.runner, sweep.points[place], folder) for place in unfinished]
+    outcomes = {
+        place: Outcome(point, SKIPPED, log_of(point, folder), tries=times_begun(log_of(point, folder)))
+        for place, point in enumerate(sweep.points)
+        if found[place] is not None
+    }
+    for number, ended in ended_as_shown(engine, tasks):
+        point = sweep.points[unfinished[number]]
+        outcomes[unfinished[number]] = _outcome(point, ended, tasks[number].log)
+    in_order = [outcomes[place] for place in range(len(sweep.points))]
+    write_text(folder / "runs.csv", _runs_table(in_order).to_csv(index=False))
+    return in_order
+
+
+def _outcome(point: Point, ended: Ended, log: Path) -> Outcome:
+    return Outcome(point, ended.status, log, ended.seconds, times_begun(log), ended.error)
+
+
+def task_of(runner: Runner, point: Point, folder: Path) -> Task:
+    """The run of one point; with a GPU of its own where it computes on one."""
+    run = point.settings.run
+    gpus = int(run.device == "cuda" or (run.device == "auto" and torch.cuda.is_available()))
+    return Task(str(point), partial(run_point, runner, point), log_of(point, folder), run.num_threads, gpus)
+
+
+def run_point(runner: Runner, point: Point) -> None:
+    """What a task of a sweep does. Its record lies in the results folder, which all machines of an engine share."""
+    runner.run(point)
+
+
+def log_of(point: Point, folder: Path) -> Path:
+    """One for each configuration, whatever place it has in its sweep."""
+    name = re.sub(r"[^\w.=-]+", "-", point.variant.name).strip("-.")[:80]
+    return folder / "logs" / f"{name}-seed{point.settings.run.seed}-{config_hash(point.settings)}.log"
+
+
+def _runs_table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    rows = [
+        {
+            "run": one.point.variant.label, "seed": one.point.settings.run.seed, "status": one.status,
+            "seconds": round(one.seconds, 2), "tries": one.tries, "error": one.error, "log": one.log.name,
+        }
+        for one in outcomes
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def count_line(outcomes: Sequence[Outcome]) -> str:
+    """As "3 finished, 9 skipped, 0 failed"."""
+    statuses = FINISHED, SKIPPED, FAILED
+    return ", ".join(f"{sum(one.status == status for one in outcomes)} {status}" for status in statuses)
+
+
+def summarise(file: SweepFile, folder: Path) -> str:
+    """Write `summary.csv` and `summary.png` (and .svg) of all finished runs into ``folder``; the table as text."""
+    records = [record for record in file.sweep.finished() if record is not None]
+    if not records:
+        return "no run is finished"
+    table, picture = summary_of(file.runs, records)
+    write_text(folder / "summary.csv", table.to_csv())
+    save_figure(picture, folder / "summary.png")
+    return readable_table(table).to_string()
+
+
+def summary_of(runs: str, records: Sequence[Record]) -> tuple[pd.DataFrame, Figure]:
+    """Table and picture of one kind of runs; the first configuration, or the best row, is what the others are held
+    against."""
+    if runs == "images":
+        return accuracy_table(records, "selection"), plot_variants(records, "selection")
+    if runs == "leaderboard":
+        found = standings(records)
+        return standings_table(found, found[0].name), plot_standings(found)
+    return comparison_table(records), plot_comparison(records)

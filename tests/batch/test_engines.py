@@ -1,0 +1,72 @@
+"""Tasks and the local engine: logs, errors, workers that die, workers that are asked to stop."""
+
+import math
+import os
+import signal
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from engine_work import add, die, die_at_first, fail, wait_for_interruption
+
+from newllm_core.batch.local_engine import LocalEngine
+from newllm_core.batch.slurm_engine import SlurmEngine
+from newllm_core.batch.tasks import EngineError, Task, last_words, times_begun, times_finished
+
+
+def test_one_list_of_tasks_on_two_workers(tmp_path: Path) -> None:
+    """What works, what fails, what dies once and what always dies, in two processes that live on where they can."""
+    work = [
+        partial(add, tmp_path / "added", 1), partial(fail, tmp_path / "failed"),
+        partial(die_at_first, tmp_path / "died once"), partial(die, tmp_path / "died"),
+        *(partial(add, tmp_path / "added", number) for number in (2, 3)),
+    ]  # fmt: skip
+    tasks = [Task(f"task {number}", one, tmp_path / "logs" / f"{number}.log") for number, one in enumerate(work)]
+    ended = dict(LocalEngine(workers=2, retries=1).run(tasks))
+    assert sorted(ended) == list(range(len(tasks)))
+    assert [ended[place].status for place in range(6)] == ["finished", "failed"] * 2 + ["finished"] * 2
+    assert [ended[place].value for place in (0, 4, 5)] == [2, 3, 4] and ended[2].value == "half and whole"
+    assert sorted((tmp_path / "added").read_text().split()) == ["1", "2", "3"]
+    assert ended[1].error == "ValueError: an impossible configuration"
+    assert ended[3].error == "its process died at each of 2 tries: exit status 3"
+    assert (tmp_path / "failed").read_text() == "0\n" and (tmp_path / "died").read_text() == "0\n" * 2
+    assert [(times_begun(task.log), times_finished(task.log)) for task in tasks[:4]] == [(1, 1), (1, 0), (2, 1), (2, 0)]
+    log = tasks[1].log.read_text()
+    assert "adding\nfrom below\n" in log and "Traceback" in log and "an impossible configuration" in log
+    assert last_words(tasks[0].log).startswith("[task] ended finished after 0.0 s")
+
+
+def test_an_engine_that_is_left_early_has_its_workers_save(tmp_path: Path) -> None:
+    waiting = [tmp_path / "a", tmp_path / "b"]
+    tasks = [
+        Task(place.name, partial(wait_for_interruption, place), tmp_path / f"{place.name}.log") for place in waiting
+    ]
+    running = LocalEngine(workers=2).run(tasks)
+
+    def interrupt() -> None:
+        while not all(place.exists() and place.read_text() for place in waiting):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        next(running)
+    running.close()
+    assert [place.read_text() for place in waiting] == ["saved", "saved"]
+    assert times_begun(tasks[0].log) == 1 and times_finished(tasks[0].log) == 0
+
+
+def test_no_worker_is_refused() -> None:
+    with pytest.raises(EngineError, match="workers: expected at least 1, given 0"):
+        LocalEngine(workers=0)
+
+
+def test_jobs_of_submitit_run_here_and_never_find_an_earlier_ones_result(tmp_path: Path) -> None:
+    """submitit calls a local job by its process, whose number comes again (findings/submitit_local_job_id.sh)."""
+    engine = SlurmEngine(tmp_path / "jobs", cluster="local")
+    task = Task("divides", partial(math.gcd, 12, 18), tmp_path / "task.log")
+    assert [(place, ended.value) for place, ended in engine.run([task])] == [(0, 6)]
+    (used,) = engine.folder.iterdir()
+    assert list(used.glob("*_result.pkl")) and not list(Path(engine._executor().folder).iterdir())
