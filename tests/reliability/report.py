@@ -48,6 +48,9 @@ and results in another folder, such as a mounted drive: it may be slow, know no 
 while. A fresh machine that is given the same parameters and the same `copy_to` goes on from there. A copy that is
 further along than a run is never replaced by it, as where the drive was away when that run began anew.
 
+What all this takes, `python -m tests.reliability.cost` measures: of the quick profile's 32 CPU seconds 1.3 %, of which
+1.1 % are checksums, of what is read at the start and of files.
+
 ## Tried
 
 Made by `python -m tests.reliability --report` of `results/reference/reliability.json`; `python -m tests.reliability`
