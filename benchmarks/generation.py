@@ -1,17 +1,23 @@
 """Text of growing length: speed and peak memory, the project against a GPT of its size with a key-value cache.
 
     python -m benchmarks.generation                    1,000 and 100,000 tokens; of the GPT 1,000 and 10,000
+    python -m benchmarks.generation --pairs            only: late pieces of 100,000 tokens against texts of 1,000
     python -m benchmarks.generation --vocabulary 8192  a smaller head, which is most of the work of both
 
 Both stand between the same frozen matrix and head, and have about a million weights of their own; these are as drawn,
 which changes no product. Each figure is of a process of its own. Texts are sampled with the defaults of
 GenerationConfig. Tokens are also counted by second of processor time, which other work on the machine changes less.
+
+Two texts of 1,000 and 100,000 tokens take seconds and minutes, in which a machine may be another; so whether length
+costs speed is asked by pairs: in one process a piece of the long text and a short text by turns, whose ratio is noted.
 """
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -32,6 +38,7 @@ from newllm_core.runs.reproducibility import derived_generator
 
 _PROMPT = 10  # tokens
 _WARM_UP = 200  # tokens, before anything is measured
+_PAIRS, _PIECE = 20, 1_000  # tokens of each piece
 MODEL = ModelConfig(context_dim=610)  # 0.99 million weights, as the GPT
 
 
@@ -78,15 +85,42 @@ class CachedGpt:
 
 def project(num_tokens: int, vocab_size: int) -> dict[str, Any]:
     model = NewLLM(MODEL, _matrix(vocab_size))
-    prompt = torch.arange(_PROMPT)
-
-    def tokens(count: int) -> Iterator[int]:
-        config = GenerationConfig(num_tokens=count)
-        for _, token in stream_tokens(model, [prompt], config, [derived_generator("generation benchmark")]):
-            yield token
-
     counts = model.parameter_counts()
-    return _measured(tokens, num_tokens, counts["context_block"] + counts["token_block"])
+    weights = counts["context_block"] + counts["token_block"]
+    return _measured(lambda count: _written(model, count), num_tokens, weights)
+
+
+def _written(model: NewLLM, count: int) -> Iterator[int]:
+    prompt, config = torch.arange(_PROMPT), GenerationConfig(num_tokens=count)
+    for _, token in stream_tokens(model, [prompt], config, [derived_generator("generation benchmark")]):
+        yield token
+
+
+def pairs(num_tokens: int, vocab_size: int) -> dict[str, Any]:
+    """Seconds of a piece of the long text over those of a short text, by turns; medians, lowest and highest."""
+    model = NewLLM(MODEL, _matrix(vocab_size))
+    long, skipped = _written(model, num_tokens), num_tokens // _PAIRS - _PIECE
+    ratios: dict[str, list[float]] = {"seconds": [], "processor_seconds": []}
+    for number in range(_PAIRS):
+        _took(long, skipped)
+        short = _written(model, _PIECE)
+        next(short)  # its prompt is read
+        texts = long, short
+        # Which of the two goes first changes from pair to pair.
+        order = (0, 1) if number % 2 else (1, 0)
+        took = {place: _took(texts[place], _PIECE - 1) for place in order}
+        for name, one, other in zip(ratios, took[0], took[1]):
+            ratios[name].append(one / other)
+    found = {name: [statistics.median(values), min(values), max(values)] for name, values in ratios.items()}
+    return {"tokens": num_tokens, "pairs": _PAIRS, "piece": _PIECE, "long_over_short_median_low_high": found}
+
+
+def _took(tokens: Iterator[int], count: int) -> tuple[float, float]:
+    """Seconds and processor seconds of the next ``count`` tokens."""
+    began, processor = time.perf_counter(), time.process_time()
+    if sum(1 for _ in islice(tokens, count)) < count:
+        raise ValueError(f"expected {count} more tokens, the text has ended")
+    return time.perf_counter() - began, time.process_time() - processor
 
 
 def gpt(num_tokens: int, vocab_size: int) -> dict[str, Any]:
@@ -138,10 +172,15 @@ def main() -> None:
     parser.add_argument("--gpt-tokens", type=int, nargs="*", default=[1_000, 10_000])
     parser.add_argument("--vocabulary", type=int, default=VOCAB_SIZE)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--pairs", action="store_true", help="ratios of the longest text to short ones, by turns, alone"
+    )
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     print(json.dumps(machine_facts()))
-    for way, counts in ((project, given.tokens), (gpt, given.gpt_tokens)):
+    found = in_fresh_process(pairs, 42, given.threads, max(given.tokens), given.vocabulary)
+    print(json_text({"way": "pairs", **found}), flush=True)
+    for way, counts in () if given.pairs else ((project, given.tokens), (gpt, given.gpt_tokens)):
         for count in counts:
             found = in_fresh_process(way, 42, given.threads, count, given.vocabulary)
             print(json_text({"way": way.__name__, **found}), flush=True)

@@ -12,12 +12,14 @@ Names and rooms are imported when they are first used (PEP 562), so that importi
 import importlib
 import io
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+IMPORTED = time.time()  # against which the files' own times are held: runs/runtime.py
 
 if TYPE_CHECKING:
-    from newllm_core.api import Run, gallery, prepare, run, sweep
+    from newllm_core.api import Run, gallery, machine, prepare, run, sweep
     from newllm_core.config.hyperparameters import Settings
     from newllm_core.contexts.shooting import exact_contexts
     from newllm_core.experiment.estimate import estimate
@@ -42,6 +44,7 @@ _HOMES = {
     "exact_contexts": "contexts.shooting",
     "frozen_head_cross_entropy": "head.cross_entropy",
     "gallery": "api",
+    "machine": "api",
     "prepare": "api",
     "register_diversity_loss": "losses",
     "run": "api",
@@ -62,6 +65,7 @@ __all__ = [
     "exact_contexts",
     "frozen_head_cross_entropy",
     "gallery",
+    "machine",
     "prepare",
     "register_diversity_loss",
     "run",

@@ -19,6 +19,7 @@ from newllm_core.model import NewLLM
 from newllm_core.report import phases, text
 from newllm_core.report.gallery import Gallery
 from newllm_core.runs.files import DATA_DIR, RESULTS_DIR
+from newllm_core.runs.runtime import machine_text, mount_drive
 from newllm_core.studies.runners import ExperimentRunner
 from newllm_core.studies.sweep import Axes, Runner, Sweep, Variant, grid
 
@@ -85,6 +86,14 @@ class Run:
         return prepared.model
 
 
+def machine() -> str:
+    """The line that a notebook begins with: GPU or CPU, memory, versions, the profile that fits.
+
+    Warns where the package has changed on disk since this kernel imported it.
+    """
+    return machine_text()
+
+
 def prepare(settings: Settings) -> Prepared:
     """Tokens, embeddings and a model with initial weights. Raises DataError, RunError or ConfigError."""
     return prepare_parts(settings.data, settings.model, settings.run)
@@ -99,6 +108,7 @@ def run(settings: Settings, *, phase1_only: bool = False) -> Run:
     phase1_name = phase1_folder_name(settings.data, settings.model, settings.phase1, settings.run)
     phase1_folder = RESULTS_DIR / "phase1" / phase1_name
     folder = RESULTS_DIR / "experiments" / (phase1_name if phase1_only else run_folder_name(settings))
+    mount_drive(settings.run.copy_to)
     if phase1_only:
         record = run_phase1_only(settings, folder, phase1_folder, DATA_DIR)
     else:
@@ -118,6 +128,7 @@ def sweep(base: Any, variants: Sequence[Variant] | Axes, seeds: Sequence[int], r
         runner: of which kind the runs are; None: whole experiments of the language line.
     """
     chosen = grid(variants) if isinstance(variants, Mapping) else variants
+    mount_drive(base.run.copy_to)
     return Sweep(base, chosen, seeds, runner or ExperimentRunner())
 
 

@@ -97,12 +97,16 @@ def context_cache_gb(num_tokens: int, num_layers: int, context_dim: int) -> floa
 class DeviceBatch:
     """How many rows of a step are computed at once: ``size``, which shrinks when memory runs out.
 
+    ``records``: whether steps may be recorded as CUDA graphs; False for good once a graph's own memory did not fit. A
+    checkpoint has both, because a step's last bits depend on them.
+
     Args:
         buffers: what a forward pass writes into beside its result, such as BatchNorm's means.
     """
 
     def __init__(self, device: torch.device, size: int, buffers: Iterable[Tensor] = ()) -> None:
         self.device, self.size, self.buffers = device, size, list(buffers)
+        self.records = True
 
     def fit(self, num_rows: int, attempt: Callable[[int], Outcome]) -> Outcome:
         """What ``attempt(size)`` gives for the largest ``size`` that fits in memory, ``num_rows`` or fewer.

@@ -1,9 +1,10 @@
-"""The records' page, records of earlier versions, and two folders of records held against each other.
+"""The records' page and list, records of earlier versions, and two folders of records held against each other.
 
 python -m reproduce.records document docs/records.md      the page, made of the records' descriptions
 python -m reproduce.records migrate results/reference     every record below, brought to today's format
 python -m reproduce.records compare BEFORE AFTER        the figures of two folders, key by key
 python -m reproduce.records sign FILE ...                 after a deliberate edit: the checksums are made anew
+python -m reproduce.records list results/reference        after every change there: the list, SHA256SUMS, is made anew
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 from newllm_core.config.hyperparameters import Settings
 from newllm_core.experiment.folder_names import SECTIONS
 from newllm_core.experiment.record_keys import RUN_KEYS, check_run_record
+from newllm_core.report.manifest import write_manifest
 from newllm_core.runs.files import RunError, read_unchecked_json, write_json, write_text
 from newllm_core.runs.identity import figures_of
 from newllm_core.runs.key_kinds import FORMAT, config_keys, key_table
@@ -34,7 +36,8 @@ for `b` of every element of the list `a`, `*` for any name. Two runs are identic
 
 Every JSON file ends with `own_sha256`, a checksum of what it says; a file that does not match it is not used. Delete
 such a file to make it again. After a deliberate edit, `python -m reproduce.records sign FILE ...` makes the checksum
-anew.
+anew. The committed files are listed with their SHA-256 in `results/reference/SHA256SUMS`, which
+`python -m reproduce.records list results/reference` makes and `python -m newllm_core.report results/reference` checks.
 
 ## A language run: `run.json`, format {FORMAT}
 
@@ -196,6 +199,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("document").add_argument("page", type=Path)
     commands.add_parser("migrate").add_argument("folder", type=Path)
+    commands.add_parser("list").add_argument("folder", type=Path)
     commands.add_parser("sign").add_argument("files", type=Path, nargs="+")
     comparison = commands.add_parser("compare")
     comparison.add_argument("before", type=Path)
@@ -204,6 +208,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "document":
         write_text(arguments.page, page())
+    elif arguments.command == "list":
+        print(*write_manifest(arguments.folder), sep="\n")
     elif arguments.command == "sign":
         sign(arguments.files)
     elif arguments.command == "compare":

@@ -26,6 +26,7 @@ from newllm_core.experiment.loss_cost import loss_cost
 from newllm_core.losses import DIVERSITY_ALGORITHMS
 from newllm_core.report import comparison as plots_diversity
 from newllm_core.report import scaling as plots_scaling
+from newllm_core.report.reference import DIVERSITY_ITERATIONS
 from newllm_core.report.style import save_figure
 from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, read_json, write_json, write_text
 from newllm_core.scaling import analysis as scaling_analysis
@@ -35,7 +36,6 @@ from newllm_core.studies.sweep import Axes, Record, Sweep, grid, one_axis_at_a_t
 
 REFERENCE = REFERENCE_DIR
 SEEDS = [42, 43, 44]
-DIVERSITY_ITERATIONS = 10  # every loss as many: early stopping would give some three times the steps of others
 CONTEXT_DIMS, WEIGHTS = [200, 350, 768], [0.5, 0.99]
 NUM_THREADS = 1
 

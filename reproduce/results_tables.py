@@ -27,10 +27,10 @@ from newllm_core.comparison.leaderboard import (
 from newllm_core.comparison.paired import paired_difference
 from newllm_core.intervals import NOT_DISTINGUISHABLE, NOT_MEASURED, Estimate, over_seeds, paired_ratio
 from newllm_core.losses import DIVERSITY_ALGORITHMS
+from newllm_core.report.reference import DIVERSITY_ITERATIONS
 from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, read_json, write_text
 from newllm_core.studies.rows import read_rows
 from reproduce.controls import RATIOS
-from reproduce.reference_experiments import DIVERSITY_ITERATIONS
 
 PAGE = PROJECT_ROOT / "docs" / "results.md"
 _BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.S)

@@ -35,7 +35,7 @@ from newllm_core.batch.local_engine import LocalEngine
 from newllm_core.batch.tasks import RETRIES, Engine, Task
 from newllm_core.runs.disk import RunError, disk_errors_named
 from newllm_core.runs.files import sha256_bytes, write_text
-from newllm_core.runs.host_memory import memory_errors_named
+from newllm_core.runs.host_memory import is_out_of_memory, memory_errors_named, refuse_scarce_memory
 from newllm_core.runs.lock import owned
 
 
@@ -124,7 +124,7 @@ def _execute(job: Job, progress_bar: bool) -> Path:
         executed = papermill.execute_notebook(notebook, partial, injected, progress_bar=progress_bar)
     except Exception as error:
         with disk_errors_named(partial):
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) or is_out_of_memory(error):
                 raise
             reason = f"{error.ename}: {error.evalue}" if isinstance(error, PapermillExecutionError) else repr(error)
             if partial.exists():
@@ -137,10 +137,14 @@ def _execute(job: Job, progress_bar: bool) -> Path:
     executed.metadata["papermill"]["output_path"] = str(output)
     executed.metadata["newllm"][_CHECKSUM] = _own_sha256(nbformat.from_dict(executed))
     write_text(output, nbformat.writes(executed) + "\n")
-    with disk_errors_named(partial):
-        partial.unlink()
-        failed.unlink(missing_ok=True)
+    _remove(partial)
+    _remove(failed)
     return output
+
+
+def _remove(path: Path) -> None:
+    with disk_errors_named(path):
+        path.unlink(missing_ok=True)
 
 
 def _check(job: Job) -> None:
@@ -163,12 +167,14 @@ def _check_all(jobs: Sequence[Job]) -> None:
 def _run_job(job: Job, again: bool, progress_bar: bool) -> Outcome:
     start = time.perf_counter()
     try:
-        with _alone(job):
+        with _alone(job), memory_errors_named(job.output):
             if not again and is_finished(job):
+                _remove(unfinished(job.output)[0])  # of a process that was killed between its last two steps
                 return Outcome(job, "skipped")
             if not progress_bar:
                 print(f"{job.notebook.name} started", flush=True)
             _check(job)
+            refuse_scarce_memory(job.output)
             _execute_or_again(job, progress_bar)
     except (BatchError, RunError, OSError) as error:
         return Outcome(job, "failed", time.perf_counter() - start, str(error))

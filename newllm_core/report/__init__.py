@@ -10,6 +10,7 @@ from newllm_core.report.comparison import (
 )
 from newllm_core.report.leaderboard import group_pictures, plot_exponents, plot_standings
 from newllm_core.report.phases import plot_epochs, plot_forgetting, plot_phase1, plot_spectrum, plot_tokens
+from newllm_core.report.reference import show_reference
 from newllm_core.report.scaling import plot_alpha, plot_perplexity, plot_rank, window_picture
 from newllm_core.report.sweeps import animate_sweeps, plot_moving_contexts, plot_sweeps
 from newllm_core.report.text import data_table, report
@@ -39,5 +40,6 @@ __all__ = [
     "plot_sweeps",
     "plot_tokens",
     "report",
+    "show_reference",
     "window_picture",
 ]

@@ -134,8 +134,8 @@ def plot_spectra(records: Sequence[Record]) -> Figure:
     tokens = min(record["phase1"]["effective_rank"]["validation_tokens"] for record in records)
     for axis, width in zip(axes, widths):
         axis.axhline(100 / min(width, tokens), color="black", lw=0.9, ls=":")
-        # The last values can be rounding alone; decades of it would press the others flat.
-        axis.set_ylim(bottom=max(axis.get_ylim()[0], 1 / width))
+        # A direction below a tenth of an even share is hardly used; decades of such would press the others flat.
+        axis.set_ylim(bottom=max(axis.get_ylim()[0], 10 / width))
         axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axis.set(xlabel="singular value, by size")
         axis.set_title(f"Spectrum of validation contexts, C = {width}", fontsize=10)

@@ -111,6 +111,8 @@ def plot_spectrum(record: Mapping[str, Any]) -> Figure:
         axis.semilogy(np.arange(1, len(shares) + 1), shares, color=colour, label=f"{name}: effective rank {value:.0f}")
     most = min(rank["context_dim"], rank["validation_tokens"])
     axis.axhline(100 / most, color="black", lw=0.8, ls=":", label=f"all equal: effective rank {most}")
+    # A direction below a tenth of an even share is hardly used; decades of such would press the others flat.
+    axis.set_ylim(bottom=max(axis.get_ylim()[0], 10 / most))
     axis.set(
         xlabel="singular value, by size", ylabel="% of the sum of singular values",
         title=f"Spectrum of {rank['validation_tokens']:,} validation contexts (flatter is more diverse)",

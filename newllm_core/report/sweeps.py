@@ -62,7 +62,9 @@ def animate_sweeps(sweeps: Tensor, words: Sequence[str]) -> Image:
         frames.append(PictureFile.open(io.BytesIO(as_png(figure))).convert("RGB").quantize(_COLOURS))
     film = io.BytesIO()
     frames[0].save(film, format="GIF", save_all=True, append_images=frames[1:], duration=_MILLISECONDS_A_FRAME)
-    return Image(film.getvalue(), format="gif", alt=f"The contexts of {len(words)} words move to where they end")
+    # As metadata, since Colab's IPython 7 has no argument for it.
+    told = {"alt": f"The contexts of {len(words)} words move to where they end"}
+    return Image(film.getvalue(), format="gif", metadata=told)
 
 
 def _in_a_plane(sweeps: Tensor) -> np.ndarray:

@@ -111,10 +111,10 @@ def epoch_table(phase2: Mapping[str, Any]) -> pd.DataFrame:
             "epoch": epoch["epoch"],
             "train loss": round(epoch["train_loss"], 4),
             "train PPL": round(epoch["train_perplexity"], 1),
-            "train accuracy %": round(100 * epoch["train_accuracy"], 2),
+            "train acc. %": round(100 * epoch["train_accuracy"], 2),
             "val loss": round(epoch["validation_loss"], 4),
             "val PPL": round(epoch["validation_perplexity"], 1),
-            "val accuracy %": round(100 * epoch["validation_accuracy"], 2),
+            "val acc. %": round(100 * epoch["validation_accuracy"], 2),
         }
         for epoch in phase2["epochs"]
     ]

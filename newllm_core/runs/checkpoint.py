@@ -136,8 +136,9 @@ CHECKPOINT_NAME = "checkpoint/"  # of its files, in a copy
 def copy_checkpoint(place: CheckpointPlace) -> bool:
     """The newest one to the second place; False where it does not take it now."""
     assert place.copies is not None
-    newest = _paths(place.folder, _newest_first(place.folder)[0])
-    return copy_files(place.copies, {f"{CHECKPOINT_NAME}{path.name}": path for path in newest})
+    newest = _newest_first(place.folder)[0]
+    files = {f"{CHECKPOINT_NAME}{path.name}": path for path in _paths(place.folder, newest)}
+    return copy_files(place.copies, files, newest)
 
 
 def _num_bytes(states: Any) -> int:

@@ -2,9 +2,11 @@
 know no locks and no renames, and be away for a while.
 
 A copy is a zip and, written after it, an empty file whose name says the zip's checksum. Neither is changed afterwards,
-so a copy that was cut, or is still being written, is not taken for one. The newest two are kept.
+so a copy that was cut, or is still being written, is not taken for one. The newest two are kept. Names hold how far a
+copy's run was: one that is further along is never replaced, as when the drive was away when this machine began anew.
 """
 
+import functools
 import json
 import logging
 import os
@@ -23,7 +25,9 @@ logger = logging.getLogger("newllm")
 
 _NUM_KEPT = 2
 _NAME_DIGITS = 16
-_MARK = re.compile(r"\d{6,}\.[0-9a-f]{64}")
+FINISHED = "finished"  # comes after all digits
+_STEM = re.compile(rf"(\d{{6,}})-([0-9-]+|{FINISHED})")  # number of the copy, and how far its run was
+_MARK = re.compile(rf"{_STEM.pattern}\.[0-9a-f]{{64}}")
 
 
 def copies_folder(copy_to: str | None, kind: str, identity: Identity) -> Path | None:
@@ -34,14 +38,20 @@ def copies_folder(copy_to: str | None, kind: str, identity: Identity) -> Path | 
     return Path(copy_to).expanduser() / f"{kind}-{digest[:_NAME_DIGITS]}"
 
 
-def copy_files(copies: Path, files: Mapping[str, Path]) -> bool:
-    """Copy ``files`` under their names; False, with a notice, where the place does not take them now."""
+def copy_files(copies: Path, files: Mapping[str, Path], reached: str) -> bool:
+    """Copy ``files`` under their names; False, with a notice, where the place does not take them now, or has a copy
+    that is further along. ``reached``: how far the run is, as digits that sort, or FINISHED.
+    """
     try:
         size = sum(path.stat().st_size for path in files.values())
         with disk_errors_named(copies, size):
             copies.mkdir(parents=True, exist_ok=True)
-            numbers = [int(path.stem) for path in copies.glob("*.zip") if path.stem.isdigit()]
-            archive = copies / f"{max(numbers, default=0) + 1:06d}.zip"
+            further = _further(copies, reached)
+            if further is not None:
+                _say_further(further)
+                return False
+            numbers = [int(match[1]) for path in copies.glob("*.zip") if (match := _STEM.fullmatch(path.stem))]
+            archive = copies / f"{max(numbers, default=0) + 1:06d}-{reached}.zip"
             with zipfile.ZipFile(archive, "x") as zipped:
                 for name, path in files.items():
                     zipped.write(path, name)
@@ -53,6 +63,24 @@ def copy_files(copies: Path, files: Mapping[str, Path]) -> bool:
     return True
 
 
+def _further(copies: Path, reached: str) -> Path | None:
+    """A whole copy of a run that was further along."""
+    for mark in _marks(copies):
+        archive = mark.with_suffix(".zip")
+        if mark.stem.partition("-")[2] > reached and _is_whole(archive, mark):
+            return archive
+    return None
+
+
+@functools.cache
+def _say_further(archive: Path) -> None:
+    """Once: it holds until the run has passed that place."""
+    logger.warning(
+        "no copy is written yet: %s is further along than this run, which began without it, and is kept; "
+        "stop, delete this run's folder and run the same again to go on from there", archive,
+    )  # fmt: skip
+
+
 def _remove_older(copies: Path) -> None:
     marks = _marks(copies)
     kept = {mark.stem for mark in marks[:_NUM_KEPT]}
@@ -60,7 +88,7 @@ def _remove_older(copies: Path) -> None:
     for mark in marks[_NUM_KEPT:]:
         mark.unlink()
     for archive in copies.glob("*.zip"):
-        if archive.stem.isdigit() and archive.stem < oldest:
+        if _STEM.fullmatch(archive.stem) and archive.stem < oldest:
             archive.unlink()
 
 

@@ -53,6 +53,10 @@ def disk_errors_named(path: Path, num_bytes: int | None = None) -> Iterator[None
         ) from error
 
 
+# What torch.save says when a write of its archive fails, and when its end cannot be written.
+_OF_ARCHIVES = ("inline_container", "iostream error")
+
+
 def _reason(error: Exception) -> str | None:
     """Why, in words; None where it was not the disk."""
     if isinstance(error, OSError):
@@ -62,7 +66,7 @@ def _reason(error: Exception) -> str | None:
         return _REASONS.get(int(found[1]))
     if isinstance(error.__context__, OSError):  # as of Optuna's lock, which says that it did not possess it
         return _reason(error.__context__)
-    return "the disk takes no more" if "inline_container" in str(error) else None
+    return "the disk takes no more" if any(sign in str(error) for sign in _OF_ARCHIVES) else None
 
 
 def _megabytes(num_bytes: int) -> str:
@@ -84,6 +88,6 @@ def refuse_full_disk(folder: Path, checkpoint_bytes: int) -> None:
     needed, free = 2 * checkpoint_bytes, free_bytes(folder)
     if free < needed:
         raise DiskError(
-            f"{folder}: this run needs about {needed / 1e6:,.1f} MB of disk for its checkpoints, {free / 1e6:,.1f} MB "
-            "are free. Make room, or choose another folder; nothing has been trained"
+            f"{folder}: this run needs about {_megabytes(needed)} of disk for its checkpoints, {_megabytes(free)} are "
+            "free. Make room, or choose another folder; nothing has been trained"
         )

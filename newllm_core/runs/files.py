@@ -118,8 +118,8 @@ def json_text(value: Any, indent: str = "") -> str:
     return _on_one_line(value)
 
 
-def _on_one_line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+# `json.dumps` makes one at every call.
+_on_one_line = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from typing import Any
 from torch import Tensor
 
 from newllm_core.runs.checkpoint import CHECKPOINT_NAME, CheckpointPlace, discard_checkpoint
-from newllm_core.runs.copies import copies_folder, copy_files, restore
+from newllm_core.runs.copies import FINISHED, copies_folder, copy_files, restore
 from newllm_core.runs.files import REFERENCE_DIR, checksum_path, read_json, save_tensors, write_json
-from newllm_core.runs.host_memory import memory_errors_named
+from newllm_core.runs.host_memory import memory_errors_named, refuse_scarce_memory
 from newllm_core.runs.identity import Identity, refuse_other_run
 from newllm_core.runs.lock import owned, remove_abandoned_lock
 
@@ -102,6 +102,8 @@ class RunFolder:
             record = self._finished()
             if record is None and self._restored():
                 record = self._finished()
+            if record is None:
+                refuse_scarce_memory(folder)
             yield HeldRun(self, record)
 
     @property
@@ -118,7 +120,7 @@ class RunFolder:
     def copy_finished(self) -> None:
         """To the second place, if there is one."""
         if self.copies is not None:
-            copy_files(self.copies, {name: path for name, path in self._results().items() if path.is_file()})
+            copy_files(self.copies, {name: path for name, path in self._results().items() if path.is_file()}, FINISHED)
 
     def _restored(self) -> bool:
         """Whether a copy was taken up, where nothing is here to go on from: a copy's JSON comes last, so that one which

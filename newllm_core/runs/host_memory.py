@@ -11,6 +11,8 @@ import torch
 
 from newllm_core.runs.disk import RunError
 
+# Whatever a run's size, its libraries take some when they are first called.
+_LEAST_BYTES = 24 * 10**6
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 # Files that say limit and use, of both versions of cgroups.
@@ -22,8 +24,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    # cuBLAS and cuDNN; oneDNN, which says no more; a size that no memory has.
-    libraries = "alloc_failed", "create a primitive", "storage size calculation overflowed"
+    # cuBLAS and cuDNN; oneDNN, which says no more; a size that no memory has; Python, which has no room for a stack.
+    libraries = "alloc_failed", "create a primitive", "storage size calculation overflowed", "can't start new thread"
     signs = "out of memory", "can't allocate memory", "cannot allocate memory", *libraries
     return isinstance(error, RuntimeError | OSError) and any(sign in text for sign in signs)
 
@@ -42,6 +44,17 @@ def memory_errors_named(place: Path) -> Iterator[None]:
             "other programs or raise its limit, or use fewer conversations or a smaller context_dim, and run the same "
             "again: it goes on from what was saved"
         ) from error
+
+
+def refuse_scarce_memory(place: Path) -> None:
+    """Raises RunError where libraries would end the process without a word: some abort when an allocation fails."""
+    free = free_memory_bytes()
+    if free < _LEAST_BYTES:
+        raise RunError(
+            f"{place}: {free / 1e6:,.1f} MB of memory are free to this process; a run needs at least "
+            f"{_LEAST_BYTES / 1e6:,.0f} MB. Close other programs or raise its limit, and run the same again; nothing "
+            "was trained now"
+        )
 
 
 def free_memory_bytes() -> int:

@@ -159,10 +159,10 @@ def size_table(analysis: ScalingAnalysis) -> pd.DataFrame:
             "tokens": size.tokens,
             "runs": len(size.seeds),
             "PPL": round(mean_over_seeds(size.perplexity), 1),
-            "95 % interval of PPL": interval_text(size.perplexity_interval, "{:.1f}"),
+            "95 % interval": interval_text(size.perplexity_interval, "{:.1f}"),
             "accuracy %": round(100 * float(np.mean(size.accuracy)), 2),
-            "ER val %": round(100 * float(np.mean(size.rank)), 1),
-            "calibrated ER val %": round(100 * float(np.mean(size.calibrated_rank)), 1),
+            "ER %": round(100 * float(np.mean(size.rank)), 1),
+            "calibrated ER %": round(100 * float(np.mean(size.calibrated_rank)), 1),
         }
         for size in analysis.sizes
     ]

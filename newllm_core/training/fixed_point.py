@@ -323,7 +323,8 @@ class _RecordedIteration:
         from newllm_core.training.device_noise import noise_seed
 
         objective = self.objective
-        if objective.device_batch.size < max(rows.stop - rows.start for rows in objective.batches):
+        whole = objective.device_batch.size >= max(rows.stop - rows.start for rows in objective.batches)
+        if not (whole and objective.device_batch.records):
             return None
         if self.entering is not None:
             carried = objective.previous[-1]
@@ -335,6 +336,7 @@ class _RecordedIteration:
         try:
             (figures,) = self.step(noise_seed(objective.seed, iteration, objective.zero.device))
         except NotRecordedError:
+            objective.device_batch.records = False
             return None
         cvfp, diversity, total, norm, largest, converged = figures.tolist()
         named = {

@@ -265,7 +265,7 @@ class TrainingLoop(ABC, Generic[Row]):
             "parts": {name: state for name, state in states.items() if not _is_flat(state)},
             "best": {name: getattr(self.best, name) for name in ("number", "score", "without_gain")},
             "within": vars(self.within),
-            "device_batch_size": self.device_batch.size,
+            "device_batch": {name: getattr(self.device_batch, name) for name in ("size", "records")},
             "seconds": self.watch.state(),
             **generator_states(self.device),
         }
@@ -281,7 +281,7 @@ class TrainingLoop(ABC, Generic[Row]):
         self.rows = [self.stored_row(figures) for figures in found.rows]
         self.best = Best(**found.states["best"], weights=stored.get("best", {}))
         self.within = PassState(**_moved(found.states["within"], self.device))
-        self.device_batch.size = found.states["device_batch_size"]
+        vars(self.device_batch).update(found.states["device_batch"])
         self.budget.saved = self._where()
         self.watch.resume(found.states["seconds"])
         restore_generators(found.states, self.device)

@@ -254,12 +254,12 @@ class _Trainer(TrainingLoop[EpochRecord]):
     def _recorded(self, contexts: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
         """``_updated`` as a CUDA graph, for whole batches that fit at once; None where it is not to be used."""
         whole = len(tokens) == self.config.effective_batch_size <= self.device_batch.size
-        if self.captured is None or not whole:
+        if self.captured is None or not (whole and self.device_batch.records):
             return None
         try:
             nats, correct = self.captured(contexts, tokens, targets)
         except NotRecordedError:
-            self.captured = None
+            self.captured, self.device_batch.records = None, False
             return None
         return nats, correct
 

@@ -158,12 +158,12 @@ class PredictivePass:
     def _recorded(self, positions: Tensor, context: Tensor, negatives: Tensor) -> tuple[Tensor, ...] | None:
         """``_updated`` as a CUDA graph, for whole segments that fit at once; None where it is not to be used."""
         whole = positions.shape[1] == self.config.prediction_segment and self.device_batch.size >= len(positions)
-        if self.captured is None or not whole:
+        if self.captured is None or not (whole and self.device_batch.records):
             return None
         try:
             return self.captured(positions, context, negatives)
         except NotRecordedError:
-            self.captured = None
+            self.captured, self.device_batch.records = None, False
             return None
 
     def _updated(self, positions: Tensor, context: Tensor, negatives: Tensor) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from newllm_core.config.schema import changed, parameter_fields
+from newllm_core.config.schema import ConfigError, changed, parameter_fields, unknown_name_message
 from newllm_core.studies.sweep import Variant
 from newllm_core.vision.config import AUGMENTATION_PACKS, PRESETS
 from newllm_core.vision.settings import VisionSettings, for_data_set
@@ -41,11 +41,25 @@ _RESCUE_PARTS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def diagnosis_variants(few_images: int) -> list[VisionVariant]:
-    """What may have held CIFAR-10 back, one at a time: images, patches, colour norm, augmentation, averaging, options.
+SUSPECTS = ("images", "patches", "colour norm", "augmentation", "averaging", "options")
 
-    ``few_images``: the training images of the notes' Stage 2 (8,000), or what stands for them in a small run.
+
+def diagnosis_variants(few_images: int, suspects: Sequence[str] = SUSPECTS) -> list[VisionVariant]:
+    """What may have held CIFAR-10 back, one at a time.
+
+    Args:
+        few_images: the training images of the notes' Stage 2 (8,000), or what stands for them in a small run.
+        suspects: groups of variants, of SUSPECTS.
+
+    Raises ConfigError for an unknown group.
     """
+    unknown = [name for name in suspects if name not in SUSPECTS]
+    if unknown:
+        raise ConfigError(unknown_name_message("suspect", unknown[0], SUSPECTS))
+    return [one for one in _all_variants(few_images) if one.group in suspects]
+
+
+def _all_variants(few_images: int) -> list[VisionVariant]:
     rescue = AUGMENTATION_PACKS["rescue"]
     norms = {"off": "off", "pointwise LayerNorm": "pointwise_ln", "residual": "residual"}
     return [

@@ -98,6 +98,9 @@ def test_an_iteration_that_does_not_fit_is_taken_as_usual(reason: str, monkeypat
         _pass(objective, number)
     assert objective.recorded is None
     torch.testing.assert_close(_weights(objective), _weights(usual), rtol=1e-3, atol=1e-5)
+    # A session that goes on takes the same way, even where there is room again.
+    assert objective.device_batch.records == (reason == "a batch")
+    assert fixed_point._RecordedIteration(objective, 8).iterate(4) is None
 
 
 def _without_memory(*inputs: Tensor) -> tuple[Tensor, ...]:

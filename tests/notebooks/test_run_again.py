@@ -21,7 +21,7 @@ TINY: dict[str, Any] = {
     "names": ["untrained", "unigram"], "widths": [8], "network_epochs": 1,
     "num_threads": 1, "seeds": [1], "num_train_images": 40, "holdout_max": 40,
     "width": 8, "depth": 1, "heads": 4, "epochs": 2, "few_images": 30, "term_seeds": [42], "data_sets": ["colour"],
-    "search_images": 40, "search_trials": 2, "sentence": "Hello there",
+    "suspects": ["images"], "search_images": 40, "search_trials": 2, "sentence": "Hello there",
 }  # fmt: skip
 # A few hundred tokens each: the shortest that every figure of a run can be measured on.
 INJECTED = {"train_range": [15, 19], "validation_range": [1011, 1013]}

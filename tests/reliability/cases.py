@@ -43,6 +43,7 @@ class Workshop:
         self._finished: dict[tuple[str, int], Path] = {}
         self._values: dict[tuple[str, int], Any] = {}
         self._operations: dict[tuple[str, bool], int] = {}
+        self.halves: set[Path] = set()  # folders of runs that were stopped
         self.durations: dict[str, float] = {}  # seconds of an uninterrupted run, by scenario
 
     def num_operations(self, scenario: Scenario, *, with_tokens: bool = True) -> int:

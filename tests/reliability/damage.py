@@ -11,45 +11,37 @@ from .faults import killing
 from .process import run
 from .scenarios import DATA, SCENARIOS, TEXT, Scenario
 
-Damage = Callable[[Path, Path | None, Random], bool]  # the file, another run's, what is drawn; False: impossible
+Damage = Callable[[Path, Path | None, Random], object]  # the file, another run's, what is drawn
 
 
-def cut(path: Path, other: Path | None, random: Random) -> bool:
+def cut(path: Path, other: Path | None, random: Random) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: random.randrange(len(content))])
-    return True
 
 
-def bit(path: Path, other: Path | None, random: Random) -> bool:
+def bit(path: Path, other: Path | None, random: Random) -> None:
     content = bytearray(path.read_bytes())
     content[random.randrange(len(content))] ^= 1 << random.randrange(8)
     path.write_bytes(content)
-    return True
 
 
-def digit(path: Path, other: Path | None, random: Random) -> bool:
+def digit(path: Path, other: Path | None, random: Random) -> None:
     content = bytearray(path.read_bytes())
-    places = [place for place, byte in enumerate(content) if chr(byte).isdigit()]
-    if not places:
-        return False
-    place = random.choice(places)
-    content[place] = ord(random.choice([one for one in "0123456789" if ord(one) != content[place]]))
+    place = random.choice([place for place, byte in enumerate(content) if byte in _DIGITS])
+    content[place] = random.choice([one for one in _DIGITS if one != content[place]])
     path.write_bytes(content)
-    return True
 
 
-def emptied(path: Path, other: Path | None, random: Random) -> bool:
+def emptied(path: Path, other: Path | None, random: Random) -> None:
     path.write_bytes(b"")
-    return True
 
 
-def swapped(path: Path, other: Path | None, random: Random) -> bool:
-    if other is None or not other.is_file() or other.read_bytes() == path.read_bytes():
-        return False
+def swapped(path: Path, other: Path | None, random: Random) -> None:
+    assert other is not None
     shutil.copy(other, path)
-    return True
 
 
+_DIGITS = b"0123456789"
 DAMAGES: dict[str, Damage] = {"cut": cut, "bit": bit, "digit": digit, "emptied": emptied, "swapped": swapped}
 _ADVICE = ("delete", "restore", "move", "use another", "again", "migrate")
 
@@ -57,13 +49,15 @@ _ADVICE = ("delete", "restore", "move", "use another", "again", "migrate")
 def damages(scenario: Scenario, workshop: Workshop, rounds: int) -> Iterator[Case]:
     """Every file of a finished run and of one that was stopped in between, every damage, ``rounds`` times; mixed."""
     drawn = []
-    for state, folder in (("finished", workshop.finished(scenario)), ("half", half_finished(scenario, workshop))):
-        files = sorted(path.relative_to(folder) for path in folder.rglob("*") if _is_ours(path, folder))
+    for state in ("finished", "half"):
+        source, another = _sources(scenario, state, workshop)
+        files = sorted(path.relative_to(source) for path in source.rglob("*") if _is_ours(path, source))
         drawn += [
             (state, file, kind, number)
             for file in files
             for kind in DAMAGES
             for number in range(1 if kind in ("emptied", "swapped") else rounds)
+            if _is_possible(kind, source / file, _namesake(source / file, source, another))
         ]
     Random(scenario.name).shuffle(drawn)
     for state, file, kind, number in drawn:
@@ -76,25 +70,38 @@ def _is_ours(path: Path, folder: Path) -> bool:
     return path.is_file() and path.parent != folder and path.stat().st_size > 0 and not path.name.endswith(".lock")
 
 
+def _is_possible(kind: str, path: Path, other: Path | None) -> bool:
+    """Whether this damage would change the file."""
+    if kind == "digit":
+        return any(byte in _DIGITS for byte in path.read_bytes())
+    return kind != "swapped" or (other is not None and other.read_bytes() != path.read_bytes())
+
+
+def _sources(scenario: Scenario, state: str, workshop: Workshop) -> tuple[Path, Path]:
+    """What is damaged, and another run's, in the same state."""
+    make = workshop.finished if state == "finished" else partial(half_finished, workshop=workshop)
+    return make(scenario), make(scenario, seed=OTHER_SEED)
+
+
 def half_finished(scenario: Scenario, workshop: Workshop, seed: int = SEED) -> Path:
     """A folder in which the scenario was killed when most of its checkpoints had been written, made once."""
     target = workshop.root / f"half-{scenario.name}-{seed}"
-    if not target.exists():
+    if target not in workshop.halves:
         number = workshop.num_operations(scenario) * 3 // 4
         folder = workshop.fresh(scenario)
         run(lambda: scenario.run(folder, seed), workshop.told(), killing(folder, number))
         workshop.must_leave_no_process()
+        shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(folder, target)
+        workshop.halves.add(target)
     return target
 
 
 def _damaged(scenario: Scenario, state: str, file: Path, kind: str, random: Random, workshop: Workshop) -> None:
-    make = workshop.finished if state == "finished" else partial(half_finished, workshop=workshop)
-    source, another = make(scenario), make(scenario, seed=OTHER_SEED)
+    source, another = _sources(scenario, state, workshop)
     folder = workshop.copy_of(source)
     path = folder / file
-    if not DAMAGES[kind](path, _namesake(source / file, source, another), random):
-        return
+    DAMAGES[kind](path, _namesake(source / file, source, another), random)
     ended = run(lambda: scenario.load(folder, SEED), workshop.told())
     if ended.how == "finished":
         # A file that nobody asked for may lie there as it is: what was read and made must be right.
@@ -143,8 +150,7 @@ def _changed_text(random: Random, workshop: Workshop) -> None:
     folder = workshop.copy_of(half_finished(scenario, workshop))
     text = folder / TEXT
     original = text.read_bytes()
-    if not digit(text, None, random):
-        return
+    digit(text, None, random)
     ended = run(lambda: scenario.load(folder, SEED), workshop.told())
     if ended.how != "refused" or "other text" not in ended.text and "content.text" not in ended.text:
         raise FailedError(f"changed text: {ended.how}: {ended.text[-800:]}")

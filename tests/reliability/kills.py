@@ -14,29 +14,32 @@ _MOST_IN_A_ROW = 4
 
 
 def random_kills(scenario: Scenario, count: int) -> Iterator[Case]:
-    """Each with up to some kills in a row in one folder; ``count`` cases of one counted kill."""
+    """Each with one kill or up to some in a row, in one folder."""
     for number in range(count):
         name = f"{scenario.name}-{number}"
         yield Case("kills", name, partial(_random_kills, scenario, Random(name)))
 
 
 def _random_kills(scenario: Scenario, random: Random, workshop: Workshop) -> None:
-    seconds = _duration(scenario, workshop)
-    folder = workshop.fresh(scenario, with_tokens=random.random() < 0.5)
-    killed = False
-    for attempt in range(_MOST_IN_A_ROW):
-        child = start(lambda: scenario.run(folder, SEED), workshop.told())
-        ended = child.wait(random.uniform(0, seconds))  # killed then, if it has not ended before
+    seconds, with_tokens = _duration(scenario, workshop), random.random() < 0.5
+    folder = workshop.fresh(scenario, with_tokens=with_tokens)
+    kills = 0
+    while kills < _MOST_IN_A_ROW:
+        child = start(partial(scenario.run, folder, SEED), workshop.told())
+        moment = random.uniform(0, seconds)
+        ended = child.wait(moment)  # killed then, if it has not ended before
         workshop.must_leave_no_process()
         if ended.how not in ("finished", "hung"):
-            raise FailedError(f"attempt {attempt}: {ended.how}: {ended.text[-1500:]}")
+            raise FailedError(f"after {kills} kills: {ended.how}: {ended.text[-1500:]}")
         if ended.how == "hung":
-            killed = True
+            kills += 1
             if random.random() < 0.5:
                 break
-        elif killed:
+        elif kills:
             break
-    workshop.must_be_as_uninterrupted(scenario, folder, "after the kill")
+        else:  # too late: anew, and sooner
+            seconds, folder = moment, workshop.fresh(scenario, with_tokens=with_tokens)
+    workshop.must_be_as_uninterrupted(scenario, folder, f"after {kills} kills")
 
 
 def _duration(scenario: Scenario, workshop: Workshop) -> float:

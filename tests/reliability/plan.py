@@ -10,9 +10,13 @@ from .fields import field_cases
 from .kills import operations, random_kills
 from .memory import beyond_memory, shortages
 from .scenarios import SCENARIOS, Scenario
-from .write_faults import write_faults
+from .write_faults import small_disks, write_faults
 
 KINDS = ("kills", "operations", "damage", "write_faults", "concurrency", "memory", "fields")
+# How many at full size; others have as many as there are. Kills and operations both kill: 1,000 together.
+_TOTALS = {"kills": 500, "operations": 500, "damage": 1980, "write_faults": 100, "concurrency": 50}
+_USER_TEXTS = 20  # of damage, beside those
+_ON_SMALL_DISKS = ("cvfp", "list", "row-gru", "nkat", "search")  # write faults, beside those
 # In the tests: which scenarios, and every how many-th case of them.
 _FEW = {
     "kills": (("cvfp", 24), ("contrastive", 24), ("nkat", 24)),
@@ -26,12 +30,14 @@ _FEW = {
 
 def all_cases(workshop: Workshop, kinds: Sequence[str]) -> Iterator[Case]:
     """Every case of these kinds, by turns, so that what has been tried at any time is some of everything."""
-    parts = {kind: _of_kind(kind, workshop) for kind in kinds}
+    parts: list[Iterator[Case]] = [islice(_of_kind(kind, workshop), _TOTALS.get(kind)) for kind in kinds]
     if "damage" in kinds:
-        parts["text"] = user_file_changes(workshop, 20)
+        parts.append(user_file_changes(workshop, _USER_TEXTS))
     if "fields" in kinds:
-        parts["fields"] = field_cases()
-    yield from _by_turns(parts.values())
+        parts.append(field_cases())
+    if "write_faults" in kinds:
+        parts += [small_disks(SCENARIOS[name]) for name in _ON_SMALL_DISKS]
+    yield from _by_turns(parts)
     if "memory" in kinds:
         yield beyond_memory(1_000_000, 96)
 
@@ -69,11 +75,11 @@ def _cases(kind: str, scenario: Scenario, workshop: Workshop) -> Iterator[Case]:
     if kind == "kills":
         yield from random_kills(scenario, 20 if slow else 48)
     elif kind == "operations":
-        yield from operations(scenario, workshop)
+        yield from islice(operations(scenario, workshop), 20 if slow else None)
     elif kind == "damage":
         yield from damages(scenario, workshop, rounds=3)
     elif kind == "write_faults":
-        yield from write_faults(scenario, workshop, 2 if slow else 4)
+        yield from write_faults(scenario, workshop, 2)
     elif kind == "concurrency":
         yield from crowds(scenario, 2 if slow else 5)
     elif kind == "memory":

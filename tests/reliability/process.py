@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import select
 import signal
 import sys
 import time
@@ -28,8 +29,7 @@ from newllm_core.vision.search.journal import SearchError
 # What a user is told in a sentence; anything else is a traceback.
 REFUSALS = (RunError, DataError, ConfigError, BatchError, SearchError, NotFiniteError)
 SECONDS = 120.0  # no case takes more than some
-_POLL_SECONDS = 0.002
-_ORPHAN_SECONDS = 60.0  # that a kernel may take to see that its parent has gone
+_ORPHAN_SECONDS, _LOOK_SECONDS = 60.0, 0.1  # that a kernel may take to see that its parent has gone; between looks
 _MARK = "NEWLLM_RELIABILITY"  # in the environment of children: the process that forked them
 
 
@@ -65,13 +65,12 @@ class Child:
         return Ended(how, text, value, self._log())
 
     def _status(self, seconds: float) -> int | None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                return status
-            time.sleep(_POLL_SECONDS)
-        return None
+        descriptor = os.pidfd_open(self.pid)  # which can be read once the process has ended
+        try:
+            ended, _, _ = select.select([descriptor], [], [], seconds)
+        finally:
+            os.close(descriptor)
+        return os.waitpid(self.pid, 0)[1] if ended else None
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
@@ -129,7 +128,7 @@ def left_behind() -> list[str]:
     """What runs on long after the child that started it was killed; it is ended."""
     deadline = time.monotonic() + _ORPHAN_SECONDS
     while (found := _descendants()) and time.monotonic() < deadline:
-        time.sleep(_ORPHAN_SECONDS / 50)
+        time.sleep(_LOOK_SECONDS)
     names = [" ".join(process.cmdline()) for process in found]
     for process in found:
         process.kill()

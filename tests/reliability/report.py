@@ -45,13 +45,19 @@ safe, how to go on; a checkpoint that cannot be written does not end a training.
 
 `copy_to="/content/drive/MyDrive/new-llm"` (a parameter of every run of either line) keeps a second copy of checkpoints
 and results in another folder, such as a mounted drive: it may be slow, know no locks and no renames, and be away for a
-while. A fresh machine that is given the same parameters and the same `copy_to` goes on from there.
+while. A fresh machine that is given the same parameters and the same `copy_to` goes on from there. A copy that is
+further along than a run is never replaced by it, as where the drive was away when that run began anew.
+
+What all this takes, `python -m tests.reliability.cost` measures: of the quick profile's 32 CPU seconds 1.3 %, of which
+1.1 % are checksums, of what is read at the start and of files.
 
 ## Tried
 
 Made by `python -m tests.reliability --report` of `results/reference/reliability.json`; `python -m tests.reliability`
-tries every case again, one after the other on one core (`--minutes` of it, if asked), and goes on where it was stopped;
-`--case NAME` tries one. A small part of them is in the tests (`tests/reliability/`). Tried are all trainers at their
+tries every case again (`--minutes` of it, if asked; `--workers 2` on two cores; `--work /dev/shm/FOLDER` in memory)
+and goes on where it was stopped; `--case NAME` tries one. A small part of them is in the tests (`tests/reliability/`).
+A case that could change nothing, such as another digit in a file without any, is none; disks that are really full are
+tried where a file system can be mounted. Tried are all trainers at their
 smallest, with a checkpoint after every step: Phase 1 with each objective, Phase 2, lists, rows, baselines, images, a
 search, a batch of notebooks.
 """

@@ -19,6 +19,7 @@ from newllm_core.config.schema import changed
 from newllm_core.experiment import run as experiment_module
 from newllm_core.experiment.folder_names import run_folder_name
 from newllm_core.runs import copies
+from newllm_core.runs.folder import RunFolder
 from newllm_core.runs.identity import figures_of
 
 
@@ -109,7 +110,7 @@ def test_a_copy_that_was_cut_is_not_used(
     assert len(list(copies.glob("*.zip"))) == 2  # a phase's newest two
     newest = max(copies.glob("*.zip"))
     newest.write_bytes(newest.read_bytes()[:-100])
-    (copies / "999999.zip").write_bytes(b"never finished")
+    (copies / "999999-000004-00000000.zip").write_bytes(b"never finished")
     assert figures_of(on_a_fresh_machine(tmp_path, settings)) == figures_of(whole)
     assert f"{newest} cannot be read, or does not match its checksum; looking for the copy before" in caplog.text
 
@@ -135,12 +136,12 @@ def copied(tmp_path: Path, number: int) -> dict[str, Path]:
 def test_files_that_a_drive_keeps_beside_the_copies_are_neither_counted_nor_removed(tmp_path: Path) -> None:
     drive, target = tmp_path / "drive", tmp_path / "restored.txt"
     drive.mkdir()
-    strangers = ["desktop.ini", "notes.txt", ".DS_Store", "photo.zip", "000009.zip.a1.partial"]
+    strangers = ["desktop.ini", "notes.txt", ".DS_Store", "photo.zip", "000009-finished.zip.a1.partial"]
     for name in strangers:
         (drive / name).touch()
     for number in (1, 2, 3):
-        assert copies.copy_files(drive, copied(tmp_path, number))
-    assert {path.name for path in drive.glob("[0-9]*.zip")} == {"000002.zip", "000003.zip"}
+        assert copies.copy_files(drive, copied(tmp_path, number), f"{number:06d}-00000000")
+    assert {path.name[:6] for path in drive.glob("[0-9]*.zip")} == {"000002", "000003"}
     assert all((drive / name).exists() for name in strangers)
     assert copies.restore(drive, {"one.txt": target}) and target.read_text() == "state 3"
 
@@ -150,16 +151,33 @@ def test_a_copy_that_cannot_be_read_is_passed_over_for_the_one_before(
 ) -> None:
     drive, target = tmp_path / "drive", tmp_path / "restored.txt"
     for number in (1, 2):
-        copies.copy_files(drive, copied(tmp_path, number))
+        copies.copy_files(drive, copied(tmp_path, number), f"{number:06d}-00000000")
     read = copies.sha256_file
 
     def fails_for_the_newest(path: Path) -> str:
-        if path.stem == "000002":
+        if path.stem.startswith("000002-"):
             raise OSError(errno.EIO, "Input/output error")
         return read(path)
 
     monkeypatch.setattr(copies, "sha256_file", fails_for_the_newest)
     assert copies.restore(drive, {"one.txt": target}) and target.read_text() == "state 1"
+
+
+def test_a_copy_that_is_further_along_is_never_replaced(
+    tmp_path: Path, drive: Path, settings: Settings, whole: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The drive is away when the second machine begins, which begins anew; it comes back, and that machine goes too."""
+    interrupted(tmp_path, settings, "Phase 1", 4)
+    (copies,) = drive.iterdir()
+    before = sorted(path.name for path in copies.iterdir())
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunFolder, "_restored", lambda folder: False)
+        stop_after("Phase 1", 2, patch)
+        run_small(tmp_path / "second", tmp_path / "data", settings)
+    assert sorted(path.name for path in copies.iterdir()) == before
+    assert caplog.text.count("is further along than this run") == 1
+    assert figures_of(on_a_fresh_machine(tmp_path, settings)) == figures_of(whole)
+    assert "finished" in max(path.name for path in copies.iterdir())
 
 
 def test_a_copy_that_was_taken_up_by_half_is_taken_up_again(

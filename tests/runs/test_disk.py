@@ -100,3 +100,9 @@ def test_a_disk_that_has_vanished_is_named_although_nothing_can_be_asked_of_it(
     monkeypatch.setattr(os, "stat", vanished)
     with pytest.raises(DiskError, match="the disk has vanished.*MB are free"), disk_errors_named(gone / "x", 10):
         raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+
+def test_what_libraries_say_of_a_full_disk_is_said_in_a_sentence(tmp_path: Path) -> None:
+    """Of torch.save, whose archive's end could not be written on a file system that was really full."""
+    with pytest.raises(DiskError, match=SAYS.format(name="1.pt")), disk_errors_named(tmp_path / "1.pt", 1000):
+        raise RuntimeError("basic_ios::clear: iostream error")

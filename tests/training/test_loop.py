@@ -122,6 +122,22 @@ def test_a_training_interrupted_again_and_again_is_the_uninterrupted_one(kind: s
     assert_same(train(place_in(tmp_path)), expected)
 
 
+def test_what_did_not_fit_is_not_tried_again_by_the_next_session(tmp_path: Path) -> None:
+    one_pass, seen = TrainingLoop._pass, list[tuple[int, bool]]()
+
+    def short_of_memory(loop: TrainingLoop[Any], number: int) -> Any:
+        if number == 1:
+            loop.device_batch.size, loop.device_batch.records = 20, False
+        seen.append((loop.device_batch.size, loop.device_batch.records))
+        return one_pass(loop, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingLoop, "_pass", short_of_memory)
+        interrupt("phase 2", place_in(tmp_path), 1, 0)
+        phase2(place_in(tmp_path))
+    assert seen == [(20, False)] * 3
+
+
 @pytest.mark.parametrize("ending", ["safetensors", "pt", "json"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     ending: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
