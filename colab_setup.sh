@@ -83,12 +83,14 @@ inspect_existing_environment() { # an interrupted one is thrown away, an unusabl
 }
 
 install_packages() { # the file with the version constraints; further options of the editable install
-    local constraints=$1 quiet=--quiet
+    local constraints=$1 quiet=--quiet compile=--no-compile
     shift
+    # Python compiles what is imported when it is imported; compiling every file takes longer than all else here. Where
+    # it is told to keep nothing, it would compile at every start.
+    if [ -n "${PYTHONDONTWRITEBYTECODE:-}" ]; then compile=--compile; fi
     if [ -t 1 ]; then quiet=--progress-bar=on; fi
     echo "Installing what the project needs (2 GB on disk with a CPU build of torch; minutes the first time)."
-    # Python compiles what is imported when it is imported; compiling every file takes longer than all else here.
-    "$python" -m pip install "$quiet" --no-compile --disable-pip-version-check --no-input -r requirements.txt \
+    "$python" -m pip install "$quiet" "$compile" --disable-pip-version-check --no-input -r requirements.txt \
         ${tests:-} ${builder:-} -c "$constraints" \
         ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} </dev/null &&
         "$python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps "$@" -e . </dev/null ||
