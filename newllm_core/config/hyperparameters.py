@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from newllm_core.config.notebook import NotebookSettings
-from newllm_core.config.schema import ConfigError, choice, later, location, number, validate
+from newllm_core.config.schema import LARGEST_RATE, ConfigError, choice, later, location, number, validate
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Phase1Config:
     # What the fixed-point objective multiplies: bfloat16 always, or where this CPU is faster with it (auto).
     products: str = later(choice("float32", "auto", "bfloat16"))
     context_noise: float = number(0.1, low=0)  # std added to the input contexts while training
-    learning_rate: float = number(0.002, above=0)
+    learning_rate: float = number(0.002, above=0, high=LARGEST_RATE)
     gradient_clip: float = number(2.0, above=0)
     batch_tokens: int = number(5000, low=2)  # tokens a loss is computed over
     min_last_batch: int = number(1000, low=2)  # a shorter last batch joins the one before
@@ -155,7 +155,7 @@ class Phase1Config:
 class Phase2Config:
     """Training of the TokenBlock on frozen contexts. docs/method.md, section 5."""
 
-    learning_rate: float = number(0.001, above=0)
+    learning_rate: float = number(0.001, above=0, high=LARGEST_RATE)
     gradient_clip: float = number(1.0, above=0)
     max_epochs: int = number(20, low=1)
     patience: int = number(1, low=1)  # epochs without a better validation loss

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from newllm_core.config.schema import (
+    LARGEST_RATE,
     ConfigError,
     choice,
     from_mapping,
@@ -221,7 +222,7 @@ class VisionTrainConfig:
     epochs: int = number(40, low=1)
     warmup_epochs: int = number(5, low=0)  # stepped per optimizer step
     batch_size: int = number(128, low=2)
-    learning_rate: float = number(2e-4, above=0)
+    learning_rate: float = number(2e-4, above=0, high=LARGEST_RATE)
     weight_decay: float = number(0.05, low=0)
     gradient_clip: float = number(1.0, above=0)
     ema_decay: float | None = number(0.9995, above=0, high=1)  # None: no EMA
