@@ -16,6 +16,7 @@ import optuna
 import torch
 from nbformat.v4 import new_code_cell, new_notebook
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from tqdm import tqdm
 
 from newllm_core.batch.jobs import BatchError, Job
 from newllm_core.batch.notebooks import run_batch
@@ -261,6 +262,8 @@ SCENARIOS: Mapping[str, Scenario] = {one.name: one for one in _scenarios()}
 def prepare_process() -> None:
     """What every child starts from: one thread, checkpoints after every step, and what is read once for all."""
     os.environ["TQDM_DISABLE"], os.environ["TOKENIZERS_PARALLELISM"] = "1", "false"
+    # Its own lock is shared with every process that is forked: one that is killed while it holds it stops all others.
+    tqdm.set_lock(RLock())
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     checkpoint_module.CHECKPOINT_SHARE = math.inf
