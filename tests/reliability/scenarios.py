@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from threading import RLock
 from tempfile import TemporaryDirectory
+from threading import RLock
 from typing import Any
 
 import nbformat
