@@ -129,7 +129,7 @@ class Phase1Config:
     patience: int = number(1, low=1)  # checks without a better validation effective rank
     effective_rank_tokens: int = number(10_000, low=2)
     convergence_threshold: float = number(0.03, above=0)  # mean squared change of a context
-    validation_passes: int = number(10, low=2)  # repeated passes of the convergence check
+    validation_passes: int = number(10, low=2, high=1000)  # repeated passes of the convergence check
     # Of the objectives that predict; an iteration of theirs takes a step per segment.
     prediction_streams: int = number(16, low=1)  # pieces of the text that are read side by side
     prediction_segment: int = number(48, low=1)  # tokens between two steps, and how far gradients reach back
