@@ -83,7 +83,7 @@ def _is_possible(kind: str, path: Path, other: Path | None) -> bool:
 
 
 def _is_of_the_same_run(path: Path, other: Path) -> bool:
-    """The same content; of a row that no seed changes, all but the seed and what it draws, which that row never reads."""
+    """The same content; of a row that no seed changes, all but the seed and what it draws."""
     if path.suffix != ".json" or not path.name.startswith("kneser-ney"):
         return path.read_bytes() == other.read_bytes()
     one, two = (without_seconds(figures_of(read_json(place))) for place in (path, other))
