@@ -29,8 +29,9 @@ from newllm_core.training.loop import PassState
 # Rows of noise are drawn for blocks of this many token positions, so that it does not depend on the batches.
 _NOISE_BLOCK = 1000
 _NOISE_ROWS = 4096  # of the table they are taken from
-# Whose exact contexts are computed in one call: the more, the fewer lock-steps, and the more to hold (131 MB, C = 500).
-_EXACT_TOKENS = 2**16
+# Whose exact contexts are computed in one call: the more, the fewer lock-steps, and the more to hold. A text of at most
+# so many goes at once (131 MB, C = 500); a longer one, whose contexts take gigabytes, in smaller parts.
+_EXACT_TOKENS, _EXACT_TOKENS_OF_LONGER = 2**16, 2**14
 # Of an iteration that is recorded as a CUDA graph, some hundred kernels a batch; the host keeps up with larger ones.
 _MOST_RECORDED_BATCHES = 256
 
@@ -249,7 +250,8 @@ class CvfpPass:
     def _exact_inputs(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """The same with exact contexts of the current weights; CVFP still compares with the iteration before."""
         entering, segment_length = self.previous[-1].clone(), None
-        for group in _grouped(self.batches, _EXACT_TOKENS):
+        whole = self.batches[-1].stop <= _EXACT_TOKENS
+        for group in _grouped(self.batches, _EXACT_TOKENS if whole else _EXACT_TOKENS_OF_LONGER):
             offset = group[0].start
             # Written behind the entering context: what enters token i lies in row i.
             inputs = self._entering_rows(group[-1].stop - offset + 1)
