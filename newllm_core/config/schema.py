@@ -26,7 +26,7 @@ class ConfigError(ValueError):
 
 
 LARGEST = {int: 2**53, float: 1e38}  # in size: what a float still counts exactly, what single precision holds
-LARGEST_RATE = 1e30  # of learning: Adam's first step is ten times that, and has to fit single precision
+LARGEST_RATE = 1e37  # of learning: Adam's first step is ten times that, and has to fit single precision
 
 
 def number(default: Any, low: float | None = None, high: float | None = None, above: float | None = None) -> Any:
