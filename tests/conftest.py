@@ -2,6 +2,8 @@
 
 import os
 import random
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 # Triton's kernels run in its interpreter here. It asks when Triton is imported, which any test may be the first to do.
@@ -22,6 +24,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     folder = Path(__file__).parent
     places = {folder / name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture
+def asked_by_signals() -> Iterator[None]:
+    """As in a terminal; a program that a shell started in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from newllm_core.batch.engines import ENGINES, engine_of
 from newllm_core.batch.jobs import OUTPUT_DIR, BatchError, Job, load_batch
 from newllm_core.batch.notebooks import run_batch
-from newllm_core.batch.tasks import EngineError
+from newllm_core.batch.tasks import FAILED, EngineError
 from newllm_core.config.profiles import take_parameters
 from newllm_core.config.schema import ConfigError
 
@@ -58,7 +58,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except (BatchError, EngineError) as error:
         print(f"error: {error}", flush=True)
         return 1
-    return int(any(outcome.status == "failed" for outcome in outcomes))
+    return int(any(outcome.status == FAILED for outcome in outcomes))
 
 
 if __name__ == "__main__":

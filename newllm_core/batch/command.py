@@ -7,8 +7,8 @@ from pathlib import Path
 
 from newllm_core.batch.engines import engine_of
 from newllm_core.batch.sweep_file import SweepFile, load_sweep
-from newllm_core.batch.sweeps import SWEEPS_DIR, count_line, run_sweep, summarise
-from newllm_core.batch.tasks import FAILED, EngineError
+from newllm_core.batch.sweeps import SWEEPS_DIR, run_sweep, summarise
+from newllm_core.batch.tasks import FAILED, EngineError, count_line
 from newllm_core.data.errors import DataError
 from newllm_core.runs.host_memory import memory_errors_named
 from newllm_core.studies.sweep import SweepError

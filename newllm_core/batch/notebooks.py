@@ -32,7 +32,7 @@ from newllm_core.batch.jobs import (
     without_locations,
 )
 from newllm_core.batch.local_engine import LocalEngine
-from newllm_core.batch.tasks import RETRIES, Engine, Task
+from newllm_core.batch.tasks import FAILED, FINISHED, RETRIES, SKIPPED, Engine, Task, count_line
 from newllm_core.runs.disk import RunError, disk_errors_named
 from newllm_core.runs.files import sha256_bytes, write_text
 from newllm_core.runs.host_memory import is_out_of_memory, memory_errors_named, refuse_scarce_memory
@@ -170,15 +170,15 @@ def _run_job(job: Job, again: bool, progress_bar: bool) -> Outcome:
         with _alone(job), memory_errors_named(job.output):
             if not again and is_finished(job):
                 _remove(unfinished(job.output)[0])  # of a process that was killed between its last two steps
-                return Outcome(job, "skipped")
+                return Outcome(job, SKIPPED)
             if not progress_bar:
                 print(f"{job.notebook.name} started", flush=True)
             _check(job)
             refuse_scarce_memory(job.output)
             _execute_or_again(job, progress_bar)
     except (BatchError, RunError, OSError) as error:
-        return Outcome(job, "failed", time.perf_counter() - start, str(error))
-    return Outcome(job, "finished", time.perf_counter() - start)
+        return Outcome(job, FAILED, time.perf_counter() - start, str(error))
+    return Outcome(job, FINISHED, time.perf_counter() - start)
 
 
 def _execute_or_again(job: Job, progress_bar: bool) -> None:
@@ -214,8 +214,7 @@ def run_batch(
             by_place[place] = outcome
             print(f"[{len(by_place)}/{len(checked)}] {_outcome_line(outcome)}", flush=True)
     outcomes = [by_place[place] for place in range(len(checked))]
-    counts = [f"{sum(o.status == status for o in outcomes)} {status}" for status in ("finished", "skipped", "failed")]
-    print(", ".join(counts), flush=True)
+    print(count_line(outcomes), flush=True)
     return outcomes
 
 
@@ -227,7 +226,7 @@ def _as_they_end(jobs: Sequence[Job], again: bool, engine: Engine | None) -> Ite
     # Without bars: those of two notebooks would write over each other.
     tasks = [Task(str(job.output), partial(_run_job, job, again, False), _log(job)) for job in jobs]
     for place, ended in engine.run(tasks):
-        yield place, ended.value or Outcome(jobs[place], "failed", ended.seconds, ended.error)
+        yield place, ended.value or Outcome(jobs[place], FAILED, ended.seconds, ended.error)
 
 
 def _log(job: Job) -> Path:

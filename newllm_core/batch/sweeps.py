@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from newllm_core.batch.progress import ended_as_shown
 from newllm_core.batch.sweep_file import SweepFile
-from newllm_core.batch.tasks import FAILED, FINISHED, Ended, Engine, Task, times_begun
+from newllm_core.batch.tasks import SKIPPED, Ended, Engine, Task, times_begun
 from newllm_core.comparison.accuracy import accuracy_table
 from newllm_core.comparison.leaderboard import standings, standings_table
 from newllm_core.comparison.paired import comparison_table
@@ -27,7 +27,6 @@ from newllm_core.studies.sweep import Point, Runner, Sweep
 from newllm_core.vision.report.comparison import plot_variants
 
 SWEEPS_DIR = RESULTS_DIR / "sweeps"
-SKIPPED = "skipped"
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,6 @@ def _runs_table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
         for one in outcomes
     ]  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def count_line(outcomes: Sequence[Outcome]) -> str:
-    """As "3 finished, 9 skipped, 0 failed"."""
-    statuses = FINISHED, SKIPPED, FAILED
-    return ", ".join(f"{sum(one.status == status for one in outcomes)} {status}" for status in statuses)
 
 
 def summarise(file: SweepFile, folder: Path) -> str:

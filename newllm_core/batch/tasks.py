@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-FINISHED, FAILED = "finished", "failed"
+FINISHED, SKIPPED, FAILED = "finished", "skipped", "failed"  # skipped: it was finished before
 RETRIES = 2  # of a task whose process died, beside the first try
 _BEGAN, _ENDED = "[task] began", "[task] ended"
 _TAIL_BYTES = 4096
@@ -53,6 +53,19 @@ class Ended:
     value: Any = None
     seconds: float = 0.0
     error: str | None = None
+
+
+class HasStatus(Protocol):
+    """What became of something: finished, skipped or failed."""
+
+    @property
+    def status(self) -> str: ...
+
+
+def count_line(outcomes: Sequence[HasStatus]) -> str:
+    """As "3 finished, 9 skipped, 0 failed"."""
+    statuses = FINISHED, SKIPPED, FAILED
+    return ", ".join(f"{sum(one.status == status for one in outcomes)} {status}" for status in statuses)
 
 
 class Engine(Protocol):

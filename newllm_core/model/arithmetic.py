@@ -24,8 +24,8 @@ class LayerArithmetic:
     def __init__(self, layer: ContextLayer, bf16: bool = False) -> None:
         self.bf16 = bf16
         self.weight = self._rounded(layer.from_context.weight.detach())
-        # Products with so few rows are half as slow again when they read a transposed matrix.
-        self.transposed = self.weight.T.contiguous()
+        # In float32, products of few rows are half as slow again when they read a transposed matrix.
+        self.transposed = self.weight.T if bf16 else self.weight.T.contiguous()
         self.gain = None if layer.gain is None else layer.gain.detach()
         self.width = layer.norm.normalized_shape
         self.norm_weight, self.norm_bias = layer.norm.weight.detach(), layer.norm.bias.detach()
@@ -52,7 +52,7 @@ class LayerArithmetic:
         """
         if self.bf16:
             entering = context.bfloat16() if rounded is None else rounded.copy_(context)
-            part.add_(torch.mm(entering, self.weight.T))
+            part.add_(torch.mm(entering, self.transposed))
         else:
             part.addmm_(context, self.transposed)
         _OPS.gelu.out(part, out=summed)

@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -39,15 +38,7 @@ def test_one_list_of_tasks_on_two_workers(tmp_path: Path) -> None:
     assert last_words(tasks[0].log).startswith("[task] ended finished after 0.0 s")
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Tests in the background of a shell would ignore SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
+@pytest.mark.usefixtures("asked_by_signals")
 def test_an_engine_that_is_left_early_has_its_workers_save(tmp_path: Path) -> None:
     waiting = [tmp_path / "a", tmp_path / "b"]
     tasks = [

@@ -9,8 +9,8 @@ from test_experiment import SMALL
 from newllm_core.__main__ import main
 from newllm_core.batch.local_engine import LocalEngine
 from newllm_core.batch.sweep_file import SweepFile, load_sweep
-from newllm_core.batch.sweeps import count_line, run_sweep, summarise
-from newllm_core.batch.tasks import times_finished
+from newllm_core.batch.sweeps import run_sweep, summarise
+from newllm_core.batch.tasks import count_line, times_finished
 from newllm_core.config.schema import ConfigError
 from newllm_core.runs.files import PROJECT_ROOT
 from newllm_core.runs.identity import figures_of

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -183,14 +183,6 @@ def test_checkpoints_take_a_hundredth_of_the_time(monkeypatch: pytest.MonkeyPatc
             saved.append(now[0])
     assert 5 <= saved[0] - cost <= 7  # one file's guess, before the first was timed
     assert saved[1] - saved[0] > 100 and 0.005 < cost * len(saved) / now[0] <= 0.01
-
-
-@pytest.fixture
-def asked_by_signals() -> Iterator[None]:
-    """As in a terminal; a program that a shell started in the background ignores SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("asked_by_signals")
