@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from newllm_core.config.notebook import NotebookSettings
-from newllm_core.config.schema import LARGEST_RATE, ConfigError, choice, later, location, number, validate
+from newllm_core.config.schema import LARGEST_RATE, ConfigError, choice, later, location, number, resource, validate
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,9 @@ class Phase2Config:
     effective_batch_size: int = number(512, low=1)  # tokens an optimizer step averages over: the experiment's
     device_batch_size: int | None = number(None, low=1)  # tokens computed at once; None: what fits the device
     shuffle: bool = True  # notes: False, batches in stream order
+    # Tokens of the segments that are shuffled over the whole text, for one that lies in a file: data/order.py. None:
+    # all tokens are shuffled at once.
+    shuffle_segment: int | None = later(number(None, low=1))
     head: str = choice("auto", "direct", "blocks", "blocks-bf16", "fused")  # auto: by device
     dropout: float = number(0.0, low=0, high=0.99)  # of contexts, token embeddings, and hidden states
     weight_decay: float = number(0.0, low=0)  # decoupled, as in AdamW
@@ -216,6 +219,9 @@ class RunConfig:
     device: str = choice("auto", "cpu", "cuda")
     # A second folder for checkpoints and results, e.g. of a mounted drive; a fresh machine goes on from there.
     copy_to: str | None = later(location())
+    # GiB to stay within: what would not fit lives in a file beside the results, and figures are the same up to
+    # rounding. None: what is free.
+    memory_budget_gb: float | None = later(resource(number(None, above=0)))
 
     def __post_init__(self) -> None:
         validate(self)

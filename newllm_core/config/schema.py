@@ -45,6 +45,11 @@ def location() -> Any:
     return field(default=None, metadata={"location": True})
 
 
+def resource(spec: Any) -> Any:
+    """A field that says what a run may use of the machine: as a location no part of what a run is."""
+    return field(default=spec.default, metadata={**spec.metadata, "location": True})
+
+
 def later(spec: Any) -> Any:
     """A field that was added after runs had been kept: names and records leave it out at its default, a location
     always."""

@@ -22,6 +22,7 @@ from newllm_core.contexts.segments import KernelSteps, MultipleShooting, NotConv
 from newllm_core.contexts.steps import LockStep
 from newllm_core.model.layers import ContextBlock
 from newllm_core.model.stream import PartsByToken, PartsByType, StreamEmbeddings, TokenParts
+from newllm_core.runs.mapped import give_back_pages, is_mapped
 from newllm_core.runs.reproducibility import runs_kernels
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ def exact_contexts(
             passes, residual = max(passes, segments.passes), max(residual, segments.residual)
         if found.device != out.device:
             out[rows] = found
+        give_back_pages()
     contexts = out if all_layers else out[:, -1]
     length = min(segment_length, num_tokens)
     return ExactContexts(contexts, context, passes, residual, residual <= tolerance, length, horizon)
@@ -229,7 +231,9 @@ def _solver(
     if kernel is not None and not isinstance(source, PartsByType):
         return _Kernel(block, source, kernel, chunk)
     by_type = PartsByType(block, source) if isinstance(source, StreamEmbeddings) else source
-    return _Operations(block, by_type, len(by_type) if isinstance(by_type, PartsByType) else chunk)
+    # What is kept in a file would come into memory as a whole, were all of its segments walked at once.
+    whole = isinstance(by_type, PartsByType) and not is_mapped(out)
+    return _Operations(block, by_type, len(by_type) if whole else chunk)
 
 
 def _kernel(block: ContextBlock, initial: Tensor, out: Tensor) -> "LockStepKernel | None":

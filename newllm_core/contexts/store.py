@@ -1,13 +1,11 @@
 """Where the contexts of a stream are kept, and how batches of them reach the device.
 
-A cache of N contexts takes `N · L · C · 4` bytes: on the device while it fits there, in memory while it fits there,
-in a memory-mapped file beyond.
+A cache of N contexts takes `N · L · C · 4` bytes: on the device while it fits there, in memory while it fits there and
+into the run's `memory_budget_gb`, in a memory-mapped file beyond.
 """
 
 import logging
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,9 +14,9 @@ import torch
 from torch import Tensor
 
 from newllm_core.gpu_memory import FLOAT_BYTES, GIB, device_memory_gb
-from newllm_core.runs.disk import RunError, disk_errors_named
 from newllm_core.runs.files import RESULTS_DIR
-from newllm_core.runs.host_memory import free_address_bytes, free_memory_bytes
+from newllm_core.runs.host_memory import room_bytes
+from newllm_core.runs.mapped import new_mapped
 
 logger = logging.getLogger("newllm")
 
@@ -34,34 +32,18 @@ def allocate_contexts(num_tokens: int, num_layers: int, context_dim: int, device
         total, allocated = device_memory_gb(device)
         if num_bytes <= _CACHE_SHARE * (total - allocated) * GIB:
             return torch.empty(shape, device=device)
-    if num_bytes <= _CACHE_SHARE * free_memory_bytes():
+    if num_bytes <= _CACHE_SHARE * room_bytes():
         return torch.empty(shape)
     logger.warning("contexts take %.1f GiB: kept in a file, which is slower", num_bytes / GIB)
-    return _mapped(shape, num_bytes)
+    return new_mapped(shape, RESULTS_DIR)
 
 
 def context_file(num_tokens: int, num_layers: int, context_dim: int, device: torch.device) -> Tensor | None:
     """A cache in a file where contexts on the CPU do not fit into memory; None where they do, or are on a GPU."""
     num_bytes = num_tokens * num_layers * context_dim * FLOAT_BYTES
-    if device.type == "cuda" or num_bytes <= _CACHE_SHARE * free_memory_bytes():
+    if device.type == "cuda" or num_bytes <= _CACHE_SHARE * room_bytes():
         return None
     return allocate_contexts(num_tokens, num_layers, context_dim, device)
-
-
-def _mapped(shape: tuple[int, int, int], num_bytes: int) -> Tensor:
-    if num_bytes > free_address_bytes():
-        raise RunError(
-            f"contexts take {num_bytes / 1e6:,.1f} MB, and the limit of address space (ulimit -v) leaves "
-            f"{free_address_bytes() / 1e6:,.1f} MB. Raise it, or use fewer conversations or a smaller context_dim"
-        )
-    # Beside the results, where space is looked for: a temporary folder is often small, or memory itself. All of it is
-    # taken now, since a disk that is full later would end the process without a word. The mapping holds the file; its
-    # name may go at once, so that nothing is left behind whatever happens.
-    with disk_errors_named(RESULTS_DIR / "contexts", num_bytes):
-        RESULTS_DIR.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=".newllm-contexts-", dir=RESULTS_DIR) as file:
-            os.posix_fallocate(file.fileno(), 0, num_bytes)
-            return torch.from_file(file.name, shared=True, size=math.prod(shape)).view(shape)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,6 @@ def ring_segments(
     """
     shift = int(torch.randint(num_tokens, (), generator=generator))
     length = num_tokens // num_streams
-    positions = ((torch.arange(num_streams * length) + shift) % num_tokens).view(num_streams, length)
+    starts = torch.arange(num_streams).unsqueeze(1) * length + shift
     for first in range(0, length - 1, segment_tokens):
-        yield positions[:, first : min(first + segment_tokens, length - 1)]
+        yield (starts + torch.arange(first, min(first + segment_tokens, length - 1))) % num_tokens

@@ -24,7 +24,7 @@ from newllm_core.data.errors import DataError
 from newllm_core.data.samples import Samples, conversations_needed, load_samples, select_samples
 from newllm_core.data.validation import ValidationText, validation_text
 from newllm_core.data.vocabulary import Vocabulary, gpt2_vocabulary, load_vocabulary, vocabulary_sha256
-from newllm_core.runs.files import RunError, load_tensors, save_tensors, sha256_bytes
+from newllm_core.runs.files import RunError, map_tensors, save_tensors, sha256_tensors
 from newllm_core.runs.progress import progress_bar
 
 PROGRESS_FROM = 2000  # conversations; fewer take at most a few seconds
@@ -69,7 +69,7 @@ class TokenStream:
             "last_sample": self.sample_indices[-1],
             "num_samples": self.num_samples,
             "num_tokens": self.num_tokens,
-            "tokens_sha256": sha256_bytes(self.tokens.numpy().astype("<i8").tobytes()),
+            "tokens_sha256": sha256_tensors(self.tokens),
         }
 
     def prefix(self, num_samples: int) -> "TokenStream":
@@ -120,8 +120,7 @@ class TokenData:
 
 
 def token_statistics(train: TokenStream, validation: TokenStream) -> TokenStatistics:
-    seen = torch.zeros(train.vocabulary.size, dtype=torch.bool)
-    seen[train.tokens] = True
+    seen = torch.bincount(train.tokens, minlength=train.vocabulary.size) > 0
     num_unseen = int((~seen[validation.tokens]).sum())
     return TokenStatistics(
         num_tokens=train.num_tokens,
@@ -152,7 +151,8 @@ def load_token_streams(config: DataConfig, data_dir: Path) -> TokenData:
     cached = _read_cache(path, vocabulary.size)
     if cached is None or len(cached[1]) <= config.num_samples:
         cached = _extend(cached, samples(), tokenizer)
-        save_tensors(path, {"tokens": cached[0].to(torch.int32), "boundaries": cached[1]})
+        save_tensors(path, dict(zip(("tokens", "boundaries"), cached, strict=True)))
+        cached = _read_cache(path, vocabulary.size) or cached
     boundaries = cached[1][: config.num_samples + 1]
     indices = select_samples(config, conversations_needed(config))
     train = TokenStream(cached[0][: boundaries[-1]], boundaries, tuple(indices), origin, vocabulary)
@@ -171,8 +171,8 @@ def _read_cache(path: Path, vocab_size: int) -> tuple[Tensor, Tensor] | None:
     if not path.exists():
         return None
     try:
-        tensors = load_tensors(path)
-        tokens, boundaries = tensors["tokens"].to(torch.int64), tensors["boundaries"]
+        tensors = map_tensors(path)
+        tokens, boundaries = tensors["tokens"], tensors["boundaries"]
         check_stream(tokens, boundaries, vocab_size)
     except (RunError, SafetensorError, KeyError, DataError) as error:
         logger.warning("token cache %s cannot be used (%s): tokenising anew", path, error)

@@ -15,7 +15,7 @@ from newllm_core.metrics.forgetting import MIN_FORGETTING_TOKENS
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.runs.disk import refuse_full_disk
 from newllm_core.runs.files import DATA_DIR
-from newllm_core.runs.host_memory import free_memory_bytes
+from newllm_core.runs.host_memory import free_memory_bytes, set_memory_budget
 from newllm_core.runs.reproducibility import resolve_device, seed_everything
 from newllm_core.training.initialisation import scale_to_exponent
 
@@ -43,6 +43,7 @@ def prepare(data: DataConfig, model: ModelConfig, run: RunConfig, data_dir: Path
     """
     refuse_large_model(model)
     seed_everything(run.seed, run.num_threads)
+    set_memory_budget(run.memory_budget_gb)
     device = resolve_device(run.device)
     token_data = load_token_streams(data, data_dir)
     refuse_short_texts(data, token_data, model)

@@ -49,12 +49,22 @@ class StreamEmbeddings:
 
     @cached_property
     def types(self) -> tuple[Tensor, Tensor]:
-        """Embeddings of the token types and, last, of the place before the start, `[K + 1, E]`; and the row of each of
-        the T input tokens in it, oldest first, `[T, N]`."""
-        found, row = self.tokens.unique(return_inverse=True)
-        embeds = functional.pad(self.model.embed_for_contexts(found), (0, 0, 0, 1))
-        before = row.new_full((self.model.config.num_input_tokens - 1,), len(found))
-        return embeds, torch.cat([before, row]).unfold(0, len(row), 1)
+        """Embeddings of the K token types of the text and, last, of the place before the start, `[K + 1, E]`; and the
+        row of each token id in it, `[V]`, K for the others."""
+        seen = torch.bincount(self.tokens, minlength=len(self.model.embedding)) > 0
+        found = seen.nonzero()[:, 0]
+        row_of = torch.full_like(seen, len(found), dtype=torch.int64)
+        row_of[found] = torch.arange(len(found), device=row_of.device)
+        return functional.pad(self.model.embed_for_contexts(found), (0, 0, 0, 1)), row_of
+
+    def rows(self, tokens: slice) -> Tensor:
+        """The row in ``types`` of each of the T input tokens, oldest first, of some consecutive tokens: `[T, n]`."""
+        embeds, row_of = self.types
+        earlier = self.model.config.num_input_tokens - 1
+        first = max(tokens.start - earlier, 0)
+        known = row_of[self.tokens[first : tokens.stop]]
+        before = known.new_full((earlier - (tokens.start - first),), len(embeds) - 1)
+        return torch.cat([before, known]).unfold(0, tokens.stop - tokens.start, 1)
 
 
 class TokenParts(Protocol):
@@ -82,12 +92,13 @@ class PartsByToken:
 class PartsByType:
     """Token halves of each token type, L × T tables `[K + 1, C]`, of a block's weights as they are now.
 
-    Layers without a token half have no table, only their bias.
+    Layers without a token half have no table, only their bias. Tokens are taken from the places that ``at`` was given.
     """
 
     @torch.no_grad()
     def __init__(self, block: ContextBlock, stream: StreamEmbeddings) -> None:
-        self.embeds, self.rows = stream.types
+        self.embeds, self.stream = stream.types[0], stream
+        self.rows: Tensor | None = None  # `[T, n]` of the chosen places; None: not chosen yet
         self.block, width = block, self.embeds.shape[1]
         self.tables: list[list[Tensor]] = []
         for layer in block.context_layers():
@@ -98,35 +109,42 @@ class PartsByType:
             self.tables.append([*tables[:-1], tables[-1] + bias] if tables else [bias.detach().clone().unsqueeze(0)])
 
     def __len__(self) -> int:
-        return self.rows.shape[1]
+        return len(self.stream) if self.rows is None else self.rows.shape[1]
 
     def at(self, places: Sequence[slice]) -> "PartsByType":
         """The same tables for the tokens at some places, one behind the other."""
-        part = copy.copy(self)
-        part.rows = torch.cat([self.rows[:, rows] for rows in places], dim=1)
+        part, chosen = copy.copy(self), self.rows
+        part.rows = torch.cat(
+            [self.stream.rows(place) if chosen is None else chosen[:, place] for place in places], dim=1
+        )
         return part
+
+    @property
+    def chosen(self) -> Tensor:
+        assert self.rows is not None, "PartsByType: take tokens from `at(places)`"
+        return self.rows
 
     def take(self, layer: int, positions: Tensor, out: Tensor) -> None:
         tables = self.tables[layer]
         if len(tables[-1]) == 1:
             out.copy_(tables[0].expand_as(out))
             return
-        torch.index_select(tables[-1], 0, self.rows[-1, positions], out=out)
-        for table, rows in zip(tables[:-1], self.rows):
+        torch.index_select(tables[-1], 0, self.chosen[-1, positions], out=out)
+        for table, rows in zip(tables[:-1], self.chosen):
             out.add_(table.index_select(0, rows[positions]))
 
     def zero_gradients(self) -> list[list[Tensor]]:
         """For ``add_gradient``, of the tables' shapes."""
         return [[torch.zeros_like(table) for table in tables] for tables in self.tables]
 
-    def add_gradient(self, gradients: list[list[Tensor]], layer: int, rows: slice, gradient: Tensor) -> None:
-        """A gradient `[n, C]` of the token halves of consecutive tokens to the tables' ones, type by type."""
+    def add_gradient(self, gradients: list[list[Tensor]], layer: int, gradient: Tensor) -> None:
+        """A gradient `[n, C]` of the token halves of all chosen tokens to the tables' ones, type by type."""
         found = gradients[layer]
         if len(found[-1]) == 1:
             found[0].add_(gradient.sum(dim=0))
             return
-        for table, types in zip(found, self.rows):
-            table.index_add_(0, types[rows], gradient)
+        for table, types in zip(found, self.chosen):
+            table.index_add_(0, types, gradient)
 
     def weight_gradients(self, gradients: list[list[Tensor]]) -> list[tuple[Tensor | None, Tensor]]:
         """Per layer, those of `from_token.weight` `[C, E·T]`, None where there is none, and of the bias `[C]`."""

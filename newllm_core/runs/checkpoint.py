@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from newllm_core.runs.copies import copy_files
@@ -30,6 +29,8 @@ from newllm_core.runs.files import (
     write_tensors,
 )
 from newllm_core.runs.identity import Identity, refuse_other_run
+from newllm_core.runs.mapped import is_mapped
+from newllm_core.runs.tensor_pieces import read_in_place
 
 logger = logging.getLogger("newllm")
 
@@ -112,7 +113,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     tensors, states, progress = _paths(folder, f"{len(checkpoint.rows):06d}-{checkpoint.steps:08d}")
     with disk_errors_named(progress):
         progress.unlink(missing_ok=True)  # one of the same place, whose other files are replaced now
-    contiguous = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
+    contiguous = {
+        name: tensor.detach() if is_mapped(tensor) else tensor.detach().contiguous()
+        for name, tensor in checkpoint.tensors.items()
+    }
     write_tensors(tensors, contiguous)
     size = _num_bytes(checkpoint.states)
     write_atomically(states, lambda temporary: torch.save(dict(checkpoint.states), temporary), size)
@@ -175,7 +179,7 @@ def _read(place: CheckpointPlace, tensors: Path, states: Path, progress: Path, d
         content["config"],
         content["rows"],
         content["steps"],
-        {name: tensor.to(device) for name, tensor in load_file(tensors).items()},
+        {name: tensor.to(device) for name, tensor in read_in_place(tensors).items()},
         # Generator states must stay on the CPU; load_state_dict moves the optimizer's own.
         torch.load(states, weights_only=True, map_location="cpu"),
     )

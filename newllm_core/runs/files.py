@@ -21,6 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from newllm_core.runs.disk import RunError, disk_errors_named
 from newllm_core.runs.lock import is_running
+from newllm_core.runs.mapped import is_mapped, pieces
+from newllm_core.runs.tensor_pieces import read_in_place, write_in_pieces
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]  # of a checkout; of an installed package, where packages are
 
@@ -183,7 +185,11 @@ _known_content: dict[tuple[str, int, int, int, int], str] = {}
 
 def sha256_tensors(*tensors: torch.Tensor) -> str:
     """Of their bytes, one after the other."""
-    return sha256_bytes(b"".join(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in tensors))
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        for piece in pieces(tensor):
+            digest.update(piece.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -196,7 +202,10 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """As safetensors, and nothing beside them. ``tensors`` are contiguous."""
     size = sum(tensor.nbytes for tensor in tensors.values())
-    write_atomically(path, lambda temporary: save_file(dict(tensors), temporary), size)
+    if any(is_mapped(tensor) for tensor in tensors.values()):
+        write_atomically(path, lambda temporary: write_in_pieces(temporary, tensors), size)
+    else:
+        write_atomically(path, lambda temporary: save_file(dict(tensors), temporary), size)
 
 
 def checksum_path(path: Path) -> Path:
@@ -216,3 +225,10 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not has_valid_checksum(path):
         raise RunError(f"{path}: the file is missing or does not match its checksum; delete it to make it again")
     return load_file(path)
+
+
+def map_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The same, with large ones left in the file, to be read only."""
+    if not has_valid_checksum(path):
+        raise RunError(f"{path}: the file is missing or does not match its checksum; delete it to make it again")
+    return read_in_place(path)

@@ -13,6 +13,7 @@ from newllm_core.runs.disk import RunError
 
 # Whatever a run's size, its libraries take some when they are first called.
 _LEAST_BYTES = 24 * 10**6
+_budget_bytes = math.inf
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 # Files that say limit and use, of both versions of cgroups.
@@ -62,6 +63,17 @@ def free_memory_bytes() -> int:
     process = psutil.Process().memory_info()
     free = [psutil.virtual_memory().available, *_free_in_cgroups(), _left(resource.RLIMIT_AS, process.vms)]
     return int(min([*free, _left(resource.RLIMIT_DATA, process.data)]))
+
+
+def set_memory_budget(gigabytes: float | None) -> None:
+    """What this process should stay within, in GiB, for ``room_bytes``; None: what is free."""
+    global _budget_bytes
+    _budget_bytes = math.inf if gigabytes is None else gigabytes * 2**30
+
+
+def room_bytes() -> float:
+    """For what grows with the text: what is free, and within the budget. Beyond it lives in files."""
+    return min(free_memory_bytes(), max(0.0, _budget_bytes - psutil.Process().memory_info().rss))
 
 
 def free_address_bytes() -> float:

@@ -48,20 +48,21 @@ class BatchGradient:
     @torch.no_grad()
     def forward(self, inputs: Tensor, rows: slice) -> Tensor:
         """`[n, C]` that enter the tokens ``rows`` -> `[n, C]` that leave them, valid until the next call."""
+        self.here = self.parts.at([rows])
         for part in _pieces(len(inputs)):
             context = inputs[part]
-            positions = torch.arange(rows.start + part.start, rows.start + part.stop)
+            positions = torch.arange(part.start, part.stop)
             for number, layer in enumerate(self.layers):
                 given, summed, out = (kept[number, part] for kept in (self._part, self._summed, self._out))
                 moments = self._means[number, part], self._deviations[number, part]
-                self.parts.take(number, positions, given)
+                self.here.take(number, positions, given)
                 rounded = None if self._rounded is None else self._rounded[number, part]
                 layer.forward(context, given, summed, out, moments, rounded)
                 context = out
         return self._out[-1, : len(inputs)]
 
     @torch.no_grad()
-    def backward(self, inputs: Tensor, rows: slice, led: Callable[[slice], Tensor]) -> None:
+    def backward(self, inputs: Tensor, led: Callable[[slice], Tensor]) -> None:
         """Add the gradient for what ``forward`` got; ``led`` gives that of some rows of the contexts, `[n, C]`.
 
         Nothing is added before everything has been computed: a batch that does not fit in memory leaves no trace.
@@ -87,7 +88,7 @@ class BatchGradient:
             for number, layer in enumerate(self.layers)
         ]
         for number, (sums, product, norm) in enumerate(zip(self.sums, products, norms, strict=True)):
-            self.parts.add_gradient(self.table_gradients, number, rows, self._part[number, :count])
+            self.here.add_gradient(self.table_gradients, number, self._part[number, :count])
             found = [product, *norm, gains[number]]
             for total, value in zip(sums, [value for value in found if value is not None], strict=True):
                 total += value

@@ -5,7 +5,7 @@ i - 1 had before: in the previous iteration (`context_source = previous_iteratio
 now (`exact`). That makes an iteration one large batch instead of a loop.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -20,6 +20,7 @@ from newllm_core.losses import cvfp_loss, diversity_loss, refuse_not_finite
 from newllm_core.metrics.convergence import count_converged
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.model.stream import PartsByType
+from newllm_core.runs.mapped import give_back_pages
 from newllm_core.runs.products import has_bf16_products
 from newllm_core.runs.reproducibility import derived_generator, runs_kernels
 from newllm_core.training.batch_gradient import BatchGradient
@@ -28,6 +29,7 @@ from newllm_core.training.loop import PassState
 
 # Rows of noise are drawn for blocks of this many token positions, so that it does not depend on the batches.
 _NOISE_BLOCK = 1000
+_ROWS_AT_ONCE = 8192  # copied
 _NOISE_ROWS = 4096  # of the table they are taken from
 # Whose exact contexts are computed in one call: the more, the fewer lock-steps, and the more to hold. A text of at most
 # so many goes at once (131 MB, C = 500); a longer one, whose contexts take gigabytes, in smaller parts.
@@ -52,9 +54,21 @@ class PassFigures:
     converged: int
 
 
-def in_place(tensor: Tensor) -> nn.Module:
-    """The same memory as a module, for a checkpoint."""
-    return nn.ParameterList([nn.Parameter(tensor, requires_grad=False)])
+@dataclass(frozen=True)
+class InPlace:
+    """A tensor `[N, …]` that is rewritten in place, as a part of a checkpoint. It may be larger than memory."""
+
+    tensor: Tensor
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"0": self.tensor}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if state["0"].shape != self.tensor.shape:
+            raise ValueError(f"expected {list(self.tensor.shape)}, given {list(state['0'].shape)}")
+        for kept, stored in zip(self.tensor.split(_ROWS_AT_ONCE), state["0"].split(_ROWS_AT_ONCE), strict=True):
+            kept.copy_(stored)
+            give_back_pages()
 
 
 def batch_slices(num_tokens: int, batch_tokens: int, min_last_batch: int) -> list[slice]:
@@ -132,7 +146,7 @@ class CvfpPass:
         self.token_parts: PartsByType | None = None
         self.entering: Tensor | None = None
         # What the next iteration depends on, beside the block's weights.
-        self.parts = {"previous": in_place(self.previous), "optimizer": self.optimizer}
+        self.parts = {"previous": InPlace(self.previous), "optimizer": self.optimizer}
 
     def _recording(self, segment_length: int) -> "_RecordedIteration | None":
         few = len(self.batches) <= _MOST_RECORDED_BATCHES
@@ -178,6 +192,7 @@ class CvfpPass:
             converged += moved
             if self.config.context_source == "previous_iteration":
                 previous.copy_(contexts)
+            give_back_pages()
         return sums / len(self.batches), converged
 
     def _accumulate(self, inputs: Tensor, rows: slice, previous: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,7 +229,7 @@ class CvfpPass:
             torch.linalg.vector_norm(change, dim=1, out=squares[part])
             return (led[part] * (weight / share)).add_(change, alpha=2 * (1 - weight) / (share * contexts.numel()))
 
-        arithmetic.backward(inputs, rows, total_gradient)
+        arithmetic.backward(inputs, total_gradient)
         squares = squares.square() / contexts.shape[1]
         cvfp, diversity = squares.mean(), diversity.detach()
         figures = torch.stack([cvfp, diversity, (1 - weight) * cvfp + weight * diversity])

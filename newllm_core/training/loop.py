@@ -30,6 +30,7 @@ from newllm_core.runs.checkpoint import (
 )
 from newllm_core.runs.disk import DiskError, disk_errors_named
 from newllm_core.runs.interruption import held_signals
+from newllm_core.runs.mapped import give_back_pages, pieces
 from newllm_core.runs.progress import Stopwatch, progress_bar
 from newllm_core.runs.reproducibility import generator_states, restore_generators
 
@@ -175,6 +176,7 @@ class TrainingLoop(ABC, Generic[Row]):
     def _pass(self, number: int) -> Row:
         for _ in self._shown_steps(number):
             self.within.steps += 1
+            give_back_pages()
             if self.within.steps % _LOOK_STEPS == 0:
                 self.within.refuse_not_finite()
             self._save_if_due()
@@ -249,7 +251,7 @@ class TrainingLoop(ABC, Generic[Row]):
         assert self.place is not None
         with self.budget.timed(self._where()), disk_errors_named(self.place.folder):
             tensors = self._tensors()
-            refuse_not_finite({name: float(value.detach().sum(dtype=torch.float64)) for name, value in tensors.items()})
+            refuse_not_finite({name: _sum(value) for name, value in tensors.items()})
             rows = [asdict(row) for row in self.rows]  # type: ignore[call-overload]
             checkpoint = Checkpoint(self.place.configs, rows, self.within.steps, tensors, self._states())
             save_checkpoint(self.place.folder, checkpoint)
@@ -285,6 +287,11 @@ class TrainingLoop(ABC, Generic[Row]):
         self.budget.saved = self._where()
         self.watch.resume(found.states["seconds"])
         restore_generators(found.states, self.device)
+
+
+def _sum(tensor: Tensor) -> float:
+    """In float64, some at a time: PyTorch would make a copy in float64 first."""
+    return sum(float(piece.sum(dtype=torch.float64)) for piece in pieces(tensor))
 
 
 def _is_flat(state: Mapping[str, Any]) -> bool:

@@ -202,7 +202,7 @@ class _Trainer(TrainingLoop[IterationRecord]):
         return shown
 
     def _rank(self, contexts: Tensor) -> StreamRank:
-        if not contexts.any():
+        if not contexts[: self.config.effective_rank_tokens].any():
             raise NotFiniteError("contexts: all of them are zero, as where weights are far too large or too small")
         return stream_rank(contexts, self.config.effective_rank_tokens)
 

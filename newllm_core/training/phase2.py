@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from newllm_core.config.hyperparameters import Phase2Config
 from newllm_core.config.schema import ConfigError
 from newllm_core.contexts.store import Batch, context_batches
+from newllm_core.data.order import epoch_batches
 from newllm_core.gpu_memory import DeviceBatch, device_batch_size
 from newllm_core.head.cross_entropy import Head, choose_head
 from newllm_core.head.sampled_softmax import SampledHead, epochs_head
@@ -186,8 +186,7 @@ class _Trainer(TrainingLoop[EpochRecord]):
                 self.model.head_weight.detach(), self.model.output_bias, self.method, self.train_tokens,
                 self.config.unseen_sample, self.seed, number,
             )  # fmt: skip
-        positions = islice(self._positions(number), self.within.steps, None)
-        for batch in context_batches(self.phase1.train_contexts, self.train_tokens, positions):
+        for batch in context_batches(self.phase1.train_contexts, self.train_tokens, self._positions(number)):
             nats, correct = self._step(batch)
             self.within.add(training_loss=nats, correct=correct)
             yield
@@ -234,12 +233,11 @@ class _Trainer(TrainingLoop[EpochRecord]):
         return validation
 
     def _positions(self, epoch: int) -> Iterator[Tensor]:
-        """Positions of each effective batch, shuffled anew every epoch by seed and epoch alone."""
-        if self.config.shuffle:
-            order = torch.randperm(self.num_targets, generator=derived_generator("shuffle", self.seed, epoch))
-        else:
-            order = torch.arange(self.num_targets)
-        yield from order.split(self.config.effective_batch_size)
+        """Of each effective batch that is still to be trained on, shuffled by seed and epoch alone."""
+        return epoch_batches(
+            self.num_targets, self.config.effective_batch_size, self.seed, epoch, shuffle=self.config.shuffle,
+            segment=self.config.shuffle_segment, first=self.within.steps,
+        )  # fmt: skip
 
     def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One optimizer step over an effective batch, in as many parts as fit; (summed nats, number correct)."""

@@ -35,7 +35,7 @@ from newllm_core.training.captured import (
     NotRecordedError,
     device_options,
 )
-from newllm_core.training.fixed_point import PassFigures, in_place
+from newllm_core.training.fixed_point import InPlace, PassFigures
 from newllm_core.training.loop import PassState
 from newllm_core.training.rounded import linear
 from newllm_core.training.segment import segment_contexts
@@ -120,7 +120,7 @@ class PredictivePass:
         self.previous = exact_contexts(self.block, self.embeds, zero, out=buffer).contexts
         # What the next iteration depends on, beside the block's weights.
         self.parts = {
-            "previous": in_place(self.previous), "predictor": self.predictor, "optimizer": self.optimizer,
+            "previous": InPlace(self.previous), "predictor": self.predictor, "optimizer": self.optimizer,
             "schedule": self.schedule,
         }  # fmt: skip
 

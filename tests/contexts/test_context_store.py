@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def with_free_bytes(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
-    monkeypatch.setattr(context_store, "free_memory_bytes", lambda: free)
+    monkeypatch.setattr(context_store, "room_bytes", lambda: free)
 
 
 def test_a_cache_that_fits_is_in_memory(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -54,7 +54,7 @@ def _in_files(scenario: Scenario, workshop: Workshop) -> None:
     folder = workshop.fresh(scenario)
 
     def no_room() -> None:
-        store.free_memory_bytes = lambda: 0  # type: ignore[attr-defined]
+        store.room_bytes = lambda: 0  # type: ignore[attr-defined]
 
     ended = run(lambda: scenario.run(folder, SEED), workshop.told(), no_room)
     workshop.must_finish(ended, "contexts in files")

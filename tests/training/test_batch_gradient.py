@@ -50,7 +50,7 @@ def written_out(model: NewLLM, bf16: bool = False) -> tuple[Tensor, list[Tensor]
     contexts = []
     for rows in BATCHES:
         contexts.append(gradient.forward(inputs[rows], rows).clone())
-        gradient.backward(inputs[rows], rows, lambda part, rows=rows: led[rows][part])
+        gradient.backward(inputs[rows], lambda part, rows=rows: led[rows][part])
     gradient.finish()
     return torch.cat(contexts), gradients(model)
 
@@ -92,10 +92,10 @@ def test_a_batch_that_does_not_fit_adds_nothing(monkeypatch: pytest.MonkeyPatch)
 
     gradient.forward(inputs, rows)
     with pytest.raises(MemoryError) as caught:
-        gradient.backward(inputs, rows, fails_at_the_end)
+        gradient.backward(inputs, fails_at_the_end)
     assert is_out_of_memory(caught.value)
     gradient.forward(inputs, rows)
-    gradient.backward(inputs, rows, lambda part: led[part])
+    gradient.backward(inputs, lambda part: led[part])
     gradient.finish()
     _, expected = by_autograd(float64_model(num_layers=2))
     for ours, autograds in zip(gradients(model), expected, strict=True):
