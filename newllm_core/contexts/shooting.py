@@ -33,6 +33,7 @@ __all__ = ["ExactContexts", "NotConvergedError", "TokenEmbeds", "exact_contexts"
 # Token parts kept at once, in numbers: 64 MiB in float32 on a CPU, where longer chunks gain nothing. A GPU has to be
 # filled by every chunk anew: a sixteenth of its memory, and what 32 bits can count.
 _CHUNK_NUMBERS = {"cpu": 2**24, "cuda": 2**30}
+_LEAST_CHUNK = 4096  # tokens
 _CHUNK_SHARE_OF_DEVICE = 16
 _PART_TOKENS = 65_536  # embedded at once where chunks are long
 _TINY_STREAM = 16
@@ -250,4 +251,4 @@ def _chunk_tokens(block: ContextBlock, device: torch.device) -> int:
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         numbers = min(numbers, total // _CHUNK_SHARE_OF_DEVICE // torch.float32.itemsize)
-    return max(4096, numbers // (block.num_layers * block.context_dim))
+    return max(_LEAST_CHUNK, numbers // (block.num_layers * block.context_dim))
