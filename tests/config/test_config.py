@@ -153,7 +153,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one() -> None:
 
 
 def test_a_key_that_resembles_none_is_refused_with_the_known_ones() -> None:
-    known = "copy_to, device, num_threads, seed"
+    known = "copy_to, device, memory_budget_gb, num_threads, seed"
     with pytest.raises(ConfigError, match=f"unknown key of RunConfig 'xyz'. Expected one of: {known}"):
         from_mapping(RunConfig, {"xyz": 3})
 
