@@ -109,7 +109,7 @@ def measure(path: Path, cases: tuple[Case, ...], data_dir: Path = DATA_DIR) -> d
     return read_json(path)
 
 
-_SETTINGS = {"model": _MODEL, "phase1": _PHASE1, "phase2": _PHASE2, "run": _RUN}
+_SETTINGS: dict[str, Any] = {"model": _MODEL, "phase1": _PHASE1, "phase2": _PHASE2, "run": _RUN}
 
 
 def main() -> None:
