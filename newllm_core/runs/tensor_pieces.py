@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from newllm_core.runs.mapped import map_file, pieces
@@ -41,8 +42,9 @@ def write_in_pieces(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_in_place(path: Path) -> dict[str, Tensor]:
-    """Its tensors, the large ones mapped: to be read only. The file's content must have been found whole before."""
-    content = map_file(path)
+    """Its tensors, the large ones mapped: to be read only. Raises SafetensorError for a file of another kind."""
+    with safe_open(path, "pt"):  # looks at the header
+        content = map_file(path)
     begin = 8 + int.from_bytes(bytes(content[:8].tolist()), "little")
     header = json.loads(bytes(content[8:begin].tolist()))
     header.pop("__metadata__", None)
