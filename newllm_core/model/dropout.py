@@ -1,4 +1,6 @@
-"""Dropout whose mask costs a sixth on a CPU."""
+"""Dropout whose mask costs a sixth on a CPU, and dropout of some rows of a batch that several ranks compute."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,3 +24,20 @@ def dropout(values: Tensor, share: float) -> Tensor:
     drawn = words.view(torch.int16)[: values.numel()].view(values.shape)
     mask = (drawn >= dropped - _STEPS // 2).to(values.dtype).mul_(_STEPS / (_STEPS - dropped))
     return values * mask
+
+
+@dataclass(frozen=True)
+class RowsOf:
+    """Some rows of a larger batch, from ``first`` on of ``count``. Their dropout is drawn for the whole batch: it is the
+    same whoever computes which rows, and all ranks' generators go on alike."""
+
+    first: int
+    count: int
+
+
+def batch_dropout(values: Tensor, share: float, rows: RowsOf | None) -> Tensor:
+    """PyTorch's own, of a batch `[n, ...]`, or of its ``rows``."""
+    if rows is None or not share:
+        return functional.dropout(values, share)
+    mask = functional.dropout(values.new_ones(rows.count, *values.shape[1:]), share)
+    return values * mask[rows.first : rows.first + len(values)]

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from core_helpers import make_model, make_tokens, phase1_config
+from core_helpers import make_model, make_tokens, phase1_config, phase2_config
 from rank_helpers import doubles, on_ranks
 
 from newllm_core import losses
 from newllm_core.runs.world import current_world
 from newllm_core.training import fixed_point
-from newllm_core.training.phase1 import train_phase1
+from newllm_core.training.phase1 import finish_phase1, train_phase1
+from newllm_core.training.phase2 import train_phase2
 
 TRAIN, VALIDATION = make_tokens(430, seed=1), make_tokens(120, seed=2)
 ITERATIONS = 20 if os.environ.get("NEWLLM_ALL_RANKS") else 5
@@ -57,19 +58,49 @@ def phase1_case(num_layers: int = 1, num_input_tokens: int = 1, **values: Any) -
     }
 
 
+PHASE2 = {
+    "dropout": {"dropout": 0.2, "shuffle": True, "unigram_bias": True, "weight_decay": 0.1},
+    "cache": {"cache_weight": 0.2, "schedule": "cosine", "unseen_sample": 5, "head": "direct"},
+}
+
+
+def phase2_figures(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    with doubles():
+        return {name: phase2_case(**values) for name, values in cases.items()}
+
+
+def phase2_case(**values: Any) -> dict[str, Any]:
+    model = make_model().double()
+    phase1 = finish_phase1(model, TRAIN, VALIDATION, None)
+    config = phase2_config(max_epochs=3, **{"effective_batch_size": 61, **values})  # the last batch: of 2 tokens
+    found = train_phase2(model, phase1, TRAIN, VALIDATION, config, seed=5)
+    weights = torch.cat([value.flatten() for value in model.token_block.state_dict().values()])
+    return {
+        "epochs": [[row.train_loss, row.train_accuracy, row.validation_loss] for row in found.epochs],
+        "best": found.best_epoch,
+        "nats": found.validation.nats.tolist(),
+        "weights": weights.tolist(),
+    }
+
+
 def difference(one: Any, other: Any) -> float:
     return float((torch.tensor(one, dtype=torch.float64) - torch.tensor(other, dtype=torch.float64)).abs().max())
 
 
 # All of them take minutes on two cores: NEWLLM_ALL_RANKS=1 pytest -n 0 tests/training/test_ranks.py
 EVERYTHING = bool(os.environ.get("NEWLLM_ALL_RANKS"))
-CASES = PHASE1 if EVERYTHING else {name: PHASE1[name] for name in ("ODCM", "a loss of one's own", "exact")}
+PHASE1_CASES = PHASE1 if EVERYTHING else {name: PHASE1[name] for name in ("ODCM", "a loss of one's own", "exact")}
+PHASE2_CASES = PHASE2 if EVERYTHING else {"dropout": PHASE2["dropout"]}
+
+
+def all_figures() -> dict[str, dict[str, Any]]:
+    return phase1_figures(PHASE1_CASES) | phase2_figures(PHASE2_CASES)
 
 
 @pytest.mark.parametrize("size", [2, 3, 4] if EVERYTHING else [3])
 def test_ranks_give_the_losses_of_one_rank(size: int) -> None:
-    alone = phase1_figures(CASES)
-    for rank, found in enumerate(on_ranks(size, phase1_figures, CASES)):
+    alone = all_figures()
+    for rank, found in enumerate(on_ranks(size, all_figures)):
         assert isinstance(found, dict), found
         for name, expected in alone.items():
             for figure, value in found[name].items():
