@@ -28,8 +28,8 @@ def dropout(values: Tensor, share: float) -> Tensor:
 
 @dataclass(frozen=True)
 class RowsOf:
-    """Some rows of a larger batch, from ``first`` on of ``count``. Their dropout is drawn for the whole batch: it is the
-    same whoever computes which rows, and all ranks' generators go on alike."""
+    """Some rows of a larger batch, from ``first`` on of ``count``. Their dropout is drawn for the whole batch: it
+    is the same whoever computes which rows, and all ranks' generators go on alike."""
 
     first: int
     count: int
