@@ -249,7 +249,7 @@ class PredictivePass:
         )  # fmt: skip
         return contexts, figures
 
-    def _contexts(self, positions: Tensor, context: Tensor, rows: RowsOf | None) -> Tensor:
+    def _contexts(self, positions: Tensor, context: Tensor, rows: RowsOf | None = None) -> Tensor:
         """The last layer's, with dropout of the token input and noise on what enters. `[b, T]` -> `[b, T, C]`."""
         earlier = range(self.model.config.num_input_tokens - 1, -1, -1)
         ids = [self.tokens[(positions.T - lag) % len(self.tokens)] for lag in earlier]
