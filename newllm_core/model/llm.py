@@ -15,6 +15,7 @@ from newllm_core.config.schema import ConfigError, from_mapping
 from newllm_core.head.continuous_cache import ContinuousCache
 from newllm_core.head.cross_entropy import with_output_bias, with_unit_columns
 from newllm_core.model.card import model_card
+from newllm_core.model.dropout import dropout as dropped_out
 from newllm_core.model.generation import generate, stream_text
 from newllm_core.model.hub import model_folder, referenced_embedding, require_published, upload
 from newllm_core.model.layers import ContextBlock, TokenBlock, initialise_normal
@@ -124,11 +125,11 @@ class NewLLM(nn.Module):
         ``dropout``, for training, is of contexts and token embeddings, and of the TokenBlock's output where the head
         reads that alone.
         """
-        read = functional.dropout(contexts, dropout)
+        read = dropped_out(contexts, dropout)
         layers = read.unbind(1) if self.config.context_routing == "per-layer" else [read[:, -1]] * read.shape[1]
-        token = self.token_block.forward_with_contexts(layers, functional.dropout(self.embed(tokens), dropout))
+        token = self.token_block.forward_with_contexts(layers, dropped_out(self.embed(tokens), dropout))
         if isinstance(self.token_block, TokenBlock):
-            token = functional.dropout(token, dropout)
+            token = dropped_out(token, dropout)
         hidden: Tensor = self.readout(token)
         return hidden if self.output_bias is None else with_unit_columns(hidden)
 

@@ -35,7 +35,7 @@ from newllm_core.training.captured import (
     NotRecordedError,
     device_options,
 )
-from newllm_core.training.fixed_point import PassFigures, in_place
+from newllm_core.training.fixed_point import PassFigures, in_place, noise_table
 from newllm_core.training.loop import PassState
 from newllm_core.training.rounded import linear
 from newllm_core.training.segment import segment_contexts
@@ -101,7 +101,7 @@ class PredictivePass:
         self.parameters = [*self.block.parameters(), *self.predictor.parameters()]
         self.optimizer = torch.optim.AdamW(
             self.parameters, config.learning_rate, weight_decay=config.prediction_weight_decay,
-            **{"fused": True, **device_options(device)},
+            **device_options(device),
         )  # fmt: skip
         self.rate = DeviceRate(self.optimizer, device) if device.type == "cuda" else None
         recordable = self.rate is not None and config.diversity_algorithm in RECORDABLE_LOSSES
@@ -114,6 +114,7 @@ class PredictivePass:
             every = torch.arange(len(model.embedding), device=device)
             scale = 1.0 if config.objective == "regression" else math.sqrt(model.config.embed_dim)
             self.targets = model.embed_for_contexts(every) / scale
+        self.noise_table = noise_table(self.block.context_dim, seed, 0)
         self.device_batch = DeviceBatch(device, config.prediction_streams)
         zero = torch.zeros(self.block.context_dim, device=device)
         buffer = context_file(len(train_tokens), self.block.num_layers, self.block.context_dim, device)
@@ -128,6 +129,7 @@ class PredictivePass:
         """One pass over the text, but the steps that ``within`` has had."""
         context = self.previous.new_zeros(self.config.prediction_streams, self.block.context_dim)
         generator = derived_generator("prediction", self.seed, iteration)
+        self.noise_table = noise_table(self.block.context_dim, self.seed, iteration)  # the pass's own
         segments = ring_segments(
             len(self.tokens), self.config.prediction_streams, self.config.prediction_segment, generator
         )
@@ -212,10 +214,21 @@ class PredictivePass:
         parts = self._token_parts(dropout(embeds, self.config.prediction_dropout))
         if runs_kernels(context.device) and self.block.num_layers == 1:
             return self._contexts_by_kernels(context, parts[0].transpose(0, 1))
-        std, noise = self.config.context_noise, None
-        if std:
-            noise = std * torch.randn(positions.shape[1], *context.shape, device=context.device)
+        noise = self._noise(parts[0])
         return segment_contexts(self.block.context_layers(), context, parts, noise, self.rounded).transpose(0, 1)
+
+    def _noise(self, part: Tensor) -> Tensor | None:
+        """On what enters each token, `[T, B, C]` like ``part``, drawn from the generator that dropout draws from.
+
+        On a CPU rows of the pass's table with a sign each: so many normal numbers would take a twentieth of the step.
+        """
+        std, table = self.config.context_noise, self.noise_table
+        if not std:
+            return None
+        if part.is_cuda:
+            return std * torch.randn_like(part)
+        drawn = torch.randint(2 * len(table), part.shape[:2])
+        return table[drawn // 2].mul_((std * (1 - 2 * (drawn % 2))).unsqueeze(2))
 
     def _token_parts(self, embeds: Tensor) -> list[Tensor]:
         """`ContextBlock.token_parts`, products rounded where those are. `[..., E·T]` -> L × `[..., C]`."""
@@ -232,9 +245,7 @@ class PredictivePass:
         """The same on a GPU, for a block of one layer."""
         from newllm_core.training.triton_segment import segment_contexts
 
-        std, noise = self.config.context_noise, None
-        if std:
-            noise = std * torch.randn(part.shape[1], *context.shape, device=part.device)
+        noise = self._noise(part.transpose(0, 1))
         return segment_contexts(self.block.context_layers()[0], context, part, noise)
 
     def _prediction(self, contexts: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
