@@ -185,7 +185,7 @@ def sha256_tensors(*tensors: torch.Tensor) -> str:
     """Of their bytes, one after the other, read where they lie."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
