@@ -16,6 +16,7 @@ import torch
 from newllm_core.runs.files import PROJECT_ROOT, RunError
 from newllm_core.runs.host_memory import keep_freed_memory
 from newllm_core.runs.products import cpu_facts, has_bf16_products
+from newllm_core.runs.world import current_world
 
 
 def seed_everything(seed: int, num_threads: int) -> None:
@@ -75,11 +76,14 @@ def device_name(device: torch.device) -> str:
 
 
 def arithmetic() -> dict[str, Any]:
-    """What the rounding of sums and products depends on beside versions and threads: the processor, by what it can."""
+    """What the rounding of sums and products depends on beside versions and threads: the processor, by what it can, and
+    how many ranks add up."""
+    world = current_world()
     return {
         "cpu": cpu_name(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "bf16_products": has_bf16_products(),
+        **({} if world.is_alone else {"ranks": world.size}),
     }
 
 

@@ -126,6 +126,7 @@ class CvfpPass:
         self.stream = StreamParts(self.world, batches, config.diversity_algorithm)
         self.batches = self.stream.batches
         self.num_steps, self.device_batch = 1, DeviceBatch(self.zero.device, len(train_tokens))
+        self.device_batch.retries = self.world.is_alone
         self.bf16 = training_products(config.products, device)
         largest = max(rows.stop - rows.start for rows in self.batches)
         # A GPU goes through autograd's graph, which it can record.
