@@ -46,8 +46,5 @@ class RowsOf:
 
 
 def batch_dropout(values: Tensor, share: float, rows: RowsOf | None) -> Tensor:
-    """PyTorch's own, of a batch `[n, ...]`, or of its ``rows``."""
-    if rows is None or not share:
-        return functional.dropout(values, share)
-    mask = functional.dropout(values.new_ones(rows.count, *values.shape[1:]), share)
-    return values * mask[rows.first : rows.first + len(values)]
+    """`dropout` of a batch `[n, ...]`, or of its ``rows``."""
+    return dropout(values.unsqueeze(0), share, rows).squeeze(0)

@@ -184,7 +184,7 @@ _known_content: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def sha256_tensors(*tensors: torch.Tensor) -> str:
-    """Of their bytes, one after the other."""
+    """Of their bytes, one after the other, read where they lie."""
     digest = hashlib.sha256()
     for tensor in tensors:
         for piece in pieces(tensor):

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 
 from newllm_core.runs.files import PROJECT_ROOT, RunError
+from newllm_core.runs.host_memory import keep_freed_memory
 from newllm_core.runs.products import cpu_facts, has_bf16_products
 from newllm_core.runs.world import current_world
 
 
 def seed_everything(seed: int, num_threads: int) -> None:
     """Same seed, same threads, same machine: same figures to the last digit."""
+    keep_freed_memory()
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

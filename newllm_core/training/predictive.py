@@ -36,7 +36,7 @@ from newllm_core.training.captured import (
     NotRecordedError,
     device_options,
 )
-from newllm_core.training.fixed_point import FIRST_TOLERANCE, InPlace, PassFigures
+from newllm_core.training.fixed_point import FIRST_TOLERANCE, InPlace, PassFigures, noise_table
 from newllm_core.training.loop import PassState
 from newllm_core.training.rounded import linear
 from newllm_core.training.segment import segment_contexts
@@ -111,7 +111,7 @@ class PredictivePass:
         self.parameters = [*self.block.parameters(), *self.predictor.parameters()]
         self.optimizer = torch.optim.AdamW(
             self.parameters, config.learning_rate, weight_decay=config.prediction_weight_decay,
-            **{"fused": True, **device_options(device)},
+            **device_options(device),
         )  # fmt: skip
         self.rate = DeviceRate(self.optimizer, device) if device.type == "cuda" else None
         recordable = self.rate is not None and self.world.is_alone and config.diversity_algorithm in RECORDABLE_LOSSES
@@ -124,6 +124,7 @@ class PredictivePass:
             every = torch.arange(len(model.embedding), device=device)
             scale = 1.0 if config.objective == "regression" else math.sqrt(model.config.embed_dim)
             self.targets = model.embed_for_contexts(every) / scale
+        self.noise_table = noise_table(self.block.context_dim, seed, 0)
         self.device_batch = DeviceBatch(device, self.part.stop - self.part.start)
         self.device_batch.retries = self.world.is_alone
         zero = torch.zeros(self.block.context_dim, device=device)
@@ -139,6 +140,7 @@ class PredictivePass:
         """One pass over the text, but the steps that ``within`` has had."""
         context = self.previous.new_zeros(self.config.prediction_streams, self.block.context_dim)
         generator = derived_generator("prediction", self.seed, iteration)
+        self.noise_table = noise_table(self.block.context_dim, self.seed, iteration)  # the pass's own
         segments = ring_segments(
             len(self.tokens), self.config.prediction_streams, self.config.prediction_segment, generator
         )
@@ -272,12 +274,19 @@ class PredictivePass:
         ]
 
     def _noise(self, num_tokens: int, context: Tensor, rows: RowsOf | None) -> Tensor | None:
-        """`[num_tokens, b, C]` for what enters; None for none."""
-        if not self.config.context_noise:
+        """`[num_tokens, b, C]` for what enters, from the generator that dropout draws from; None for none.
+
+        On a CPU rows of the pass's table with a sign each: so many normal numbers would take a twentieth of the step.
+        """
+        std, table = self.config.context_noise, self.noise_table
+        if not std:
             return None
-        count = len(context) if rows is None else rows.count
-        noise = torch.randn(num_tokens, count, context.shape[1], device=context.device)
-        return self.config.context_noise * (noise if rows is None else noise.narrow(1, rows.first, len(context)))
+        count, first = (len(context), 0) if rows is None else (rows.count, rows.first)
+        if context.is_cuda:
+            noise = std * torch.randn(num_tokens, count, context.shape[1], device=context.device)
+            return noise.narrow(1, first, len(context))
+        drawn = torch.randint(2 * len(table), (num_tokens, count)).narrow(1, first, len(context))
+        return table[drawn // 2].mul_((std * (1 - 2 * (drawn % 2))).unsqueeze(2))
 
     def _contexts_by_kernels(self, context: Tensor, part: Tensor, noise: Tensor | None) -> Tensor:
         """The same on a GPU, for a block of one layer."""
