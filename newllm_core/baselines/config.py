@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from newllm_core.config.schema import ConfigError, number, validate
+from newllm_core.config.schema import LARGEST_EPOCHS, ConfigError, number, validate
 
 NGRAM_ORDER = 5
 # Discounts tried on the last tenth of the training text; the best is kept for the model of all of it.
@@ -28,7 +28,7 @@ class BaselineConfig:
     unseen_sample: int | None = number(2048, low=1)  # as in Phase2Config; None: the whole vocabulary in training
     num_streams: int = number(16, low=1)  # pieces of the training text that are read side by side
     segment_tokens: int = number(48, low=2)  # between two optimizer steps, and how far gradients reach back
-    max_epochs: int = number(12, low=1)
+    max_epochs: int = number(12, low=1, high=LARGEST_EPOCHS)
     patience: int = number(3, low=1)  # epochs without a better validation loss
     cache_weight: float = number(0.0, low=0, high=0.99)  # of the continuous cache, as in Phase2Config
     cache_scale: float = number(10.0, above=0)

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from newllm_core.config.notebook import NotebookSettings
-from newllm_core.config.schema import LARGEST_RATE, ConfigError, choice, later, location, number, validate
+from newllm_core.config.schema import (
+    LARGEST_EPOCHS,
+    LARGEST_RATE,
+    ConfigError,
+    choice,
+    later,
+    location,
+    number,
+    validate,
+)
 
 
 @dataclass(frozen=True)
@@ -157,7 +166,7 @@ class Phase2Config:
 
     learning_rate: float = number(0.001, above=0, high=LARGEST_RATE)
     gradient_clip: float = number(1.0, above=0)
-    max_epochs: int = number(20, low=1)
+    max_epochs: int = number(20, low=1, high=LARGEST_EPOCHS)
     patience: int = number(1, low=1)  # epochs without a better validation loss
     effective_batch_size: int = number(512, low=1)  # tokens an optimizer step averages over: the experiment's
     device_batch_size: int | None = number(None, low=1)  # tokens computed at once; None: what fits the device
@@ -212,7 +221,7 @@ class RunConfig:
     """What a run needs beside the experiment itself: its figures depend on the first three."""
 
     seed: int = number(42, low=0, high=2**32 - 1)  # what NumPy accepts
-    num_threads: int = number(2, low=1, high=4096)  # sums of floats depend on it
+    num_threads: int = number(2, low=1, high=192)  # sums of floats depend on it; each takes 8 MB for itself
     device: str = choice("auto", "cpu", "cuda")
     # A second folder for checkpoints and results, e.g. of a mounted drive; a fresh machine goes on from there.
     copy_to: str | None = later(location())

@@ -26,6 +26,7 @@ class ConfigError(ValueError):
 
 
 LARGEST = {int: 2**53, float: 1e38}  # in size: what a float still counts exactly, what single precision holds
+LARGEST_EPOCHS = 1000  # far above what was ever of use, and even then a run has an end
 LARGEST_RATE = 1e37  # of learning: Adam's first step is ten times that, and has to fit single precision
 
 

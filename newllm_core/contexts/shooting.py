@@ -148,6 +148,14 @@ def exact_contexts(
     return ExactContexts(contexts, context, passes, residual, residual <= tolerance, length, horizon)
 
 
+@torch.no_grad()
+def planned_segments(
+    block: ContextBlock, token_embeds: TokenEmbeds | PartsByType, initial: Tensor, tolerance: float
+) -> tuple[int, int | None]:
+    """(tokens per segment, horizon) that `exact_contexts` would choose and find."""
+    return _solver(block, token_embeds, initial, initial).plan(tolerance)
+
+
 def _tiny_stream(block: ContextBlock, token_embeds: Tensor, initial: Tensor) -> ExactContexts:
     """The definition itself: preparing anything would take longer than these few steps."""
     contexts = sequential_contexts(block, token_embeds, initial)

@@ -21,12 +21,14 @@ from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS, PHASE1_RECORD, 
 from newllm_core.experiment.prepare import Prepared, check_phase1, prepare
 from newllm_core.experiment.record_keys import check_run_record
 from newllm_core.head.continuous_cache import ContinuousCache
+from newllm_core.head.cross_entropy import choose_head
 from newllm_core.model import NewLLM
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import DATA_DIR, load_tensors, read_json
 from newllm_core.runs.folder import RECORD_NAME, HeldRun, Record, RunFolder
 from newllm_core.runs.host_memory import memory_errors_named
 from newllm_core.runs.identity import refuse_other_run
+from newllm_core.runs.reproducibility import resolve_device
 from newllm_core.training.phase1 import Phase1Result, train_phase1
 from newllm_core.training.phase2 import set_output_bias, train_phase2
 
@@ -137,6 +139,7 @@ def run_experiment(
 
 def _run(held: HeldRun, settings: Settings, data_dir: Path, phase1_dir: Path) -> Record:
     start, began = datetime.now(UTC), time.perf_counter()
+    choose_head(settings.phase2.head, resolve_device(settings.run.device))  # refused now, not after Phase 1
     prepared = prepare(settings.data, settings.model, settings.run, data_dir)
     contexts, phase1_record = run_phase1(prepared, settings.phase1, phase1_dir)
     train, validation = prepared.train_tokens, prepared.validation_tokens

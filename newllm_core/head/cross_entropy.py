@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from newllm_core.head import rounded_softmax
 from newllm_core.head.rounded_softmax import RoundedSoftmax
+from newllm_core.runs.files import RunError
 from newllm_core.runs.products import has_bf16_products
 from newllm_core.runs.reproducibility import runs_kernels
 
@@ -40,7 +41,15 @@ class HeadLoss:
 
 
 def choose_head(name: str, device: torch.device) -> str:
-    """`auto` becomes the constant of this kind of device; any other name stays."""
+    """`auto` becomes the constant of this kind of device; any other name stays.
+
+    Raises RunError for `fused` where its kernels cannot run.
+    """
+    if name == "fused" and not runs_kernels(device):
+        raise RunError(
+            f"head 'fused' was asked for, which needs a CUDA GPU and Triton; expected 'auto' on {device.type}, or one "
+            "of 'direct', 'blocks', 'blocks-bf16'"
+        )
     if name != "auto":
         return name
     kind = device.type

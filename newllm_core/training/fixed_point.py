@@ -16,16 +16,20 @@ from newllm_core.config.hyperparameters import Phase1Config
 from newllm_core.contexts.shooting import exact_contexts
 from newllm_core.contexts.store import allocate_contexts, context_file
 from newllm_core.gpu_memory import DeviceBatch, accumulate_in_parts
-from newllm_core.losses import cvfp_loss, diversity_loss, refuse_not_finite
+from newllm_core.losses import cvfp_loss, refuse_not_finite
 from newllm_core.metrics.convergence import count_converged
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.model.stream import PartsByType
 from newllm_core.runs.products import has_bf16_products
 from newllm_core.runs.reproducibility import derived_generator, runs_kernels
+from newllm_core.runs.world import current_world
 from newllm_core.training.batch_gradient import BatchGradient
 from newllm_core.training.captured import RECORDABLE_LOSSES, CapturedStep, NotRecordedError, device_options
 from newllm_core.training.loop import PassState
+from newllm_core.training.stream_parts import StreamParts
 
+# Of the contexts that training starts from: as exact as everything that is reported.
+FIRST_TOLERANCE = 1e-5
 # Rows of noise are drawn for blocks of this many token positions, so that it does not depend on the batches.
 _NOISE_BLOCK = 1000
 _NOISE_ROWS = 4096  # of the table they are taken from
@@ -113,24 +117,36 @@ class CvfpPass:
         self.model, self.block = model, model.context_block
         self.embeds = StreamEmbeddings(model, train_tokens)
         self.config, self.seed = config, seed
-        self.diversity = diversity_loss(config.diversity_algorithm)
         device = train_tokens.device
         self.optimizer = torch.optim.Adam(self.block.parameters(), lr=config.learning_rate, **device_options(device))
         self.zero = torch.zeros(self.block.context_dim, device=device)
-        self.batches = batch_slices(len(train_tokens), config.batch_tokens, config.min_last_batch)
+        self.world = current_world()
+        batches = batch_slices(len(train_tokens), config.batch_tokens, config.min_last_batch)
+        self.stream = StreamParts(self.world, batches, config.diversity_algorithm)
+        self.batches = self.stream.batches
         self.num_steps, self.device_batch = 1, DeviceBatch(self.zero.device, len(train_tokens))
         self.bf16 = training_products(config.products, device)
         largest = max(rows.stop - rows.start for rows in self.batches)
         # A GPU goes through autograd's graph, which it can record.
         without_graph = device.type == "cpu" and not runs_kernels(device)
         self.arithmetic = BatchGradient(self.block, self.embeds, self.bf16, largest) if without_graph else None
-        # Iteration 0: contexts without training. Rewritten in place, batch by batch, by every iteration.
-        buffer = context_file(len(train_tokens), self.block.num_layers, self.block.context_dim, device)
-        first = exact_contexts(self.block, self.embeds, self.zero, out=buffer)
-        self.previous = first.contexts
-        self.recorded = self._recording(first.segment_length) if runs_kernels(device) else None
         self.token_parts: PartsByType | None = None
         self.entering: Tensor | None = None
+        # Iteration 0: contexts without training. Rewritten in place, batch by batch, by every iteration.
+        buffer = context_file(len(train_tokens), self.block.num_layers, self.block.context_dim, device)
+        self.recorded: _RecordedIteration | None = None
+        if self.world.is_alone:
+            first = exact_contexts(self.block, self.embeds, self.zero, FIRST_TOLERANCE, out=buffer)
+            self.previous = first.contexts
+            self.recorded = self._recording(first.segment_length) if runs_kernels(device) else None
+        else:
+            buffer = self._entering_rows(len(train_tokens)) if buffer is None else buffer
+            self.stream.exact(self.block, self._window, self.zero, FIRST_TOLERANCE, buffer, near=None)
+            # Rows that other ranks have stay untouched, and take no memory.
+            self.previous = self.zero.new_empty(len(train_tokens), self.block.context_dim)
+            for stretch in self.stream.stretches:
+                self.previous[stretch] = buffer[stretch, -1]
+            self.stream.exchange_ends(self.previous)
         # What the next iteration depends on, beside the block's weights.
         self.parts = {"previous": in_place(self.previous), "optimizer": self.optimizer}
 
@@ -151,6 +167,8 @@ class CvfpPass:
         means, converged = self.accumulate(self._inputs(), partial(self._with_noise, iteration))
         if self.arithmetic is not None:
             self.arithmetic.finish()
+        self.world.add_up_gradients(self.block.parameters())
+        self.stream.exchange_ends(self.previous)
         cvfp, diversity, total_loss = means.tolist()
         refuse_not_finite({"cvfp": cvfp, self.config.diversity_algorithm: diversity})
         norm = float(nn.utils.clip_grad_norm_(self.block.parameters(), self.config.gradient_clip))
@@ -178,7 +196,7 @@ class CvfpPass:
             converged += moved
             if self.config.context_source == "previous_iteration":
                 previous.copy_(contexts)
-        return sums / len(self.batches), converged
+        return self.world.total(sums) / self.stream.num_batches, self.world.total(converged)
 
     def _accumulate(self, inputs: Tensor, rows: slice, previous: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Adds a batch's gradients, ``size`` rows at once; contexts `[n, C]`, cvfp, diversity and total `[3]`, and how
@@ -186,12 +204,12 @@ class CvfpPass:
         if self.arithmetic is not None and size >= len(inputs):
             return self._accumulate_arithmetic(self.arithmetic, inputs, rows, previous)
         weight, figures, embeds = self.config.dist_reg_weight, list[Tensor](), self.embeds[rows]
+        part, counted, diversity = self.stream.share(rows), self.stream.counted(rows), self.stream.diversity(rows)
 
         def loss(contexts: Tensor) -> Tensor:
-            terms = cvfp_loss(contexts, previous), self.diversity(contexts)
-            total = (1 - weight) * terms[0] + weight * terms[1]
-            figures.append(torch.stack([*terms, total]).detach())
-            return total / len(self.batches)
+            terms = cvfp_loss(contexts, previous) * part, diversity(contexts)
+            figures.append(self._figures(terms[0].detach(), terms[1].detach() * counted))
+            return ((1 - weight) * terms[0] + weight * terms[1]) / self.stream.num_batches
 
         contexts = accumulate_in_parts(
             lambda part: self.block(inputs[part], embeds[part]), len(inputs), size, loss, self.block.parameters(),
@@ -205,20 +223,27 @@ class CvfpPass:
         """The same without a graph: only the diversity loss, whatever it is, has its gradient from autograd."""
         contexts = arithmetic.forward(inputs, rows)
         seen = contexts.detach().requires_grad_()
-        diversity = self.diversity(seen)
+        diversity = self.stream.diversity(rows)(seen)
         led = torch.autograd.grad(diversity, [seen])[0] if diversity.requires_grad else torch.zeros_like(seen)
-        weight, share, squares = self.config.dist_reg_weight, len(self.batches), contexts.new_empty(len(contexts))
+        weight, share, squares = self.config.dist_reg_weight, self.stream.num_batches, contexts.new_empty(len(contexts))
+        count = contexts.numel() / self.stream.share(rows)  # of the whole batch
 
         def total_gradient(part: slice) -> Tensor:
             change = contexts[part] - previous[part]
             torch.linalg.vector_norm(change, dim=1, out=squares[part])
-            return (led[part] * (weight / share)).add_(change, alpha=2 * (1 - weight) / (share * contexts.numel()))
+            return (led[part] * (weight / share)).add_(change, alpha=2 * (1 - weight) / (share * count))
 
         arithmetic.backward(inputs, rows, total_gradient)
         squares = squares.square() / contexts.shape[1]
-        cvfp, diversity = squares.mean(), diversity.detach()
-        figures = torch.stack([cvfp, diversity, (1 - weight) * cvfp + weight * diversity])
+        figures = self._figures(
+            squares.mean() * self.stream.share(rows), diversity.detach() * self.stream.counted(rows)
+        )
         return contexts, figures, (squares < self.config.convergence_threshold).sum()
+
+    def _figures(self, cvfp: Tensor, diversity: Tensor) -> Tensor:
+        """With their total, `[3]`."""
+        weight = self.config.dist_reg_weight
+        return torch.stack([cvfp, diversity, (1 - weight) * cvfp + weight * diversity])
 
     def steps(self, iteration: int, within: PassState) -> Iterator[None]:
         """A single one, the whole iteration, which is therefore never interrupted."""
@@ -227,6 +252,10 @@ class CvfpPass:
 
     def figures(self, within: PassState) -> PassFigures:
         return self.latest
+
+    def complete_on_first(self, num_tokens: int) -> None:
+        """So many rows of ``previous`` on the first rank, which judges and saves."""
+        self.stream.complete_on_first(self.previous, num_tokens)
 
     def held_out_prediction(self, contexts: Tensor, tokens: Tensor) -> None:
         """Nothing is predicted: the effective rank says which iteration to keep."""
@@ -237,15 +266,36 @@ class CvfpPass:
         Token 0 is entered by the last context of the previous iteration, the carry-over. The stored contexts of a
         batch change before the next batch is drawn, so the row between two batches is kept aside.
         """
-        return self._exact_inputs() if self.config.context_source == "exact" else self.stale_inputs()
+        if self.config.context_source != "exact":
+            return self.stale_inputs()
+        return self._exact_inputs() if self.world.is_alone else self._exact_inputs_of_part()
 
     def stale_inputs(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """The same with the contexts that the previous iteration left."""
-        entering = self.previous[-1:].clone()
+        starts = {stretch.start for stretch in self.stream.stretches}
         for rows in self.batches:
+            if rows.start in starts:
+                entering = self.previous[rows.start - 1].clone().unsqueeze(0)
             inputs = torch.cat([entering, self.previous[rows.start : rows.stop - 1]])
             entering = self.previous[rows.stop - 1 : rows.stop].clone()
             yield rows, inputs, self.previous[rows]
+
+    def _exact_inputs_of_part(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """As ``_exact_inputs`` for one rank of several: all of its stretches first, which it holds meanwhile."""
+        carried = self.previous[-1].clone()
+        current = self._entering_rows(len(self.previous))
+        starts = self.stream.exact(
+            self.block, self._window, carried, self.config.context_tolerance, current, near=self.previous
+        )  # fmt: skip
+        entering = dict(zip([stretch.start for stretch in self.stream.stretches], starts, strict=True))
+        for rows in self.batches:
+            start = entering[rows.start] if rows.start in entering else current[rows.start - 1, -1]
+            yield rows, torch.cat([start.unsqueeze(0), current[rows.start : rows.stop - 1, -1]]), self.previous[rows]
+            self.previous[rows] = current[rows, -1]
+
+    def _window(self, rows: slice) -> "_Rows | PartsByType":
+        """Some tokens of the stream, for their exact contexts."""
+        return _Rows(self.embeds, rows) if self.token_parts is None else self.token_parts.at([rows])
 
     def _exact_inputs(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """The same with exact contexts of the current weights; CVFP still compares with the iteration before."""
@@ -257,7 +307,7 @@ class CvfpPass:
             inputs = self._entering_rows(group[-1].stop - offset + 1)
             inputs[0, -1] = entering
             stream = slice(offset, group[-1].stop)
-            window = _Rows(self.embeds, stream) if self.token_parts is None else self.token_parts.at([stream])
+            window = self._window(stream)
             current = exact_contexts(
                 self.block, window, entering, self.config.context_tolerance, out=inputs[1:],
                 near=self.previous[stream], segment_length=segment_length,

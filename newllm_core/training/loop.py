@@ -32,6 +32,7 @@ from newllm_core.runs.disk import DiskError, disk_errors_named
 from newllm_core.runs.interruption import held_signals
 from newllm_core.runs.progress import Stopwatch, progress_bar
 from newllm_core.runs.reproducibility import generator_states, restore_generators
+from newllm_core.runs.world import current_world
 
 logger = logging.getLogger("newllm")
 
@@ -103,8 +104,11 @@ class TrainingLoop(ABC, Generic[Row]):
     ) -> None:  # fmt: skip
         self.device, self.num_passes, self.place = device, num_passes, place
         self.patience, self.min_passes, self.steps_per_pass = patience, min_passes, steps_per_pass
-        self.device_batch, self.show_progress = device_batch or DeviceBatch(device, 1), show_progress
-        self.report, self.rows = report, list[Row]()
+        self.device_batch, self.show_progress = (
+            device_batch or DeviceBatch(device, 1),
+            show_progress and current_world().is_first,
+        )
+        self.report, self.rows, self.world = report, list[Row](), current_world()
         self.best, self.within = Best(), PassState()
         self.watch, self.budget, self.copying = Stopwatch(), CheckpointBudget(), CheckpointBudget()
 
@@ -119,6 +123,9 @@ class TrainingLoop(ABC, Generic[Row]):
         """The figures of the pass whose steps have been taken, and its score: the higher, the better the weights; None
         where it was not judged. Raises NotFiniteError.
         """
+
+    def complete_on_first(self) -> None:
+        """Before a checkpoint: what ranks have parts of, on the first of them. Called on all."""
 
     def kept(self) -> Mapping[str, Tensor]:
         """What is kept of a pass that is the best so far."""
@@ -164,7 +171,7 @@ class TrainingLoop(ABC, Generic[Row]):
                 bar.update()
                 bar.set_postfix(self.shown())
                 self.report(row)
-            if stop.number is not None:  # asked after the last step: nothing is forgotten
+            if self.world.largest([stop.number or 0])[0]:  # asked after the last step: nothing is forgotten
                 self._save_if_due()
 
     def _is_over(self) -> bool:
@@ -221,15 +228,22 @@ class TrainingLoop(ABC, Generic[Row]):
     def _save_if_due(self) -> None:
         if self.place is None:
             return
-        if self._stop.number is not None:
+        # All ranks do the same: what one was asked, and what the first one's clock says.
+        due = self.world.is_first and self.budget.allows(self._tensors)
+        asked, is_due = self.world.largest([self._stop.number or 0, due])
+        if asked:
+            self._stop.number = int(asked)
             self._save_or_say()
             saved = self.budget.saved or "before anything could be saved"
             self._stop.obey(f"{self.name} stopped {saved}; run the same again to go on from there")
-        if self.budget.allows(self._tensors):
+        if is_due:
             self._save_or_say()
 
     def _save_or_say(self) -> None:
         """A disk that takes no checkpoint is no reason to lose what is in memory."""
+        self.complete_on_first()
+        if not self.world.is_first:
+            return
         try:
             self.save()
         except DiskError as error:

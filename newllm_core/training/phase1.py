@@ -145,7 +145,7 @@ class _Trainer(TrainingLoop[IterationRecord]):
     def history(self) -> Phase1History:
         """Train, and leave the kept weights in the model."""
         with self.naming_not_finite(0):
-            untrained = self._rank(self._check_contexts())
+            untrained = self.world.from_first(lambda: self._rank(self._check_contexts()))
             if self.num_passes == 0:
                 return Phase1History(untrained)
             kind = CvfpPass if self.config.objective == "cvfp" else PredictivePass
@@ -165,6 +165,10 @@ class _Trainer(TrainingLoop[IterationRecord]):
         return self.objective.steps(number, self.within)
 
     def judged(self, number: int) -> tuple[IterationRecord, float | None]:
+        self.objective.complete_on_first(max(self.config.effective_rank_tokens + 1, _STALE_TOKENS))
+        return self.world.from_first(lambda: self._judged(number))
+
+    def _judged(self, number: int) -> tuple[IterationRecord, float | None]:
         train_rank = self._rank(self.objective.previous)
         rank, prediction, score = None, None, None
         if number % self.config.check_interval == 0 or number == self.num_passes:
@@ -179,6 +183,9 @@ class _Trainer(TrainingLoop[IterationRecord]):
             **asdict(self.objective.figures(self.within)),
         )  # fmt: skip
         return row, score
+
+    def complete_on_first(self) -> None:
+        self.objective.complete_on_first(len(self.train_tokens))
 
     def kept(self) -> Mapping[str, Tensor]:
         return {**self.block.state_dict(), "stale": self.objective.previous[:_STALE_TOKENS]}

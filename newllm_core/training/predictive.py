@@ -250,6 +250,9 @@ class PredictivePass:
         drawn = torch.randint(len(self.tokens), (self.config.prediction_negatives,), generator=generator)
         return self.tokens[drawn.to(self.tokens.device)]
 
+    def complete_on_first(self, num_tokens: int) -> None:
+        """Every rank has all of ``previous``."""
+
     @torch.no_grad()
     def held_out_prediction(self, contexts: Tensor, tokens: Tensor) -> float:
         """The objective on exact contexts `[n, C]` of other text, always with the same negatives. Context i predicts

@@ -11,6 +11,7 @@ from torch.nn import functional
 from newllm_core.head import cross_entropy as head
 from newllm_core.head import rounded_softmax
 from newllm_core.head.cross_entropy import Head, choose_head, frozen_head_cross_entropy
+from newllm_core.runs.files import RunError
 
 METHODS = ["direct", "blocks", "blocks-bf16"]
 
@@ -241,3 +242,8 @@ def test_auto_is_the_constant_of_the_device(
     monkeypatch.setattr(head, "runs_kernels", lambda device: triton)
     assert choose_head("auto", torch.device(device)) == expected
     assert choose_head("direct", torch.device(device)) == "direct"
+
+
+def test_kernels_of_a_gpu_are_refused_where_there_is_none() -> None:
+    with pytest.raises(RunError, match=r"head 'fused' .* needs a CUDA GPU and Triton; expected 'auto' on cpu"):
+        choose_head("fused", torch.device("cpu"))

@@ -22,6 +22,7 @@ from .process import start
 from .scenarios import BASE, CONTRASTIVE, DATA, RUN, SCENARIOS, VISION, settings_in
 
 _SECONDS = 60.0  # a run at its smallest takes half of one
+_LONG = {"max_epochs": 600.0, "epochs": 900.0}  # trains as long as it is asked to
 _MORE_BYTES = 2 * 10**9  # of memory, that a run may take
 _INTEGERS = (0, 1, 2, 3, -1, 2**31, 2**53, 2**53 + 1, -(2**53), 10**300)
 _FLOATS = (0.0, 1e-38, 1e-9, 0.5, 1.0, 1e3, 1e38, 1e308, -1.0, -1e38, math.inf, math.nan)
@@ -87,7 +88,7 @@ def _tried(base: Any, name: str, value: Any, workshop: Workshop) -> None:
         used = psutil.Process().memory_info().data
         resource.setrlimit(resource.RLIMIT_DATA, (used + _MORE_BYTES, resource.RLIM_INFINITY))
 
-    ended = start(work, workshop.told(), limit).wait(_SECONDS)
+    ended = start(work, workshop.told(), limit).wait(_LONG.get(name, _SECONDS))
     if ended.how not in ("finished", "refused"):
         raise FailedError(f"{name} = {str(value)[:60]}: {ended.how}: {ended.text[-1000:]}")
     left = sorted(path.name for path in workshop.root.iterdir())
