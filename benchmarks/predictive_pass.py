@@ -18,6 +18,7 @@ from benchmarks.timing import compared, interleaved
 from newllm_core.config.hyperparameters import DataConfig, Phase1Config, Settings
 from newllm_core.config.profiles import load_profile
 from newllm_core.data.embeddings import load_embeddings
+from newllm_core.model.dropout import RowsOf
 from newllm_core.model.llm import NewLLM
 from newllm_core.runs.files import DATA_DIR, PROJECT_ROOT
 from newllm_core.training.loop import PassState
@@ -35,7 +36,7 @@ class PassByAutograd(PredictivePass):
         self.rounded = False
         self.optimizer.param_groups[0]["fused"] = False
 
-    def _contexts(self, positions: Tensor, context: Tensor) -> Tensor:
+    def _contexts(self, positions: Tensor, context: Tensor, rows: RowsOf | None = None) -> Tensor:
         embeds = self.model.embed_for_contexts(self.tokens[positions])
         parts = self.block.token_parts(functional.dropout(embeds, self.config.prediction_dropout))
         contexts = []

@@ -1,6 +1,7 @@
 """What the project does from the command line.
 
 python -m newllm_core generate FOLDER "prompt"                     what a saved model writes, as it writes it
+python -m newllm_core run PROFILE -p NAME VALUE                    one run; under torchrun, on several devices
 python -m newllm_core sweep FILE --engine local --workers 2        many runs: on this machine, Ray or SLURM
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from newllm_core.batch.engines import ENGINES, RETRIES
 from newllm_core.config.hyperparameters import GenerationConfig
+from newllm_core.config.profiles import take_parameters
 from newllm_core.config.schema import ConfigError
 from newllm_core.config.values import read_as
 
@@ -25,11 +27,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True, metavar="command", dest="command")
     _add_generate(commands.add_parser("generate", help="text from a model that was saved with save_pretrained"))
     _add_sweep(commands.add_parser("sweep", help="the runs that a YAML file describes (docs/usage.md)"))
-    given = parser.parse_args(arguments)
+    run = commands.add_parser("run", help="one run of a profile, with parameters changed by -p NAME VALUE")
+    run.add_argument("profile", type=Path, metavar="PROFILE", help="YAML: notebooks/profiles/; paths start there too")
+    run.add_argument("--phase1-only", action="store_true", help="end after Phase 1")
+    try:
+        parameters, rest = take_parameters(sys.argv[1:] if arguments is None else arguments)
+    except ConfigError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    given = parser.parse_args(rest)
+    if parameters and given.command != "run":
+        parser.error("-p: only of run")
+    given.parameters = parameters
     from newllm_core.runs.files import RunError  # imported here, like the model: torch takes seconds, --help does not
 
     try:
-        (_generate if given.command == "generate" else _sweep)(given)
+        {"generate": _generate, "sweep": _sweep, "run": _run}[given.command](given)
     except (ConfigError, RunError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
@@ -59,6 +71,19 @@ def _generate(given: argparse.Namespace) -> None:
         return
     texts = model.generate(prompts, stop=given.stop, **settings)
     sys.stdout.write("\n\n".join(prompt + text for prompt, text in zip(prompts, texts)) + "\n")
+
+
+def _run(given: argparse.Namespace) -> None:
+    from newllm_core.api import run
+    from newllm_core.batch.sweep_file import profile_settings
+    from newllm_core.config.hyperparameters import Settings
+    from newllm_core.runs.world import joined_ranks
+
+    settings = profile_settings(given.profile, Settings, given.parameters)
+    with joined_ranks(settings.run.device) as world:
+        report = run(settings, phase1_only=given.phase1_only).report()
+        if world.is_first:
+            sys.stdout.write(report + "\n")
 
 
 def _add_sweep(command: argparse.ArgumentParser) -> None:

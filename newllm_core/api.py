@@ -20,6 +20,7 @@ from newllm_core.report import phases, text
 from newllm_core.report.gallery import Gallery
 from newllm_core.runs.files import DATA_DIR, RESULTS_DIR
 from newllm_core.runs.runtime import machine_text, mount_drive
+from newllm_core.runs.world import joined_ranks
 from newllm_core.studies.runners import ExperimentRunner
 from newllm_core.studies.sweep import Axes, Runner, Sweep, Variant, grid
 
@@ -102,20 +103,22 @@ def prepare(settings: Settings) -> Prepared:
 def run(settings: Settings, *, phase1_only: bool = False) -> Run:
     """Both phases, or the first alone; a finished run is read, an interrupted one goes on.
 
-    The folder is named by the configuration, below `results/`; runs that differ in Phase 2 alone share Phase 1.
+    The folder is named by the configuration, below `results/`; runs that differ in Phase 2 alone share Phase 1. Under
+    torchrun all of its processes work on the run (docs/usage.md, "Several devices").
     Raises ConfigError, DataError, RunError (a folder of another run) or NotFiniteError.
     """
     phase1_name = phase1_folder_name(settings.data, settings.model, settings.phase1, settings.run)
     phase1_folder = RESULTS_DIR / "phase1" / phase1_name
     folder = RESULTS_DIR / "experiments" / (phase1_name if phase1_only else run_folder_name(settings))
     mount_drive(settings.run.copy_to)
-    if phase1_only:
-        record = run_phase1_only(settings, folder, phase1_folder, DATA_DIR)
-    else:
-        record = run_experiment(
-            settings.data, settings.model, settings.phase1, settings.phase2, folder, run=settings.run,
-            phase1_dir=phase1_folder,
-        )  # fmt: skip
+    with joined_ranks(settings.run.device):
+        if phase1_only:
+            record = run_phase1_only(settings, folder, phase1_folder, DATA_DIR)
+        else:
+            record = run_experiment(
+                settings.data, settings.model, settings.phase1, settings.phase2, folder, run=settings.run,
+                phase1_dir=phase1_folder,
+            )  # fmt: skip
     return Run(settings, record, folder, phase1_folder)
 
 

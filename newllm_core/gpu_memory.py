@@ -98,7 +98,8 @@ class DeviceBatch:
     """How many rows of a step are computed at once: ``size``, which shrinks when memory runs out.
 
     ``records``: whether steps may be recorded as CUDA graphs; False for good once a graph's own memory did not fit. A
-    checkpoint has both, because a step's last bits depend on them.
+    checkpoint has both, because a step's last bits depend on them. ``retries``: False where other ranks wait for what
+    an attempt sends, and would get it twice.
 
     Args:
         buffers: what a forward pass writes into beside its result, such as BatchNorm's means.
@@ -106,7 +107,7 @@ class DeviceBatch:
 
     def __init__(self, device: torch.device, size: int, buffers: Iterable[Tensor] = ()) -> None:
         self.device, self.size, self.buffers = device, size, list(buffers)
-        self.records = True
+        self.records = self.retries = True
 
     def fit(self, num_rows: int, attempt: Callable[[int], Outcome]) -> Outcome:
         """What ``attempt(size)`` gives for the largest ``size`` that fits in memory, ``num_rows`` or fewer.
@@ -118,6 +119,8 @@ class DeviceBatch:
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return attempt(num_rows)
         first_try, outcomes = min(self.size, num_rows), list[Outcome]()
+        if not self.retries:
+            return attempt(first_try)
         generators, buffers = generator_states(self.device), [buffer.clone() for buffer in self.buffers]
 
         def once(size: int) -> None:

@@ -29,18 +29,20 @@ def on_ranks(size: int, work: Callable[..., Any], *given: Any) -> list[Any]:
         process.start()
         there.close()
         pipes.append((process, here))
-    found = []
     try:
-        for process, here in pipes:
-            found.append(here.recv() if here.poll(_SECONDS) else "no answer")
-            process.join(_SECONDS)
-    except EOFError:
-        found.append("ended without an answer")
+        return [_answer(here) for _, here in pipes]
     finally:
         for process, _ in pipes:
+            process.join(5)
             if process.is_alive():
                 process.kill()
-    return found
+
+
+def _answer(pipe: Any) -> Any:
+    try:
+        return pipe.recv() if pipe.poll(_SECONDS) else "no answer"
+    except EOFError:
+        return "ended without an answer"
 
 
 def _rank(environment: dict[str, str], answer: Any, work: Callable[..., Any], given: tuple[Any, ...]) -> None:

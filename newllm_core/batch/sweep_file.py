@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from newllm_core.batch.jobs import BatchError, notebook_parameters, settings_type_of
 from newllm_core.config.hyperparameters import Settings
@@ -41,6 +41,7 @@ RUNS: Mapping[str, tuple[type[NotebookSettings], Callable[[], Runner]]] = {
 DESIGNS: Mapping[str, Callable[[Mapping[str, Sequence[Any]]], list[Variant]]] = {
     "grid": grid, "one-at-a-time": one_axis_at_a_time,
 }  # fmt: skip
+AnySettings = TypeVar("AnySettings", bound=NotebookSettings)
 KEYS = ("runs", "profile", "parameters", "axes", "design", "variants", "seeds")
 
 
@@ -79,12 +80,23 @@ def _read(content: Any) -> tuple[str, Sweep]:
 
 
 def _base(content: Mapping[str, Any], settings_type: type[NotebookSettings]) -> NotebookSettings:
-    """The profile's settings, changed. A profile serves notebooks too, whose own parameters say nothing here."""
+    """The profile's settings, changed."""
+    profile = _of_kind(content, "profile", str)
+    return profile_settings(Path(profile) if profile else None, settings_type, _of_kind(content, "parameters", dict))
+
+
+def profile_settings(
+    profile: Path | None, settings_type: type[AnySettings], parameters: Mapping[str, Any]
+) -> AnySettings:
+    """Of a profile, whose path starts at the project's folder, with some ``parameters`` changed.
+
+    A profile serves notebooks too, whose own parameters say nothing here. Raises ConfigError.
+    """
     settings = settings_type()
-    if content.get("profile"):
-        profile = load_profile(PROJECT_ROOT / Path(_of_kind(content, "profile", str)).expanduser())
-        settings = changed(settings, profile, _notebooks_own(settings_type))
-    return changed(settings, _of_kind(content, "parameters", dict))
+    if profile is not None:
+        found = load_profile(PROJECT_ROOT / profile.expanduser())
+        settings = changed(settings, found, _notebooks_own(settings_type))
+    return changed(settings, parameters)
 
 
 def _notebooks_own(settings_type: type[NotebookSettings]) -> set[str]:

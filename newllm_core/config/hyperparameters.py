@@ -221,7 +221,7 @@ class RunConfig:
     """What a run needs beside the experiment itself: its figures depend on the first three."""
 
     seed: int = number(42, low=0, high=2**32 - 1)  # what NumPy accepts
-    num_threads: int = number(2, low=1, high=192)  # sums of floats depend on it; each takes 8 MB for itself
+    num_threads: int = number(2, low=1, high=64)  # sums of floats depend on it
     device: str = choice("auto", "cpu", "cuda")
     # A second folder for checkpoints and results, e.g. of a mounted drive; a fresh machine goes on from there.
     copy_to: str | None = later(location())

@@ -54,7 +54,7 @@ class EmbeddingMatrix:
             "source_sha256": self.source_sha256,
             "vocab_size": self.matrix.shape[0],
             "embed_dim": self.matrix.shape[1],
-            "matrix_sha256": sha256_bytes(self.matrix.numpy().tobytes()),
+            "matrix_sha256": sha256_tensors(self.matrix),
         }
 
 

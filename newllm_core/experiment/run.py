@@ -29,6 +29,7 @@ from newllm_core.runs.folder import RECORD_NAME, HeldRun, Record, RunFolder
 from newllm_core.runs.host_memory import memory_errors_named
 from newllm_core.runs.identity import refuse_other_run
 from newllm_core.runs.reproducibility import resolve_device
+from newllm_core.runs.world import current_world
 from newllm_core.training.phase1 import Phase1Result, train_phase1
 from newllm_core.training.phase2 import set_output_bias, train_phase2
 
@@ -46,14 +47,17 @@ def run_phase1(prepared: Prepared, config: Phase1Config, phase1_dir: Path) -> tu
     Raises RunError when the folder holds another configuration or a damaged file.
     """
 
+    world = current_world()
+
     def train(checkpoints: CheckpointPlace) -> tuple[Phase1Result, dict[str, Any]]:
         check_phase1(prepared, config, phase1_dir)
-        before = validation_spectrum(prepared, config)
+        before = world.from_first(lambda: validation_spectrum(prepared, config))
         result = train_phase1(
             prepared.model, prepared.train_tokens, prepared.validation_tokens, config, prepared.run.seed, checkpoints
         )
-        assert result.history is not None
-        figures = measure_phase1(prepared, config, result, result.history)
+        history = result.history
+        assert history is not None
+        figures = world.from_first(lambda: measure_phase1(prepared, config, result, history))
         figures["spectrum"]["validation_before"] = before
         return result, figures
 
@@ -130,7 +134,7 @@ def run_experiment(
         if held.record is not None:
             logger.info("complete already: %s", place.record_path)
         record = held.record or _run(held, settings, data_dir, phase1_dir)
-    if save_model:
+    if save_model and current_world().is_first:
         with memory_errors_named(run_dir):
             trained = load_model(record, run_dir, phase1_dir, data_dir)
             trained.model.save_pretrained(run_dir / MODEL_FOLDER, record=record)
@@ -149,7 +153,7 @@ def _run(held: HeldRun, settings: Settings, data_dir: Path, phase1_dir: Path) ->
     figures = {
         **describe(prepared),
         "phase1": _phase1_figures(phase1_record),
-        "phase2": phase2_record(prepared, result),
+        "phase2": current_world().from_first(lambda: phase2_record(prepared, result)),
         "start": start.isoformat(timespec="seconds"),
         "seconds": time.perf_counter() - began,
     }

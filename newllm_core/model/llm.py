@@ -15,6 +15,7 @@ from newllm_core.config.schema import ConfigError, from_mapping
 from newllm_core.head.continuous_cache import ContinuousCache
 from newllm_core.head.cross_entropy import with_output_bias, with_unit_columns
 from newllm_core.model.card import model_card
+from newllm_core.model.dropout import RowsOf, batch_dropout
 from newllm_core.model.generation import generate, stream_text
 from newllm_core.model.hub import model_folder, referenced_embedding, require_published, upload
 from newllm_core.model.layers import ContextBlock, TokenBlock, initialise_normal
@@ -118,17 +119,17 @@ class NewLLM(nn.Module):
         scores = without_unit_columns @ self.head_weight.T
         return scores if self.output_bias is None else scores + self.output_bias
 
-    def hidden(self, contexts: Tensor, tokens: Tensor, dropout: float = 0.0) -> Tensor:
+    def hidden(self, contexts: Tensor, tokens: Tensor, dropout: float = 0.0, rows: RowsOf | None = None) -> Tensor:
         """What ``output_weight`` is multiplied by. `contexts [n, L, C], tokens [n]` -> `[n, E]` or `[n, E + 2]`.
 
         ``dropout``, for training, is of contexts and token embeddings, and of the TokenBlock's output where the head
-        reads that alone.
+        reads that alone; ``rows``: of a larger batch.
         """
-        read = functional.dropout(contexts, dropout)
+        read = batch_dropout(contexts, dropout, rows)
         layers = read.unbind(1) if self.config.context_routing == "per-layer" else [read[:, -1]] * read.shape[1]
-        token = self.token_block.forward_with_contexts(layers, functional.dropout(self.embed(tokens), dropout))
+        token = self.token_block.forward_with_contexts(layers, batch_dropout(self.embed(tokens), dropout, rows))
         if isinstance(self.token_block, TokenBlock):
-            token = functional.dropout(token, dropout)
+            token = batch_dropout(token, dropout, rows)
         hidden: Tensor = self.readout(token)
         return hidden if self.output_bias is None else with_unit_columns(hidden)
 

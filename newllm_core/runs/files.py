@@ -182,8 +182,11 @@ _known_content: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def sha256_tensors(*tensors: torch.Tensor) -> str:
-    """Of their bytes, one after the other."""
-    return sha256_bytes(b"".join(tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in tensors))
+    """Of their bytes, one after the other, read where they lie."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -10,7 +10,7 @@ Everybody who keeps a run (an experiment, Phase 1, a row, an image run) goes thr
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from newllm_core.runs.files import REFERENCE_DIR, checksum_path, read_json, save
 from newllm_core.runs.host_memory import memory_errors_named, refuse_scarce_memory
 from newllm_core.runs.identity import Identity, refuse_other_run
 from newllm_core.runs.lock import owned, remove_abandoned_lock
+from newllm_core.runs.world import current_world
 
 logger = logging.getLogger("newllm")
 
@@ -53,18 +54,26 @@ class HeldRun:
         return CheckpointPlace(self.place.checkpoint, {**identity.config, "content": identity.read}, self.place.copies)
 
     def finish(self, figures: Mapping[str, Any], weights: Mapping[str, Mapping[str, Tensor]]) -> Record:
-        """Keep weights, by file name, then the record, which makes the run complete; the record."""
+        """Keep weights, by file name, then the record, which makes the run complete; the record. Of several ranks the
+        first writes."""
+        self.record = current_world().from_first(lambda: self._finish(figures, weights))
+        return self.record
+
+    def _finish(self, figures: Mapping[str, Any], weights: Mapping[str, Mapping[str, Tensor]]) -> Record:
         for name, tensors in weights.items():
             save_tensors(self.place.record_path.with_name(name), tensors)
-        return self.keep({**self.place.identity.record(), **figures})
+        return self._keep({**self.place.identity.record(), **figures})
 
     def keep(self, record: Record) -> Record:
         """Write the record, and discard the checkpoint that it makes superfluous."""
+        self.record = current_world().from_first(lambda: self._keep(record))
+        return self.record
+
+    def _keep(self, record: Record) -> Record:
         self.place.check(record, self.place.record_path)
         write_json(self.place.record_path, record)
         self.place.copy_finished()
         discard_checkpoint(self.place.checkpoint)
-        self.record = record
         return record
 
 
@@ -92,11 +101,18 @@ class RunFolder:
     def held(self) -> Iterator[HeldRun]:
         """Work on the run alone. Of two processes the second waits, and then finds what the first one has made.
 
+        Ranks of one run work on it together: the first of them owns the folder.
+
         Raises RunError when the record is damaged or another run's.
         """
+        with ExitStack() as stack:
+            yield HeldRun(self, current_world().from_first(lambda: stack.enter_context(self._owned())))
+
+    @contextmanager
+    def _owned(self) -> Iterator[Record | None]:
         folder = self.record_path.parent
         if self.record_path.is_file() and not os.access(folder, os.W_OK):
-            yield HeldRun(self, self._read())  # an archive, which nobody works on
+            yield self._read()  # an archive, which nobody works on
             return
         with owned(self._lock), memory_errors_named(folder):
             record = self._finished()
@@ -104,7 +120,7 @@ class RunFolder:
                 record = self._finished()
             if record is None:
                 refuse_scarce_memory(folder)
-            yield HeldRun(self, record)
+            yield record
 
     @property
     def copies(self) -> Path | None:

@@ -1,7 +1,9 @@
 """How much memory this process may still take: of the machine, its container (cgroup), and its shell (`ulimit`)."""
 
+import ctypes
 import math
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,9 @@ from newllm_core.runs.disk import RunError
 _LEAST_BYTES = 24 * 10**6
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
+# What glibc keeps of freed memory, and from which size on an array is given back at once; their numbers in malloc.h.
+_KEPT_BYTES, _GIVEN_BACK_FROM = 2**28, 2**25
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 # Files that say limit and use, of both versions of cgroups.
 _LIMIT_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
@@ -55,6 +60,19 @@ def refuse_scarce_memory(place: Path) -> None:
             f"{_LEAST_BYTES / 1e6:,.0f} MB. Close other programs or raise its limit, and run the same again; nothing "
             "was trained now"
         )
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep up to 256 MB that it has freed, where sixteen times as much is free.
+
+    A training step frees some megabytes that the next one takes anew. glibc gives the top of the heap back to the
+    system in between, which clears each page before it hands it out again: a tenth of a step's time. No figure changes.
+    """
+    if sys.platform == "linux" and free_memory_bytes() > 16 * _KEPT_BYTES:
+        set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; musl has none
+        if set_option is not None:
+            set_option(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+            set_option(_M_MMAP_THRESHOLD, _GIVEN_BACK_FROM)
 
 
 def free_memory_bytes() -> int:

@@ -61,6 +61,7 @@ COMPUTED_KEYS = {
     "arithmetic.cpu": Key("text", "the processor's model name", missing="the system does not tell"),
     "arithmetic.capability": Key("text", "vector instructions that torch uses: DEFAULT, AVX2, AVX512 …"),
     "arithmetic.bf16_products": Key("truth", "whether products in bfloat16 are faster on this CPU (runs/products.py)"),
+    "arithmetic.ranks": Key("count", "processes that computed it together; left out for one", optional=True),
     "versions.*": Key("text", "of Python and of a library"),
     "commit": Key("text", "of the checkout, `+changes` with files that differ", missing="outside a git checkout"),
 }

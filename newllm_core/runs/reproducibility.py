@@ -14,11 +14,14 @@ import numpy as np
 import torch
 
 from newllm_core.runs.files import PROJECT_ROOT, RunError
+from newllm_core.runs.host_memory import keep_freed_memory
 from newllm_core.runs.products import cpu_facts, has_bf16_products
+from newllm_core.runs.world import current_world
 
 
 def seed_everything(seed: int, num_threads: int) -> None:
     """Same seed, same threads, same machine: same figures to the last digit."""
+    keep_freed_memory()
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -73,11 +76,14 @@ def device_name(device: torch.device) -> str:
 
 
 def arithmetic() -> dict[str, Any]:
-    """What the rounding of sums and products depends on beside versions and threads: the processor, by what it can."""
+    """What the rounding of sums and products depends on beside versions and threads: the processor, by what it can, and
+    how many ranks add up."""
+    world = current_world()
     return {
         "cpu": cpu_name(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "bf16_products": has_bf16_products(),
+        **({} if world.is_alone else {"ranks": world.size}),
     }
 
 

@@ -133,7 +133,8 @@ def joined_ranks(device: str = "cpu") -> Iterator[World]:
     Raises RunError for more ranks on a machine than it has GPUs.
     """
     global _joined
-    if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1 or dist.is_initialized():
+    started = "TORCHELASTIC_RUN_ID" in os.environ  # by torchrun
+    if not started or int(os.environ["WORLD_SIZE"]) == 1 or dist.is_initialized():
         yield _joined
         return
     if device != "cpu" and torch.cuda.is_available():

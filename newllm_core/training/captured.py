@@ -77,8 +77,8 @@ RECORDABLE_LOSSES = ("MCDL", "ODCM", "PR")
 
 
 def device_options(device: torch.device) -> dict[str, Any]:
-    """Of Adam and AdamW: on a GPU one kernel whose state stays there, so that a step can be recorded."""
-    return {"fused": True, "capturable": True} if device.type == "cuda" else {}
+    """Of Adam and AdamW: one kernel, whose state stays on a GPU, so that a step can be recorded there."""
+    return {"fused": True, "capturable": device.type == "cuda"}
 
 
 class DeviceRate:

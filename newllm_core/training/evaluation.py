@@ -12,6 +12,7 @@ from newllm_core.gpu_memory import find_executable
 from newllm_core.head.continuous_cache import cached_nats
 from newllm_core.head.cross_entropy import Head
 from newllm_core.model import NewLLM
+from newllm_core.runs.world import current_world
 
 _BATCH = 4096  # tokens at once, fewer where memory runs out
 
@@ -39,24 +40,25 @@ def evaluate(
     """Context i predicts token i + 1. `contexts [N, L, C], tokens [N]`, N >= 2 -> figures of N - 1 targets.
 
     ``cache``: whose continuous cache, if it has one, is mixed into the losses; its states are the `[n, E]` hidden
-    states. Accuracy stays the model's.
+    states. Accuracy stays the model's. Each rank reads its part, and has the figures of all.
     """
     mixes = cache is not None and cache.cache_weight > 0
-    parts = list[_Part]()
+    parts, world, num_targets = list[_Part](), current_world(), len(tokens) - 1
+    own = world.part(slice(0, num_targets))
 
     def read_all(size: int) -> None:
         parts.clear()
-        for batch in context_batches(contexts, tokens, torch.arange(len(tokens) - 1).split(size)):
+        for batch in context_batches(contexts, tokens, torch.arange(own.start, own.stop).split(size)):
             parts.append(_read(model, batch, head, keep_states=mixes))
 
     find_executable(read_all, _BATCH)
-    plain = Evaluation(
-        torch.cat([part.nats for part in parts]).cpu(), torch.cat([part.correct for part in parts]).cpu()
-    )
+    nats, correct = torch.cat([part.nats for part in parts]).cpu(), torch.cat([part.correct for part in parts]).cpu()
+    plain = Evaluation(world.gathered(nats, num_targets), world.gathered(correct, num_targets))
     if cache is None or not mixes:
         return plain
+    states = torch.cat([part.states for part in parts if part.states is not None])
     mixed = cached_nats(
-        plain.nats, torch.cat([part.states for part in parts if part.states is not None]), tokens.cpu(),
+        plain.nats, world.gathered(states, num_targets), tokens.cpu(),
         weight=cache.cache_weight, scale=cache.cache_scale, num_cached=cache.cache_tokens,
     )  # fmt: skip
     return Evaluation(mixed, plain.correct)

@@ -81,7 +81,8 @@ def context_noise(rows: slice, context_dim: int, std: float, seed: int, iteratio
 
 
 @lru_cache(maxsize=1)
-def _noise_table(context_dim: int, seed: int, iteration: int) -> Tensor:
+def noise_table(context_dim: int, seed: int, iteration: int) -> Tensor:
+    """Normal numbers `[4096, C]` of one iteration."""
     return torch.randn(_NOISE_ROWS, context_dim, generator=derived_generator("noise", seed, iteration))
 
 
@@ -89,7 +90,7 @@ def _noise_blocks(
     rows: slice, context_dim: int, seed: int, iteration: int
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """Block by block which of ``rows``, counted from their first, get what: table, rows of it, signs `[n, 1]`."""
-    table = _noise_table(context_dim, seed, iteration)
+    table = noise_table(context_dim, seed, iteration)
     for block in range(rows.start // _NOISE_BLOCK, (rows.stop - 1) // _NOISE_BLOCK + 1):
         generator = derived_generator("noise rows", seed, iteration, block)
         drawn = torch.randint(2 * _NOISE_ROWS, (_NOISE_BLOCK,), generator=generator)
@@ -125,6 +126,7 @@ class CvfpPass:
         self.stream = StreamParts(self.world, batches, config.diversity_algorithm)
         self.batches = self.stream.batches
         self.num_steps, self.device_batch = 1, DeviceBatch(self.zero.device, len(train_tokens))
+        self.device_batch.retries = self.world.is_alone
         self.bf16 = training_products(config.products, device)
         largest = max(rows.stop - rows.start for rows in self.batches)
         # A GPU goes through autograd's graph, which it can record.

@@ -19,6 +19,7 @@ from newllm_core.head.unigram_bias import fit_unigram
 from newllm_core.losses import refuse_not_finite
 from newllm_core.metrics.prediction import perplexity
 from newllm_core.model import NewLLM
+from newllm_core.model.dropout import RowsOf
 from newllm_core.runs.checkpoint import CheckpointPlace, with_read_data
 from newllm_core.runs.progress import Seconds
 from newllm_core.runs.reproducibility import derived_generator
@@ -178,7 +179,11 @@ class _Trainer(TrainingLoop[EpochRecord]):
             torch.manual_seed(derived_generator("phase 2 dropout", seed).initial_seed())
 
     def steps(self, number: int) -> Iterator[None]:
-        if self.rate is not None and (self.captured is None or self.config.unseen_sample is not None):
+        if (
+            self.rate is not None
+            and self.world.is_alone
+            and (self.captured is None or self.config.unseen_sample is not None)
+        ):
             # A sampled head is another one every epoch, so the step is recorded anew.
             self.captured = CapturedStep(self._updated)
         if self.config.unseen_sample is not None:
@@ -239,7 +244,8 @@ class _Trainer(TrainingLoop[EpochRecord]):
             order = torch.randperm(self.num_targets, generator=derived_generator("shuffle", self.seed, epoch))
         else:
             order = torch.arange(self.num_targets)
-        yield from order.split(self.config.effective_batch_size)
+        for whole in order.split(self.config.effective_batch_size):
+            yield whole[self.world.part(slice(0, len(whole)))]
 
     def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One optimizer step over an effective batch, in as many parts as fit; (summed nats, number correct)."""
@@ -265,22 +271,34 @@ class _Trainer(TrainingLoop[EpochRecord]):
 
     def _updated(self, contexts: Tensor, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The device's share of a step."""
-        batch = Batch(contexts, tokens, targets)
+        batch, rows = Batch(contexts, tokens, targets), self._rows(len(tokens))
 
         def attempt(size: int) -> list[tuple[Tensor, Tensor]]:
             self.optimizer.zero_grad(set_to_none=True)
-            return [self._accumulate(part, len(batch)) for part in batch.split(size)]
+            return [self._accumulate(part, rows) for part in batch.split(max(size, 1))]
 
         nats, correct = zip(*self.device_batch.fit(len(batch), attempt), strict=True)
+        self.world.add_up_gradients(self.parameters)
         nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
         if self.rate is None:
             self.optimizer.step()
         else:
             self.rate.step()
-        return torch.stack(nats).sum(), torch.stack(correct).sum()
+        return self.world.total(torch.stack(nats).sum()), self.world.total(torch.stack(correct).sum())
 
-    def _accumulate(self, part: Batch, effective: int) -> tuple[Tensor, Tensor]:
-        hidden = self.model.hidden(part.contexts, part.tokens, self.config.dropout)
+    def _rows(self, count: int) -> RowsOf:
+        """Which rows of the effective batch these ``count`` are: this rank's part."""
+        if self.world.is_alone:
+            return RowsOf(0, count)
+        effective = self.config.effective_batch_size
+        whole = min(effective, self.num_targets - self.within.steps * effective)
+        return RowsOf(self.world.part(slice(0, whole)).start, whole)
+
+    def _accumulate(self, part: Batch, rows: RowsOf) -> tuple[Tensor, Tensor]:
+        drawn = None if self.world.is_alone else rows
+        hidden = self.model.hidden(part.contexts, part.tokens, self.config.dropout, drawn)
+        if not len(part):  # of a last batch of fewer tokens than ranks
+            return hidden.new_zeros((), dtype=torch.float64), part.tokens.new_zeros(())
         loss = self.head.loss(hidden, part.targets)
-        (loss.mean_nats * (len(part) / effective)).backward()  # type: ignore[no-untyped-call]
+        (loss.mean_nats * (len(part) / rows.count)).backward()  # type: ignore[no-untyped-call]
         return loss.mean_nats.detach().double() * len(part), loss.num_correct

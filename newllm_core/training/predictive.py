@@ -24,10 +24,11 @@ from newllm_core.contexts.store import context_file
 from newllm_core.data.stream import ring_segments
 from newllm_core.gpu_memory import DeviceBatch, accumulate_in_parts
 from newllm_core.head.cross_entropy import choose_head, frozen_head_cross_entropy
-from newllm_core.losses import diversity_loss
+from newllm_core.losses import diversity_loss, diversity_over_ranks
 from newllm_core.model import NewLLM, StreamEmbeddings
-from newllm_core.model.dropout import dropout
+from newllm_core.model.dropout import RowsOf, dropout
 from newllm_core.runs.reproducibility import derived_generator, runs_kernels
+from newllm_core.runs.world import current_world
 from newllm_core.training.captured import (
     RECORDABLE_LOSSES,
     CapturedStep,
@@ -35,7 +36,7 @@ from newllm_core.training.captured import (
     NotRecordedError,
     device_options,
 )
-from newllm_core.training.fixed_point import PassFigures, in_place
+from newllm_core.training.fixed_point import FIRST_TOLERANCE, PassFigures, in_place, noise_table
 from newllm_core.training.loop import PassState
 from newllm_core.training.rounded import linear
 from newllm_core.training.segment import segment_contexts
@@ -46,8 +47,9 @@ _FIGURES = ("prediction", "diversity", "total", "gradient_norm", "cvfp", "conver
 
 
 def contrastive_loss(
-    predicted: Tensor, targets: Tensor, negatives: Tensor, embeds: Tensor, method: str = "direct"
-) -> Tensor:
+    predicted: Tensor, targets: Tensor, negatives: Tensor, embeds: Tensor, method: str = "direct",
+    own: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """InfoNCE in nats: each prediction's own target among the other rows' targets and further ``negatives``.
 
     Args:
@@ -57,9 +59,10 @@ def contrastive_loss(
         negatives: `[k]` token ids, k >= 0.
         embeds: `[V, E]`, what predictions are compared with.
         method: of `head.cross_entropy`, whose frozen head the candidates are.
+        own: which of ``targets`` are those of the predictions; None: all of them.
     """
     candidates = functional.embedding(torch.cat([targets, negatives]), embeds)
-    own = torch.arange(len(targets), device=targets.device)
+    own = torch.arange(len(targets), device=targets.device) if own is None else own
     if method == "direct":
         return functional.cross_entropy(predicted @ candidates.T, own)
     return frozen_head_cross_entropy(predicted, candidates, own, method=method)
@@ -88,6 +91,13 @@ class PredictivePass:
                 f"Phase 1: expected at least two tokens for each of prediction_streams={config.prediction_streams}, "
                 f"given {len(train_tokens)} training tokens"
             )
+        self.world = current_world()
+        if config.prediction_streams < self.world.size:
+            raise ValueError(
+                f"Phase 1: expected at least one of prediction_streams={config.prediction_streams} for each of "
+                f"{self.world.size} ranks"
+            )
+        self.part = self.world.part(slice(0, config.prediction_streams))
         self.model, self.block, self.tokens = model, model.context_block, train_tokens
         self.config, self.seed = config, seed
         self.diversity = diversity_loss(config.diversity_algorithm)
@@ -101,10 +111,10 @@ class PredictivePass:
         self.parameters = [*self.block.parameters(), *self.predictor.parameters()]
         self.optimizer = torch.optim.AdamW(
             self.parameters, config.learning_rate, weight_decay=config.prediction_weight_decay,
-            **{"fused": True, **device_options(device)},
+            **device_options(device),
         )  # fmt: skip
         self.rate = DeviceRate(self.optimizer, device) if device.type == "cuda" else None
-        recordable = self.rate is not None and config.diversity_algorithm in RECORDABLE_LOSSES
+        recordable = self.rate is not None and self.world.is_alone and config.diversity_algorithm in RECORDABLE_LOSSES
         self.captured = CapturedStep(self._updated) if recordable else None
         self.num_steps = math.ceil((len(train_tokens) // config.prediction_streams - 1) / config.prediction_segment)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
@@ -114,10 +124,12 @@ class PredictivePass:
             every = torch.arange(len(model.embedding), device=device)
             scale = 1.0 if config.objective == "regression" else math.sqrt(model.config.embed_dim)
             self.targets = model.embed_for_contexts(every) / scale
-        self.device_batch = DeviceBatch(device, config.prediction_streams)
+        self.noise_table = noise_table(self.block.context_dim, seed, 0)
+        self.device_batch = DeviceBatch(device, self.part.stop - self.part.start)
+        self.device_batch.retries = self.world.is_alone
         zero = torch.zeros(self.block.context_dim, device=device)
         buffer = context_file(len(train_tokens), self.block.num_layers, self.block.context_dim, device)
-        self.previous = exact_contexts(self.block, self.embeds, zero, out=buffer).contexts
+        self.previous = exact_contexts(self.block, self.embeds, zero, FIRST_TOLERANCE, out=buffer).contexts
         # What the next iteration depends on, beside the block's weights.
         self.parts = {
             "previous": in_place(self.previous), "predictor": self.predictor, "optimizer": self.optimizer,
@@ -128,6 +140,7 @@ class PredictivePass:
         """One pass over the text, but the steps that ``within`` has had."""
         context = self.previous.new_zeros(self.config.prediction_streams, self.block.context_dim)
         generator = derived_generator("prediction", self.seed, iteration)
+        self.noise_table = noise_table(self.block.context_dim, self.seed, iteration)  # the pass's own
         segments = ring_segments(
             len(self.tokens), self.config.prediction_streams, self.config.prediction_segment, generator
         )
@@ -169,7 +182,10 @@ class PredictivePass:
     def _updated(self, positions: Tensor, context: Tensor, negatives: Tensor) -> tuple[Tensor, ...]:
         """The device's share of a step; what enters the next segment, and the step's figures."""
         attempt = partial(self._gradients, positions, context, negatives)
-        contexts, figures = self.device_batch.fit(len(positions), attempt)
+        contexts, figures = self.device_batch.fit(self.part.stop - self.part.start, attempt)
+        if not self.world.is_alone:
+            self.world.add_up_gradients(self.parameters)
+            contexts, figures = self.world.gathered(contexts, len(positions)), self._figures_of_all(figures)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
         if self.rate is None:
             self.optimizer.step()
@@ -182,39 +198,68 @@ class PredictivePass:
         self.previous.index_copy_(0, rows, flat)
         return contexts[:, -1], *[found[name].detach() for name in _FIGURES]
 
+    def _figures_of_all(self, figures: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each rank has its share of the prediction's mean, and the diversity of all."""
+        weight, prediction = self.config.dist_reg_weight, self.world.total(figures["prediction"].detach())
+        diversity = figures["diversity"].detach()
+        return {
+            "prediction": prediction, "diversity": diversity, "total": (1 - weight) * prediction + weight * diversity
+        }  # fmt: skip
+
+    def _diversity(self, contexts: Tensor, num_tokens: int) -> Tensor:
+        """Of all streams, of this rank's rows `[num_tokens · b, C]`."""
+        if self.world.is_alone:
+            return self.diversity(contexts)
+        streams = self.config.prediction_streams
+
+        def gather(rows: Tensor) -> Tensor:
+            return _rows(self.world.gathered(rows.unflatten(0, (num_tokens, -1)).transpose(0, 1), streams))
+
+        loss = diversity_over_ranks(
+            self.config.diversity_algorithm, num_tokens * streams, self.world.total, gather
+        )  # fmt: skip
+        return loss(contexts)
+
+    def _rows_of(self, rows: slice) -> RowsOf | None:
+        """Which of all streams these of this rank are; None where it has all."""
+        if self.world.is_alone:
+            return None
+        return RowsOf(self.part.start + rows.start, self.config.prediction_streams)
+
     def _gradients(
         self, positions: Tensor, context: Tensor, negatives: Tensor, size: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of a segment, ``size`` streams at once; its contexts `[B, T, C]` and the terms of its loss."""
+        """Of a segment's streams that this rank has, ``size`` at once; their contexts `[b, T, C]` and the terms of its
+        loss."""
         targets = self.tokens[(positions.T.flatten() + 1) % len(self.tokens)]
         weight, figures = self.config.dist_reg_weight, dict[str, Tensor]()
 
         def loss(contexts: Tensor) -> Tensor:
             flat = _rows(contexts)
             prediction = self._prediction(flat, targets, negatives)
-            diversity = self.diversity(flat if weight else flat.detach())  # without a weight, a figure alone
+            # Without a weight, a figure alone.
+            diversity = self._diversity(flat if weight else flat.detach(), positions.shape[1])
             total = (1 - weight) * prediction + weight * diversity
             figures.update(prediction=prediction, diversity=diversity, total=total)
             return total
 
         self.optimizer.zero_grad(set_to_none=True)
+        own, entering = positions[self.part], context[self.part]
         contexts = accumulate_in_parts(
-            lambda rows: self._contexts(positions[rows], context[rows]), len(positions), size, loss, self.parameters,
-            positions.device,
+            lambda rows: self._contexts(own[rows], entering[rows], self._rows_of(rows)), len(own), size, loss,
+            self.parameters, positions.device,
         )  # fmt: skip
         return contexts, figures
 
-    def _contexts(self, positions: Tensor, context: Tensor) -> Tensor:
-        """The last layer's, with dropout of the token input and noise on what enters. `[B, T]` -> `[B, T, C]`."""
+    def _contexts(self, positions: Tensor, context: Tensor, rows: RowsOf | None = None) -> Tensor:
+        """The last layer's, with dropout of the token input and noise on what enters. `[b, T]` -> `[b, T, C]`."""
         earlier = range(self.model.config.num_input_tokens - 1, -1, -1)
         ids = [self.tokens[(positions.T - lag) % len(self.tokens)] for lag in earlier]
         embeds = torch.cat([self.model.embed_for_contexts(lagged) for lagged in ids], dim=-1)
-        parts = self._token_parts(dropout(embeds, self.config.prediction_dropout))
+        parts = self._token_parts(dropout(embeds, self.config.prediction_dropout, rows))
+        noise = self._noise(positions.shape[1], context, rows)
         if runs_kernels(context.device) and self.block.num_layers == 1:
-            return self._contexts_by_kernels(context, parts[0].transpose(0, 1))
-        std, noise = self.config.context_noise, None
-        if std:
-            noise = std * torch.randn(positions.shape[1], *context.shape, device=context.device)
+            return self._contexts_by_kernels(context, parts[0].transpose(0, 1), noise)
         return segment_contexts(self.block.context_layers(), context, parts, noise, self.rounded).transpose(0, 1)
 
     def _token_parts(self, embeds: Tensor) -> list[Tensor]:
@@ -228,21 +273,47 @@ class PredictivePass:
             for layer in self.block.context_layers()
         ]
 
-    def _contexts_by_kernels(self, context: Tensor, part: Tensor) -> Tensor:
+    def _noise(self, num_tokens: int, context: Tensor, rows: RowsOf | None) -> Tensor | None:
+        """`[num_tokens, b, C]` for what enters, from the generator that dropout draws from; None for none.
+
+        On a CPU rows of the pass's table with a sign each: so many normal numbers would take a twentieth of the step.
+        """
+        std, table = self.config.context_noise, self.noise_table
+        if not std:
+            return None
+        count, first = (len(context), 0) if rows is None else (rows.count, rows.first)
+        if context.is_cuda:
+            noise = std * torch.randn(num_tokens, count, context.shape[1], device=context.device)
+            return noise.narrow(1, first, len(context))
+        drawn = torch.randint(2 * len(table), (num_tokens, count)).narrow(1, first, len(context))
+        return table[drawn // 2].mul_((std * (1 - 2 * (drawn % 2))).unsqueeze(2))
+
+    def _contexts_by_kernels(self, context: Tensor, part: Tensor, noise: Tensor | None) -> Tensor:
         """The same on a GPU, for a block of one layer."""
         from newllm_core.training.triton_segment import segment_contexts
 
-        std, noise = self.config.context_noise, None
-        if std:
-            noise = std * torch.randn(part.shape[1], *context.shape, device=part.device)
         return segment_contexts(self.block.context_layers()[0], context, part, noise)
 
     def _prediction(self, contexts: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
-        read = dropout(contexts, self.config.prediction_dropout)
+        """Of this rank's rows, as their share of the mean over all."""
+        read, own = self._read(contexts), None
         predicted = linear(read, self.predictor.weight, self.predictor.bias, self.rounded)
+        if not self.world.is_alone:
+            every = torch.arange(len(targets), device=targets.device).view(-1, self.config.prediction_streams)
+            own = every[:, self.part].flatten()
         if self.config.objective == "regression":
-            return regression_loss(predicted, targets, self.targets)
-        return contrastive_loss(predicted, targets, negatives, self.targets, self.loss_method)
+            loss = regression_loss(predicted, targets if own is None else targets[own], self.targets)
+        else:
+            loss = contrastive_loss(predicted, targets, negatives, self.targets, self.loss_method, own)
+        return loss if own is None else loss * (len(own) / len(targets))
+
+    def _read(self, contexts: Tensor) -> Tensor:
+        """With dropout, `[T · b, C]`."""
+        share, rows = self.config.prediction_dropout, self._rows_of(slice(0, 0))
+        if rows is None:
+            return dropout(contexts, share)
+        streams = contexts.unflatten(0, (-1, self.part.stop - self.part.start))
+        return dropout(streams, share, rows).flatten(0, 1)
 
     def _negatives(self, generator: torch.Generator) -> Tensor:
         if self.config.objective == "regression":

@@ -81,7 +81,7 @@ class AugmentationConfig:
     crop_padding: int = number(4, low=0)  # black pixels on every side, then a random crop of the old size
     flip_probability: float = number(0.5, low=0, high=1)  # left to right, where data.mirrorable
     rotation_degrees: float = number(0.0, low=0, high=180)  # uniform in ±; the notes' Stage 2: 5
-    randaugment_operations: int = number(0, low=0, high=100)  # rescue, from here on
+    randaugment_operations: int = number(0, low=0, high=20)  # rescue, from here on
     randaugment_magnitude: float = number(9.0, low=0, high=30)
     cutmix_probability: float = number(0.0, low=0, high=1)  # never together with Mixup on one image
     cutmix_alpha: float = number(1.0, above=0)  # Beta(alpha, alpha) gives the share of an image that stays
@@ -134,7 +134,7 @@ class VisionModelConfig:
     channels: int = number(3, low=1, high=3)  # 3: RGB, 1: grey
     num_classes: int = number(10, low=2)
     width: int = number(384, low=4)
-    depth: int = number(7, low=1, high=128)  # blocks
+    depth: int = number(7, low=1, high=64)  # blocks
     heads: int = number(8, low=1)
     mlp_ratio: float = number(2.0, above=0, high=256)  # hidden width of the MLP over width
     patch: int = number(2, low=1)  # a side, in pixels of what the stem gives
