@@ -53,3 +53,20 @@ def test_a_folder_without_a_model_is_said_so(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         main(["generate", str(tmp_path), "Hello"])
     assert "expected a saved model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "notebooks/profiles/quick.yaml", "-p", "max_epoch", "3"], "max_epochs"),
+        (["run", "notebooks/profiles/slow.yaml"], "slow.yaml: no such file"),
+        (["run", "notebooks/profiles/quick.yaml", "-p", "seed"], "expected a name and a value, given 'seed'"),
+        (["generate", "folder", "Hello", "-p", "seed", "1"], "-p: only of run"),
+    ],
+)
+def test_a_run_that_is_not_one_is_refused_before_it_begins(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from reproduce import scale
+
 ROOT = Path(__file__).resolve().parents[1]
 METHOD = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
 SECTIONS = set(re.findall(r"(?m)^#{2,3} (\d+(?:\.\d+)?)\.? ", METHOD))
@@ -57,3 +59,15 @@ def test_formulas_are_closed(delimiter: str) -> None:
         text = re.sub(r"`[^`]*`", "", paragraph)
         count = text.count("$$") if delimiter == "$$" else text.replace("$$", "").count("$")
         assert count % 2 == 0, paragraph
+
+
+def test_the_page_of_scale_is_of_the_records() -> None:
+    assert (ROOT / "docs/scale.md").read_text(encoding="utf-8") == scale.page()
+
+
+def test_one_rank_takes_what_a_device_takes() -> None:
+    costs = scale.Costs(contexts=1e-6, iteration=2e-6, step=0.01)
+    alone = scale.ranks_seconds(costs, 10**6, 1, whole_steps=True)
+    assert alone == pytest.approx(costs.run_seconds(10**6))
+    shared, whole = (scale.ranks_seconds(costs, 10**6, 8, whole_steps=flag) for flag in (False, True))
+    assert alone / 8 < shared < whole < alone + 6 * 10**6 / 512 * 1e-3

@@ -96,8 +96,9 @@ def test_a_wrong_file_ends_the_command_with_its_reason(tmp_path: Path, capsys: p
 
 
 def test_two_workers_give_the_records_of_one_process_and_skip_what_is_finished(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
     short = dataclasses.replace(SMALL.phase1, min_iterations=1, max_iterations=1, validation_passes=2)
 
     def sweep(root: Path) -> Sweep:

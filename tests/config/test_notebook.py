@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from shell_helpers import running_shell
 
 from newllm_core.config.hyperparameters import Settings
 from newllm_core.config.notebook import cell_parameters, parameter_cells
@@ -54,11 +55,8 @@ def test_kinds_come_from_annotations_and_values() -> None:
 
 @pytest.fixture
 def shell() -> Iterator[InteractiveShell]:
-    InteractiveShell.clear_instance()
-    shell = InteractiveShell.instance()
-    yield shell
-    shell.history_manager.end_session()
-    InteractiveShell.clear_instance()
+    with running_shell() as shell:
+        yield shell
 
 
 READ = "from newllm_core.config import Settings\nsettings = Settings.from_notebook(own=('seeds',))"

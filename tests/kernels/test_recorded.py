@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from core_helpers import make_model, make_tokens, phase1_config, phase2_config
 from torch import Tensor
 
 from newllm_core.contexts import shooting
@@ -18,7 +19,6 @@ from newllm_core.training.fixed_point import CvfpPass
 from newllm_core.training.loop import PassState
 from newllm_core.training.phase1 import Phase1Result, all_contexts
 from newllm_core.training.predictive import PredictivePass
-from tests.core_helpers import make_model, make_tokens, phase1_config, phase2_config
 
 # Interpreted kernels take milliseconds a token.
 TOKENS = make_tokens(60)

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from core_helpers import rng
 from torch import Tensor
 from torch.nn import functional
 
 from newllm_core.head import triton_cross_entropy
 from newllm_core.head.cross_entropy import Head, with_output_bias, with_unit_columns
 from newllm_core.head.triton_cross_entropy import fused_rows, half_operand, logits_buffer
-from tests.core_helpers import rng
 
 # (rows, tokens, width): multiples of eight and of a program's columns, and none of either.
 SIZES = [(4, 4096, 16), (3, 50, 7), (5, 5003, 37), (1, 9, 770)]

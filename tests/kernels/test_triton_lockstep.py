@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from core_helpers import CONTRACTING, EXPANDING, make_block, make_embeds
 from torch import Tensor
 
 from newllm_core.contexts import horizon, shooting
@@ -9,7 +10,6 @@ from newllm_core.contexts.segments import MultipleShooting
 from newllm_core.contexts.shooting import exact_contexts, sequential_contexts
 from newllm_core.contexts.triton_lockstep import LARGEST_CONTEXT_DIM, LockStepKernel
 from newllm_core.model import ContextBlock
-from tests.core_helpers import CONTRACTING, EXPANDING, make_block, make_embeds
 
 ROUNDING = 3e-5  # of float32 over some hundred steps
 

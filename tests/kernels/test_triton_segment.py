@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from core_helpers import rng
 from torch import Tensor
 
 from newllm_core.model.layers import ContextLayer
 from newllm_core.training.triton_segment import segment_contexts
-from tests.core_helpers import rng
 
 
 def _layer(width: int, gains: bool) -> ContextLayer:

@@ -3,28 +3,12 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
+from tiny_notebooks import NOTEBOOKS, parameters_cell, tiny_notebook, with_values
 
-from newllm_core.batch.jobs import notebook_parameters
-
-NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-# Random embeddings of 16 numbers make the head cheap.
-TINY: dict[str, Any] = {
-    "num_samples": 2, "embeddings": "random", "embed_dim": 16, "context_dim": 8, "max_iterations": 5, "max_epochs": 1,
-    "init_samples": 1, "window_size": 2, "num_resamples": 100, "algorithms": ["MCDL"],
-    "names": ["untrained", "unigram"], "widths": [8], "network_epochs": 1,
-    "num_threads": 1, "seeds": [1], "num_train_images": 40, "holdout_max": 40,
-    "width": 8, "depth": 1, "heads": 4, "epochs": 2, "few_images": 30, "term_seeds": [42], "data_sets": ["colour"],
-    "suspects": ["images"], "search_images": 40, "search_trials": 2, "sentence": "Hello there",
-}  # fmt: skip
-# A few hundred tokens each: the shortest that every figure of a run can be measured on.
-INJECTED = {"train_range": [15, 19], "validation_range": [1011, 1013]}
 DRAWS = re.compile(r"show\(|animate")  # a picture takes longer than all else and changes nothing
 CHANGES = {
     "00_tour": {"context_dim": 12, "sentence": "How are you"},
@@ -36,17 +20,6 @@ CHANGES = {
     "06_controls_and_ablations": {"names": ["unigram", "untrained"], "widths": [12]},
     "07_nkat_stage2": {"search_epochs": 3, "gate_threshold": 0.4},
 }
-
-
-def with_values(source: str, values: dict[str, Any]) -> str:
-    """The parameters cell with other values, as a user would type them."""
-    for name, value in values.items():
-        source = re.sub(rf"(?m)^({name}\b[^=]*=) .*$", lambda found, value=value: f"{found[1]} {value!r}", source)
-    return source
-
-
-def parameters_cell(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    return next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
 
 
 class Kernel:
@@ -78,17 +51,9 @@ class Kernel:
 @pytest.fixture
 def kernel(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     """The notebook named by the test, made tiny; its results go to a folder of the test."""
-    path = NOTEBOOKS / f"{request.param}.ipynb"
     monkeypatch.setenv("NEWLLM_HOME", str(tmp_path))
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    notebook = load_notebook_node(str(path))
-    own = notebook_parameters(path)
-    cell = parameters_cell(notebook)
-    cell.source = with_values(cell.source, {name: value for name, value in TINY.items() if name in own})
-    if "num_samples" in own:
-        hidden = {name: TINY[name] for name in ("embeddings", "embed_dim") if name not in own}
-        notebook = parameterize_notebook(notebook, {**INJECTED, **hidden})
-    kernel = Kernel(notebook, tmp_path)
+    kernel = Kernel(tiny_notebook(NOTEBOOKS / f"{request.param}.ipynb"), tmp_path)
     with kernel.client.setup_kernel():
         yield kernel
 

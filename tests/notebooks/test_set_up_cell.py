@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from IPython.core.interactiveshell import InteractiveShell
+from shell_helpers import running_shell
 
 from reproduce.address import set_up_source
 
@@ -42,13 +42,8 @@ def colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_cell(colab: Path, source: str = set_up_cell(NOTEBOOKS[0])) -> None:
-    InteractiveShell.clear_instance()
-    shell = InteractiveShell.instance()
-    try:
+    with running_shell() as shell:
         shell.run_cell(source.replace("/content", str(colab / "content"))).raise_error()
-    finally:
-        shell.history_manager.end_session()
-        InteractiveShell.clear_instance()
 
 
 def test_a_set_up_that_failed_is_done_again(colab: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm_core.runs.files import RESULTS_DIR
+from newllm_core.runs.reproducibility import current_commit
 
 from .cases import Case, FailedError, Workshop
 from .plan import KINDS, all_cases, few_cases
@@ -80,7 +81,8 @@ def share_of(worker: int, arguments: argparse.Namespace, workshop: Workshop) -> 
 
 def work(worker: int, arguments: argparse.Namespace) -> int:
     """As one of the workers; how many cases failed."""
-    workshop = Workshop(arguments.work / f"work-{worker}")
+    # What cases are held against is kept there, and names the commit that made it.
+    workshop = Workshop(arguments.work / f"work-{(current_commit() or 'none')[:10]}-{worker}")
     return try_all(share_of(worker, arguments, workshop), workshop, arguments)
 
 

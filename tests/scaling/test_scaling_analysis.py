@@ -1,5 +1,6 @@
 """From records to α, its intervals and its pictures: planted laws come back, incomplete records are refused."""
 
+import base64
 import copy
 import json
 import math
@@ -7,6 +8,7 @@ from functools import partial
 
 import ipywidgets
 import pytest
+from IPython.core.formatters import DisplayFormatter
 from matplotlib.figure import Figure
 from scaling_records import planted_record, planted_records
 
@@ -19,6 +21,7 @@ from newllm_core.scaling.law import ScalingError
 
 SIZES, SEEDS = [10, 20, 40, 80, 160], [42, 43, 44]
 RECORDS = planted_records(SIZES, SEEDS)
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def test_a_planted_exponent_lies_in_every_interval() -> None:
@@ -95,13 +98,16 @@ def test_a_slider_past_the_end_shows_the_last_window() -> None:
 
 
 def test_moving_a_slider_draws_the_picture_anew() -> None:
-    first = ipywidgets.IntSlider(min=1, max=4, value=1)
+    first = ipywidgets.IntSlider(min=1, max=4, value=1, description="first size")
     box = picture_with_sliders(partial(window_picture, RECORDS, window_size=3), first_size=first)
     picture = box.children[-1]
     before = picture.value
     assert before == window_picture(RECORDS, 1, 3)
     first.value = 3
     assert picture.value == window_picture(RECORDS, 3, 3) != before
+    shown, _ = DisplayFormatter(active_types=[WIDGET, "image/png", "text/plain"]).format(box)
+    assert base64.b64decode(shown["image/png"]) == picture.value  # for who has no kernel
+    assert shown[WIDGET]["model_id"] == box.model_id and shown["text/plain"] == "first size: 3"
 
 
 def test_incomplete_or_mixed_records_are_refused() -> None:
