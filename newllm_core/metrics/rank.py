@@ -9,7 +9,7 @@ from torch import Tensor
 
 from newllm_core.runs.reproducibility import derived_generator
 
-_GRAM_ROWS = 1024
+_GRAM_ROWS, _GRAM_COLUMNS = 1024, 128  # of a product
 
 
 def singular_values(matrix: Tensor) -> Tensor:
@@ -27,12 +27,17 @@ def singular_values(matrix: Tensor) -> Tensor:
 
 
 def _smaller_gram(matrix: Tensor) -> Tensor:
-    """`XᵀX` or `XXᵀ` of `[n, d]` in float64, some rows of the longer side at a time, so that they stay in the cache."""
+    """The lower triangle of `XᵀX` or `XXᵀ` of `[n, d]` in float64, and some of what is above it.
+
+    Some rows of the longer side at a time, so that they stay in the cache.
+    """
     tall = matrix if len(matrix) >= matrix.shape[1] else matrix.T
     gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=matrix.device)
     for rows in tall.split(_GRAM_ROWS):
         rows = rows.double()
-        gram.addmm_(rows.T, rows)
+        for first in range(0, len(gram), _GRAM_COLUMNS):
+            stop = min(first + _GRAM_COLUMNS, len(gram))
+            gram[first:stop, :stop].addmm_(rows[:, first:stop].T, rows[:, :stop])
     return gram
 
 
