@@ -142,7 +142,7 @@ def seconds_by_device(cores: Costs, gpu: Costs) -> dict[str, list[tuple[float, f
 
 
 def plot(seconds: dict[str, list[tuple[float, float]]], sizes: Sequence[dict[str, Any]]) -> Figure:
-    figure, (axis,) = new_axes(1, width=7.5, height=4.6)
+    figure, (axis,) = new_axes(1, width=8.5, height=4.2)
     for (name, spans), colour in zip(seconds.items(), LINE_COLOURS, strict=False):
         low, high = ([span[end] / _HOUR for span in spans] for end in (0, 1))
         axis.plot(TOKENS, low, color=colour, label=name)
@@ -152,7 +152,7 @@ def plot(seconds: dict[str, list[tuple[float, float]]], sizes: Sequence[dict[str
     axis.plot(
         [size["tokens"] for size in sizes],
         [two_cores(size).run_seconds(size["tokens"]) / _HOUR for size in sizes],
-        "o", color=LINE_COLOURS[0], label="two cores, from parts measured at that length",
+        "o", color=LINE_COLOURS[0], label="two cores, measured at that length",
     )  # fmt: skip
     axis.set(
         xscale="log", yscale="log", xlabel="training tokens, N", ylabel="hours of a run",
@@ -161,8 +161,7 @@ def plot(seconds: dict[str, list[tuple[float, float]]], sizes: Sequence[dict[str
     for value, label in ((1, "an hour"), (24, "a day"), (24 * 30, "a month")):
         axis.axhline(value, color="grey", lw=0.8, ls=":")
         axis.annotate(label, (sizes[0]["tokens"], value), ha="left", va="bottom", fontsize=8, color="dimgrey")
-    axis.set_ylim(bottom=1e-5)  # room for the legend
-    axis.legend(fontsize=8, loc="lower left")
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return figure
 
 
