@@ -94,7 +94,7 @@ def test_record_is_what_the_file_holds_and_has_the_public_names(folder: Path, re
     assert len(record["phase2"]["epochs"]) == 2
     assert record["phase2"]["best"]["validation_perplexity"] > 1
     assert 0 <= record["phase2"]["best"]["validation_accuracy"] <= 1
-    assert record["seconds"] > 0 and record["versions"]["torch"] == torch.__version__
+    assert record["seconds"] > 0 and torch.__version__.startswith(record["versions"]["torch"].split("+")[0])
 
 
 def test_two_runs_give_identical_figures(folder: Path, record: dict[str, Any]) -> None:
