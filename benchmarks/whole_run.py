@@ -22,7 +22,7 @@ from newllm_core.config.hyperparameters import Phase1Config, Phase2Config
 from newllm_core.intervals import paired_difference
 from newllm_core.metrics.prediction import perplexity
 from newllm_core.runs.reproducibility import current_commit
-from newllm_core.training.fixed_point import context_noise
+from newllm_core.training.context_noise import context_noise
 from newllm_core.training.phase1 import train_phase1
 from newllm_core.training.phase2 import train_phase2
 

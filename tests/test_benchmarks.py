@@ -25,7 +25,8 @@ from newllm_core.head.cross_entropy import Head
 from newllm_core.metrics import rank
 from newllm_core.model import ContextBlock, ContextLayer, NewLLM, TokenBlock, TokenLayer
 from newllm_core.training import evaluation, phase1, phase2
-from newllm_core.training.fixed_point import CvfpPass, context_noise
+from newllm_core.training.context_noise import context_noise
+from newllm_core.training.fixed_point import CvfpPass
 from newllm_core.training.predictive import PredictivePass
 
 VOCAB, SEED = 40, 7

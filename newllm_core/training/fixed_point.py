@@ -7,7 +7,7 @@ now (`exact`). That makes an iteration one large batch instead of a loop.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +22,17 @@ from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.model.stream import PartsByType
 from newllm_core.runs.mapped import give_back_pages
 from newllm_core.runs.products import has_bf16_products
-from newllm_core.runs.reproducibility import derived_generator, runs_kernels
+from newllm_core.runs.reproducibility import runs_kernels
 from newllm_core.runs.world import current_world
 from newllm_core.training.batch_gradient import BatchGradient
 from newllm_core.training.captured import RECORDABLE_LOSSES, CapturedStep, NotRecordedError, device_options
+from newllm_core.training.context_noise import noise_blocks
 from newllm_core.training.loop import PassState
 from newllm_core.training.stream_parts import StreamParts
 
 # Of the contexts that training starts from: as exact as everything that is reported.
 FIRST_TOLERANCE = 1e-5
-# Rows of noise are drawn for blocks of this many token positions, so that it does not depend on the batches.
-_NOISE_BLOCK = 1000
 _ROWS_AT_ONCE = 8192  # copied
-_NOISE_ROWS = 4096  # of the table they are taken from
 # Whose exact contexts are computed in one call: the more, the fewer lock-steps, and the more to hold. A text of at most
 # so many goes at once (131 MB, C = 500); a longer one, whose contexts take gigabytes, in smaller parts.
 _EXACT_TOKENS, _EXACT_TOKENS_OF_LONGER = 2**16, 2**14
@@ -81,38 +79,6 @@ def batch_slices(num_tokens: int, batch_tokens: int, min_last_batch: int) -> lis
     if len(firsts) > 1 and num_tokens - firsts[-1] < min_last_batch:
         firsts.pop()
     return [slice(first, last) for first, last in zip(firsts, [*firsts[1:], num_tokens], strict=True)]
-
-
-def context_noise(rows: slice, context_dim: int, std: float, seed: int, iteration: int) -> Tensor:
-    """Noise `[rows, C]` that depends on seed, iteration and token position, not on how tokens are batched.
-
-    Each token gets a row of a table of normal numbers, drawn anew for every iteration, with a sign of its own: tokens
-    that share a row are uncorrelated still, and so many numbers would take longer to draw than to use.
-    """
-    return torch.cat([
-        table[rows] * signs for _, table, rows, signs in _noise_blocks(rows, context_dim, seed, iteration)
-    ]).mul_(std)  # fmt: skip
-
-
-@lru_cache(maxsize=1)
-def noise_table(context_dim: int, seed: int, iteration: int) -> Tensor:
-    """Normal numbers `[4096, C]` of one iteration."""
-    return torch.randn(_NOISE_ROWS, context_dim, generator=derived_generator("noise", seed, iteration))
-
-
-def _noise_blocks(
-    rows: slice, context_dim: int, seed: int, iteration: int
-) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Block by block which of ``rows``, counted from their first, get what: table, rows of it, signs `[n, 1]`."""
-    table = noise_table(context_dim, seed, iteration)
-    for block in range(rows.start // _NOISE_BLOCK, (rows.stop - 1) // _NOISE_BLOCK + 1):
-        generator = derived_generator("noise rows", seed, iteration, block)
-        drawn = torch.randint(2 * _NOISE_ROWS, (_NOISE_BLOCK,), generator=generator)
-        start = block * _NOISE_BLOCK
-        first, last = max(rows.start, start), min(rows.stop, start + _NOISE_BLOCK)
-        drawn = drawn[first - start : last - start]
-        signs = (1 - 2 * (drawn % 2)).to(table).unsqueeze(1)
-        yield slice(first - rows.start, last - rows.start), table, drawn // 2, signs
 
 
 def training_products(asked: str, device: torch.device) -> bool:
@@ -353,7 +319,7 @@ class CvfpPass:
             drawn = noise_seed(self.seed, iteration, inputs.device)
             return with_noise(inputs, rows.start, self.config.context_noise, drawn)
         noisy = torch.empty_like(inputs, memory_format=torch.contiguous_format)
-        for part, table, chosen, signs in _noise_blocks(rows, inputs.shape[1], self.seed, iteration):
+        for part, table, chosen, signs in noise_blocks(rows, inputs.shape[1], self.seed, iteration):
             noise, scale = table[chosen].to(inputs.device), (signs * self.config.context_noise).to(inputs.device)
             torch.addcmul(inputs[part], noise, scale, out=noisy[part])
         return noisy

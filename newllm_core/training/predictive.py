@@ -36,7 +36,8 @@ from newllm_core.training.captured import (
     NotRecordedError,
     device_options,
 )
-from newllm_core.training.fixed_point import FIRST_TOLERANCE, InPlace, PassFigures, noise_table
+from newllm_core.training.context_noise import noise_table
+from newllm_core.training.fixed_point import FIRST_TOLERANCE, InPlace, PassFigures
 from newllm_core.training.loop import PassState
 from newllm_core.training.rounded import linear
 from newllm_core.training.segment import segment_contexts
@@ -124,7 +125,7 @@ class PredictivePass:
             every = torch.arange(len(model.embedding), device=device)
             scale = 1.0 if config.objective == "regression" else math.sqrt(model.config.embed_dim)
             self.targets = model.embed_for_contexts(every) / scale
-        self.noise_table = noise_table(self.block.context_dim, seed, 0)
+        self.iteration = 0
         self.device_batch = DeviceBatch(device, self.part.stop - self.part.start)
         self.device_batch.retries = self.world.is_alone
         zero = torch.zeros(self.block.context_dim, device=device)
@@ -140,7 +141,7 @@ class PredictivePass:
         """One pass over the text, but the steps that ``within`` has had."""
         context = self.previous.new_zeros(self.config.prediction_streams, self.block.context_dim)
         generator = derived_generator("prediction", self.seed, iteration)
-        self.noise_table = noise_table(self.block.context_dim, self.seed, iteration)  # the pass's own
+        self.iteration = iteration
         segments = ring_segments(
             len(self.tokens), self.config.prediction_streams, self.config.prediction_segment, generator
         )
@@ -278,13 +279,14 @@ class PredictivePass:
 
         On a CPU rows of the pass's table with a sign each: so many normal numbers would take a twentieth of the step.
         """
-        std, table = self.config.context_noise, self.noise_table
+        std = self.config.context_noise
         if not std:
             return None
         count, first = (len(context), 0) if rows is None else (rows.count, rows.first)
         if context.is_cuda:
             noise = std * torch.randn(num_tokens, count, context.shape[1], device=context.device)
             return noise.narrow(1, first, len(context))
+        table = noise_table(self.block.context_dim, self.seed, self.iteration)  # kept, drawn once a pass
         drawn = torch.randint(2 * len(table), (num_tokens, count)).narrow(1, first, len(context))
         return table[drawn // 2].mul_((std * (1 - 2 * (drawn % 2))).unsqueeze(2))
 

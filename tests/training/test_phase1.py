@@ -18,7 +18,8 @@ from newllm_core.losses import NotFiniteError
 from newllm_core.metrics.rank import stream_rank
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.training.batch_gradient import BatchGradient
-from newllm_core.training.fixed_point import _Rows, batch_slices, context_noise
+from newllm_core.training.context_noise import context_noise
+from newllm_core.training.fixed_point import _Rows, batch_slices
 from newllm_core.training.phase1 import Phase1Result, all_contexts, finish_phase1, train_phase1
 
 NUM_TOKENS = 300
