@@ -22,7 +22,7 @@ from newllm_core.config.hyperparameters import DataConfig
 from newllm_core.data.corpus import Corpus, open_corpus
 from newllm_core.data.errors import DataError
 from newllm_core.data.samples import Samples, conversations_needed, load_samples, select_samples
-from newllm_core.data.validation import ValidationText, validation_text
+from newllm_core.data.validation import HeldOutText, held_out_text
 from newllm_core.data.vocabulary import Vocabulary, gpt2_vocabulary, load_vocabulary, vocabulary_sha256
 from newllm_core.runs.files import RunError, map_tensors, save_tensors, sha256_tensors
 from newllm_core.runs.progress import progress_bar
@@ -112,10 +112,14 @@ class TokenStatistics:
 
 @dataclass(frozen=True)
 class TokenData:
-    """What a run trains and validates on."""
+    """What a run trains on, what chooses its weights, and what it is judged on.
+
+    ``selection``: ``validation`` itself where ``DataConfig.selection_range`` is None.
+    """
 
     train: TokenStream
     validation: TokenStream
+    selection: TokenStream
     statistics: TokenStatistics
 
 
@@ -133,9 +137,9 @@ def token_statistics(train: TokenStream, validation: TokenStream) -> TokenStatis
 
 
 def load_token_streams(config: DataConfig, data_dir: Path) -> TokenData:
-    """Training and validation tokens, from the files below ``data_dir`` or, where these are missing, built anew.
+    """Training tokens and those held out, from the files below ``data_dir`` or, where these are missing, built anew.
 
-    The corpus is parsed only when the validation text or some of the training tokens are not there.
+    The corpus is parsed only when a text that is held out or some of the training tokens are not there.
     Raises DataError for a corpus that cannot be used, and for ranges that it does not have.
     """
     corpus = open_corpus(config)
@@ -143,9 +147,13 @@ def load_token_streams(config: DataConfig, data_dir: Path) -> TokenData:
     vocabulary = load_vocabulary(config)
     tokenizer = vocabulary.tokenizer
     origin = {"corpus": corpus.key, "source": corpus.source, "tokenizer_sha256": vocabulary.sha256}
-    text = validation_text(config, corpus, data_dir, lambda: samples().validation)
-    tokens, boundaries = encode_validation(tokenizer, text)
-    validation = TokenStream(tokens, boundaries, tuple(range(*config.validation_range)), origin, vocabulary)
+
+    def held_out(use: str, bounds: tuple[int, int]) -> TokenStream:
+        text = held_out_text(use, bounds, corpus, data_dir, lambda: getattr(samples(), use))
+        return TokenStream(*encode_held_out(tokenizer, text), tuple(range(*bounds)), origin, vocabulary)
+
+    validation = held_out("validation", config.validation_range)
+    selection = validation if config.selection_range is None else held_out("selection", config.selection_range)
 
     path = token_cache_path(config, corpus, data_dir)
     cached = _read_cache(path, vocabulary.size)
@@ -156,12 +164,12 @@ def load_token_streams(config: DataConfig, data_dir: Path) -> TokenData:
     boundaries = cached[1][: config.num_samples + 1]
     indices = select_samples(config, conversations_needed(config))
     train = TokenStream(cached[0][: boundaries[-1]], boundaries, tuple(indices), origin, vocabulary)
-    return TokenData(train, validation, token_statistics(train, validation))
+    return TokenData(train, validation, selection, token_statistics(train, validation))
 
 
 def token_cache_path(config: DataConfig, corpus: Corpus, data_dir: Path) -> Path:
     """The name changes with whatever decides which text becomes which token, and not with the number of samples."""
-    parts = [corpus.source, vocabulary_sha256(config), config.train_range, config.validation_range]
+    parts = [corpus.source, vocabulary_sha256(config), config.train_range, *config.held_out]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return data_dir / corpus.key / f"tokens-{digest[:8]}.safetensors"
 
@@ -189,7 +197,7 @@ def _extend(cached: tuple[Tensor, Tensor] | None, samples: Samples, tokenizer: T
     return torch.cat([tokens, new_tokens]), torch.cat([boundaries, new_boundaries[1:] + len(tokens)])
 
 
-def encode_validation(tokenizer: Tokenizer, text: ValidationText) -> tuple[Tensor, Tensor]:
+def encode_held_out(tokenizer: Tokenizer, text: HeldOutText) -> tuple[Tensor, Tensor]:
     """Encode the joined text as one: int64 tokens [num_tokens] and boundaries [num_conversations + 1].
 
     The blank line between two conversations belongs to the earlier one.

@@ -196,7 +196,8 @@ def test_every_committed_row_is_found_and_says_what_it_is() -> None:
     committed = read_rows(ROWS)
     assert len(committed) >= 97
     for row in committed:
-        base = changed(centre(), {"num_samples": row["config"]["data"]["num_samples"]})
+        data = row["config"]["data"]
+        base = changed(centre(), {name: data.get(name) for name in ("num_samples", "selection_range")})
         (point,) = Sweep(base, [variant(row["variant"]["name"])], [row["seed"]], runner).points
         assert runner.finished(point) == row
         assert row["variant"].keys() == point.variant.record().keys()
