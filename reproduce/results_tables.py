@@ -31,6 +31,7 @@ from newllm_core.losses import DIVERSITY_ALGORITHMS
 from newllm_core.report.reference import DIVERSITY_ITERATIONS
 from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, read_json, write_text
 from newllm_core.studies.rows import read_rows
+from reproduce import brown as brown_rows
 from reproduce.controls import RATIOS
 
 PAGE = PROJECT_ROOT / "docs" / "results.md"
@@ -312,11 +313,32 @@ def whole_corpus() -> str:
     return markdown(["training tokens", "`best`: PPL", "`gru-cache`: PPL", "ratio"], rows)
 
 
+def brown() -> str:
+    """Rows on the Brown corpus among those of 2003, lowest perplexity first."""
+    found = standings(read_rows(brown_rows.ROWS))
+    lines = [
+        (
+            one.perplexity.value,
+            [
+                f"{one.name}: {one.variant['sentence']}", one.perplexity.text("{:.1f}"), one.chosen_on,
+                one.parameters_text, f"{one.cpu_seconds / 60:.0f}",
+                NOT_MEASURED if one.is_seedless else str(len(one.seeds)),
+            ],
+        )
+        for one in found
+    ]  # fmt: skip
+    blank = [NOT_MEASURED] * 4
+    lines += [(value, [f"2003: {what}", f"{value:.0f}", *blank]) for what, value in brown_rows.PUBLISHED.items()]
+    head = ["variant", "PPL, test text", "chosen on", "trained parameters", "CPU minutes", "seeds"]
+    return markdown(head, [cells for _, cells in sorted(lines, key=lambda line: line[0])])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "leaderboard": lambda: leaderboard(57_173),
     "leaderboard-more-text": lambda: leaderboard(259_763),
     "ratios": ratios,
     "flattered": flattered,
+    "brown": brown,
     "objectives": lambda: group("objectives"),
     "contexts": contexts,
     "parts": lambda: group("parts"),

@@ -36,8 +36,9 @@ _OVERLAP = {
 class DataConfig:
     """Which text, which conversations of it, and which frozen token embeddings."""
 
-    corpus: str = choice("chitchat", "ultrachat", "file")
-    conversations_file: str | None = location()  # .jsonl or .parquet: data/conversations.py; corpus "file" only
+    corpus: str = choice("chitchat", "ultrachat", "file", "brown")
+    # Of corpus "file", .jsonl or .parquet (data/conversations.py); of "brown" a folder or zip, if NLTK has none.
+    conversations_file: str | None = location()
     # What to do in it with a message that has no text (null beside a tool call), or a conversation without messages.
     missing_text: str = later(choice("refuse", "skip-message", "skip-conversation"))
     num_samples: int = number(80, low=1)  # training conversations, in corpus order
@@ -46,6 +47,9 @@ class DataConfig:
     # The text that chooses: iterations, epochs, hyperparameters. None, the notes' way: they are chosen on the text that
     # is judged, which flatters every figure.
     selection_range: tuple[int, int] | None = later(field(default=(980, 1000)), before=None)
+    # The embeddings' own tokenizer, GPT-2's unless they are of the Hub; or a vocabulary of the words that the training
+    # text, or the whole corpus, has more than three times: data/word_vocabulary.py.
+    tokenizer: str = later(choice("gpt2", "words", "words-of-corpus"))
     # The last: of any causal model on the Hub, with its tokenizer.
     embeddings: str = choice(
         "whisper-tiny.en", "gpt2", "ppmi-svd", "random",
@@ -63,13 +67,18 @@ class DataConfig:
             bounds = getattr(self, name)
             if bounds is not None and not 0 <= bounds[0] < bounds[1]:
                 raise ConfigError(f"DataConfig.{name}: expected 0 <= first < past the last, given {bounds}")
-        if (self.corpus == "file") != (self.conversations_file is not None):
+        if self.corpus != "brown" and (self.corpus == "file") != (self.conversations_file is not None):
             raise ConfigError(
                 "DataConfig: corpus='file' and conversations_file go together, "
                 f"given corpus={self.corpus!r} and conversations_file={self.conversations_file!r}"
             )
         if self.corpus != "file" and self.missing_text != "refuse":
             raise ConfigError(f"DataConfig.missing_text: only for corpus='file', given corpus={self.corpus!r}")
+        if self.tokenizer != "gpt2" and self.embeddings not in ("ppmi-svd", "random"):
+            raise ConfigError(
+                f"DataConfig.tokenizer: expected 'gpt2', whose ids embeddings={self.embeddings!r} are on, given "
+                f"{self.tokenizer!r}; embeddings='ppmi-svd' are computed for any vocabulary"
+            )
         self._refuse_overlap()
 
     @property

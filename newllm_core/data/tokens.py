@@ -23,7 +23,8 @@ from newllm_core.data.corpus import Corpus, open_corpus
 from newllm_core.data.errors import DataError
 from newllm_core.data.samples import Samples, conversations_needed, load_samples, select_samples
 from newllm_core.data.validation import HeldOutText, held_out_text
-from newllm_core.data.vocabulary import Vocabulary, gpt2_vocabulary, load_vocabulary, vocabulary_sha256
+from newllm_core.data.vocabulary import Vocabulary, gpt2_vocabulary, load_vocabulary
+from newllm_core.data.word_vocabulary import word_vocabulary
 from newllm_core.runs.files import RunError, map_tensors, save_tensors, sha256_tensors
 from newllm_core.runs.progress import progress_bar
 
@@ -144,7 +145,10 @@ def load_token_streams(config: DataConfig, data_dir: Path) -> TokenData:
     """
     corpus = open_corpus(config)
     samples = functools.cache(lambda: load_samples(config, corpus))
-    vocabulary = load_vocabulary(config)
+    if config.tokenizer == "gpt2":
+        vocabulary = load_vocabulary(config)
+    else:
+        vocabulary = word_vocabulary(config, corpus, data_dir, lambda: samples().train)
     tokenizer = vocabulary.tokenizer
     origin = {"corpus": corpus.key, "source": corpus.source, "tokenizer_sha256": vocabulary.sha256}
 
@@ -155,7 +159,7 @@ def load_token_streams(config: DataConfig, data_dir: Path) -> TokenData:
     validation = held_out("validation", config.validation_range)
     selection = validation if config.selection_range is None else held_out("selection", config.selection_range)
 
-    path = token_cache_path(config, corpus, data_dir)
+    path = token_cache_path(config, corpus, vocabulary.sha256, data_dir)
     cached = _read_cache(path, vocabulary.size)
     if cached is None or len(cached[1]) <= config.num_samples:
         cached = _extend(cached, samples(), tokenizer)
@@ -167,9 +171,9 @@ def load_token_streams(config: DataConfig, data_dir: Path) -> TokenData:
     return TokenData(train, validation, selection, token_statistics(train, validation))
 
 
-def token_cache_path(config: DataConfig, corpus: Corpus, data_dir: Path) -> Path:
+def token_cache_path(config: DataConfig, corpus: Corpus, vocabulary_sha256: str, data_dir: Path) -> Path:
     """The name changes with whatever decides which text becomes which token, and not with the number of samples."""
-    parts = [corpus.source, vocabulary_sha256(config), config.train_range, *config.held_out]
+    parts = [corpus.source, vocabulary_sha256, config.train_range, *config.held_out]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return data_dir / corpus.key / f"tokens-{digest[:8]}.safetensors"
 

@@ -51,9 +51,10 @@ def prepare(data: DataConfig, model: ModelConfig, run: RunConfig, data_dir: Path
     device = resolve_device(run.device)
     token_data = load_token_streams(data, data_dir)
     refuse_short_texts(data, token_data, model)
-    embeddings = load_embeddings(data, model.embed_dim, run.seed, token_data.train.tokens, data_dir)
+    vocabulary = token_data.train.vocabulary
+    embeddings = load_embeddings(data, model.embed_dim, run.seed, token_data.train.tokens, data_dir, vocabulary.size)
     network = NewLLM(model, embeddings.matrix, run.seed).to(device)
-    network.tokenizer, network.embedding_source = token_data.train.vocabulary.tokenizer, embeddings.provenance
+    network.tokenizer, network.embedding_source = vocabulary.tokenizer, embeddings.provenance
     train, validation = (stream.tokens.to(device) for stream in (token_data.train, token_data.validation))
     chosen_here = data.selection_range is None
     selection = validation if chosen_here else token_data.selection.tokens.to(device)

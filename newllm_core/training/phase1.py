@@ -98,11 +98,11 @@ def finish_phase1(
     selection_tokens: Tensor | None = None,
 ) -> Phase1Result:  # fmt: skip
     """The result of Phase 1 on `[N]`, `[M]` and `[S]` tokens, for a model that already carries the kept weights."""
-    apart = selection_tokens is not None and selection_tokens is not validation_tokens
-    return Phase1Result(
-        all_contexts(model, train_tokens), all_contexts(model, validation_tokens), history,
-        all_contexts(model, selection_tokens) if apart else None,
-    )  # fmt: skip
+    train, validation = (all_contexts(model, tokens) for tokens in (train_tokens, validation_tokens))
+    selection = None
+    if selection_tokens is not None and selection_tokens is not validation_tokens:
+        selection = all_contexts(model, selection_tokens)
+    return Phase1Result(train, validation, history, selection)
 
 
 def train_phase1(

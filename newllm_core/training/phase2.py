@@ -206,7 +206,7 @@ class _Trainer(TrainingLoop[EpochRecord]):
             yield
 
     def judged(self, number: int) -> tuple[EpochRecord, float]:
-        validation = self._evaluate(*self.chooses, Head(self.model.output_weight().detach(), self.method))
+        validation = self._evaluate(Head(self.model.output_weight().detach(), self.method), self.chooses)
         train_loss, train_accuracy = self.epoch_means()
         row = EpochRecord(
             epoch=number,
@@ -235,14 +235,15 @@ class _Trainer(TrainingLoop[EpochRecord]):
     def result(self) -> Phase2Result:
         """With the best weights in the model, judged once more by exact products."""
         self.parameters.load_state_dict(self.best.weights)
-        exact = self._evaluate(*self.judges, evaluation_head(self.model, self.method))
+        exact = self._evaluate(evaluation_head(self.model, self.method))
         return Phase2Result(
             self.rows, self.best.number, exact, self.stopped_early, self.method, self.device_batch.size,
             self.watch.total().wall, self.watch.earlier,
         )  # fmt: skip
 
-    def _evaluate(self, contexts: Tensor, tokens: Tensor, head: Head) -> Evaluation:
-        validation = evaluate(self.model, contexts, tokens, head, self.config)
+    def _evaluate(self, head: Head, text: tuple[Tensor, Tensor] | None = None) -> Evaluation:
+        """On contexts and tokens of ``text``; None: of what is judged."""
+        validation = evaluate(self.model, *(text or self.judges), head, self.config)
         refuse_not_finite({"validation loss": validation.mean_nats})
         return validation
 

@@ -192,7 +192,7 @@ def test_unseen_share_is_none_of_itself_and_falls_with_more_training(first: list
 
 
 def cache_of(config: DataConfig, data_dir: Path) -> Path:
-    return token_cache_path(config, open_corpus(config), data_dir)
+    return token_cache_path(config, open_corpus(config), "vocabulary", data_dir)
 
 
 def _flip_byte(path: Path) -> None:
