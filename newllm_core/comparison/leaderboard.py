@@ -98,7 +98,7 @@ def _by_rule(rows: Sequence[Record]) -> dict[tuple[str, int], tuple[list[Record]
     groups: dict[tuple[str, int], tuple[list[Record], list[Record]]] = {}
     for row in rows:
         group = groups.setdefault((row["variant"]["name"], row["tokens"]["train"]), ([], []))
-        group["selection_range" not in row["config"]["data"]].append(row)
+        group["selection_range" not in row["config"].get("data", {})].append(row)
     return groups
 
 
