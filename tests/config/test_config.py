@@ -86,7 +86,7 @@ def test_numbers_are_finite(name: str) -> None:
         (Phase2Config, {"device_batch_size": 0}, "device_batch_size: expected at least 1, given 0"),
         (Phase2Config, {"device_batch_size": 2.0}, r"device_batch_size: expected int \| None, given 2.0 \(float\)"),
         (Phase2Config, {"head": "flash"}, "head: expected one of 'auto', .*'fused', given 'flash'"),
-        (DataConfig, {"corpus": "wiki"}, "corpus: expected one of 'chitchat', 'ultrachat', 'file', given 'wiki'"),
+        (DataConfig, {"corpus": "wiki"}, "corpus: expected one of 'chitchat', 'ultrachat', 'file', 'brown', given 'wiki'"),
         (RunConfig, {"device": "tpu"}, "device: expected one of 'auto', 'cpu', 'cuda', given 'tpu'"),
         (DataConfig, {"validation_range": (5, 5)}, r"_range: expected 0 <= first < past the last, given \(5, 5\)"),
         (DataConfig, {"train_range": (-1, 5)}, r"train_range: expected 0 <= first < past the last, given \(-1, 5\)"),
@@ -259,7 +259,11 @@ def changed(value: Any, spec: dataclasses.Field[Any]) -> Any:
 
 @pytest.mark.parametrize(
     ("config_type", "name"),
-    [pair for pair in FIELDS if pair[1] not in ("conversations_file", "missing_text", "copy_to", "memory_budget_gb")],
+    [
+        pair
+        for pair in FIELDS
+        if pair[1] not in ("conversations_file", "missing_text", "tokenizer", "copy_to", "memory_budget_gb")
+    ],
 )
 def test_the_hash_changes_with_any_field(config_type: type, name: str) -> None:
     spec = next(spec for spec in dataclasses.fields(config_type) if spec.name == name)
@@ -271,6 +275,8 @@ def test_the_hash_changes_with_any_field(config_type: type, name: str) -> None:
 def test_a_file_is_no_part_of_the_hash_by_its_place_but_what_is_left_out_of_it_is() -> None:
     one, other = (DataConfig(corpus="file", conversations_file=name) for name in "ab")
     skipping = DataConfig(corpus="file", conversations_file="a", missing_text="skip-message")
+    words = (DataConfig(tokenizer=kind, embeddings="random") for kind in ("gpt2", "words", "words-of-corpus"))
+    assert len(set(map(config_hash, words))) == 3
     assert config_hash(one) == config_hash(other) != config_hash(skipping)
     assert config_values(one)["conversations_file"] is None and "missing_text" not in config_values(one)
     assert config_values(skipping)["missing_text"] == "skip-message"

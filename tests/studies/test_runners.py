@@ -77,7 +77,8 @@ def row(name: str, nats: list[float], seed: int = 1, tokens: int = 100) -> Recor
     """What `run_row` writes, without the run."""
     return {
         "variant": variant(name).record(), "seed": seed, "tokens": {"train": tokens, "validation": 31},
-        "corpus": "made up", "embeddings": "none", "chosen_on": "validation", "validation_conversations": {"nats": nats, "tokens": [10, 20]},
+        "corpus": "made up", "embeddings": "none", "chosen_on": "validation",
+        "validation_conversations": {"nats": nats, "tokens": [10, 20]},
         "validation_perplexity": math.exp(sum(nats) / 30), "bits_per_byte": 1.5, "trainable_parameters": 7,
         "cpu_seconds": 60.0, "config": {} if variant(name).kind == "counts" else {"run": {"seed": seed}},
     }  # fmt: skip
