@@ -315,7 +315,8 @@ def whole_corpus() -> str:
 
 def brown() -> str:
     """Rows on the Brown corpus among those of 2003, lowest perplexity first."""
-    found = standings(read_rows(brown_rows.ROWS))
+    rows = read_rows(brown_rows.ROWS)
+    found = standings(rows) if rows else []
     lines = [
         (
             one.perplexity.value,
