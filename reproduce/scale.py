@@ -3,7 +3,8 @@
     python -m reproduce.scale        # seconds; nothing is measured
 
 Constants are of `results/reference/benchmark_core.json` (two cores) and `gpu.json` (one GPU), those of engines of
-`engines.json`. Other GPUs are not measured: their seconds lie between what their arithmetic and what their memory makes of the measured GPU's.
+`engines.json`. Other GPUs are not measured: their seconds lie between what their arithmetic and what their memory makes
+of the measured GPU's.
 """
 
 import math
@@ -254,7 +255,8 @@ def page() -> str:
         sum_64=f"{1e3 * _sum_seconds(readout_bytes(), 64):.2f}",
         engines=engines(sweeps["parts"]), engine_runs=sweeps["parts"]["plain"]["runs"],
         plain_seconds=f"{sweeps['parts']['plain']['seconds']:.0f}", engine_cpu=sweeps["machine"]["cpu"],
-        engine_commit=sweeps["machine"]["commit"][:7], two_workers=f"{sweeps['parts']['local']['speedup_of_two_workers']:.2f}",
+        engine_commit=sweeps["machine"]["commit"][:7],
+        two_workers=f"{sweeps['parts']['local']['speedup_of_two_workers']:.2f}",
         notebooks=batch["runs"], at_a_time=batch["at_a_time"], before_the_kill=batch["finished_before_the_kill"],
         collisions=batch["collisions"], lost_notebooks=batch["lost"],
     )  # fmt: skip
