@@ -65,7 +65,7 @@ class _DrawnForAll(TorchDispatchMode):
                 f"given {list(values.shape)}"
             )
         # Numbers are drawn in the order of memory: of recurrent layers and attention, step by step over all streams.
-        order = sorted(range(values.dim()), key=lambda place: (-values.stride(place), -values.shape[place]))
+        order = sorted(range(values.dim()), key=lambda place: (-values.stride()[place], -values.shape[place]))
         shape = [self._rows.count if place == 0 else values.shape[place] for place in order]
         return values.new_empty(shape).permute([order.index(place) for place in range(values.dim())])
 
