@@ -217,8 +217,8 @@ def log_det_loss(contexts: Tensor, sums: Sums = _ALONE) -> Tensor:
     """
     centred = sums.centred(contexts)
     covariance = sums.total(centred.T @ centred) / sums.count(contexts)
-    shifted = covariance + LOG_DET_EPSILON * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-    trace, log_det = covariance.diagonal().sum(), torch.linalg.slogdet(shifted).logabsdet
+    shift = torch.full_like(covariance.diagonal(), LOG_DET_EPSILON).diag()
+    trace, log_det = covariance.diagonal().sum(), torch.linalg.slogdet(covariance + shift).logabsdet
     return (trace - LOG_DET_WEIGHT * log_det) / len(covariance)
 
 
