@@ -164,8 +164,8 @@ class NkatAttention(nn.Module):
         kept = filtered_softmax(*strongest_keys(query, key, bias, scale, config.top_k), config.top_p)
         if records is not None:
             whole = spread(kept.weights, kept.indices, key.shape[1])
-            heads = (part.unflatten(0, (batch, -1)) for part in (whole, kept.tokens_kept))
-            records.append(AttentionRecord(*heads, theta, self.strength))
+            whole, counts = (part.unflatten(0, (batch, -1)) for part in (whole, kept.tokens_kept))
+            records.append(AttentionRecord(whole, counts, theta, self.strength))
         weights = kept.weights
         if self.training:  # drawn in the order in which they lie in memory
             weights = dropout(weights.movedim(-1, 0), config.attention_dropout).movedim(0, -1)

@@ -70,11 +70,19 @@ def search_importance(study: optuna.Study) -> dict[str, tuple[float, float, floa
 
 def _importance(trials: list[FrozenTrial]) -> dict[str, float]:
     """Shares of the first objective, from finished trials alone; 0 for what they have all alike."""
-    study = optuna.create_study(direction="maximize")
-    study.add_trials([optuna.trial.create_trial(params=one.params, distributions=one.distributions,
-                                                value=one.values[0]) for one in trials])  # fmt: skip
+    drawn = [
+        optuna.trial.create_trial(params=one.params, distributions=one.distributions, value=one.values[0])
+        for one in trials
+    ]
+    told = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of every study that is made
+    try:
+        study = optuna.create_study(direction="maximize")
+    finally:
+        optuna.logging.set_verbosity(told)
+    study.add_trials(drawn)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.simplefilter("ignore")  # of an experiment of Optuna's, and of trials that are all as good
         found = optuna.importance.get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
     return {name: found.get(name, 0.0) for name in trials[0].params}
 
