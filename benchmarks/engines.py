@@ -13,11 +13,14 @@ import argparse
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks.engine_notebooks import NUMBER, batches_of_notebooks
 from benchmarks.machine import machine_facts
@@ -103,7 +106,11 @@ def slurm(bench: Bench) -> dict[str, Any]:
     from newllm_core.batch.slurm_engine import SlurmEngine
 
     one = bench.on("slurm-local", SlurmEngine(bench.root / "submitit", cluster="local"))
-    found = {"local_executor": one, "overhead_seconds_per_run": bench.overhead(one)}
+    signalled = _Disturbed(SlurmEngine(bench.root / "submitit", cluster="local"), _signal_jobs)
+    found = {
+        "local_executor": one, "overhead_seconds_per_run": bench.overhead(one),
+        "local_executor_preempted": bench.on("slurm-local-preempted", signalled),
+    }  # fmt: skip
     if shutil.which("squeue") is None or subprocess.run(["squeue"], capture_output=True).returncode:
         return found
     real = bench.on("slurm", SlurmEngine(bench.root / "slurm"))
@@ -112,6 +119,20 @@ def slurm(bench: Bench) -> dict[str, Any]:
         **found, "slurm": real, "overhead_seconds_per_run_of_slurm": bench.overhead(real),
         "slurm_preempted": bench.on("slurm-preempted", preempted),
     }  # fmt: skip
+
+
+def _signal_jobs() -> None:
+    """Soon, in the middle of runs, submitit's jobs on this machine get the signal that announces a preemption."""
+
+    from newllm_core.batch.slurm_engine import PREEMPTED
+
+    def signal_them() -> None:
+        time.sleep(_PREEMPT_AFTER_SECONDS)
+        for job in psutil.Process().children(recursive=True):
+            if "submitit.core._submit" in job.cmdline():
+                job.send_signal(PREEMPTED)
+
+    threading.Thread(target=signal_them, daemon=True).start()
 
 
 def _preempt() -> None:

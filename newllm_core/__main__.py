@@ -18,6 +18,9 @@ from newllm_core.config.profiles import take_parameters
 from newllm_core.config.schema import ConfigError
 from newllm_core.config.values import read_as
 
+if typing.TYPE_CHECKING:
+    from newllm_core.config.hyperparameters import Settings
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exits with a message and status 2 where something cannot be used."""
@@ -29,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _add_sweep(commands.add_parser("sweep", help="the runs that a YAML file describes (docs/usage.md)"))
     run = commands.add_parser("run", help="one run of a profile, with parameters changed by -p NAME VALUE")
     run.add_argument("profile", type=Path, metavar="PROFILE", help="YAML: notebooks/profiles/; paths start there too")
-    run.add_argument("--phase1-only", action="store_true", help="end after Phase 1")
+    what = run.add_mutually_exclusive_group()
+    what.add_argument("--phase1-only", action="store_true", help="end after Phase 1")
+    what.add_argument("--variant", metavar="NAME", help="a row of the leaderboard, such as gru (studies/variants.py)")
     try:
         parameters, rest = take_parameters(sys.argv[1:] if arguments is None else arguments)
     except ConfigError as error:
@@ -81,9 +86,23 @@ def _run(given: argparse.Namespace) -> None:
 
     settings = profile_settings(given.profile, Settings, given.parameters)
     with joined_ranks(settings.run.device) as world:
-        report = run(settings, phase1_only=given.phase1_only).report()
+        if given.variant is None:
+            report = run(settings, phase1_only=given.phase1_only).report()
+        else:
+            report = _row_report(settings, given.variant)
         if world.is_first:
             sys.stdout.write(report + "\n")
+
+
+def _row_report(settings: "Settings", name: str) -> str:
+    from newllm_core.studies.runners import RowRunner
+    from newllm_core.studies.sweep import Point
+    from newllm_core.studies.variants import variant
+
+    chosen, runner = variant(name), RowRunner()
+    point = Point(chosen, chosen.settings(settings))
+    row = runner.run(point)
+    return f"{point}: validation PPL {row['validation_perplexity']:.2f}, kept in {runner.key(point)}"
 
 
 def _add_sweep(command: argparse.ArgumentParser) -> None:

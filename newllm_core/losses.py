@@ -28,6 +28,7 @@ DiversityLoss = Callable[..., Tensor]  # of contexts, those of the project of ``
 VICREG_TARGET_STD = 1.0
 VICREG_EPSILON = 1e-4
 RANK_LOSS_FLOOR = 1e-3
+LOG_DET_WEIGHT, LOG_DET_EPSILON = 1.0, 1e-3  # γ: the variance of every direction at the minimum, but for ε
 SIGREG_KNOTS, SIGREG_RANGE, SIGREG_SLICES = 17, 5.0, 256  # LeJEPA's values
 VICREG_COVARIANCE_WEIGHT = 0.04  # 1/25, as in VICReg (Bardes et al. 2022, section 4.2: 25 · variance + 1 · covariance)
 
@@ -207,12 +208,27 @@ def sigreg_loss(contexts: Tensor, sums: Sums = _ALONE) -> Tensor:
     return statistic.mean()
 
 
+def log_det_loss(contexts: Tensor, sums: Sums = _ALONE) -> Tensor:
+    """`(tr C - γ log det(C + ε I)) / d` of the covariance, O(nd² + d³): the regulariser of λ-JEPA (2026), over d.
+
+    A Gaussian's distance from the standard normal (Kullback–Leibler, twice and up to a constant) but for the mean.
+    `[n, d]`; least, near 1 with γ = 1, at equal variances of γ - ε in all directions; `-γ log ε` for contexts that are
+    all the same.
+    """
+    centred = sums.centred(contexts)
+    covariance = sums.total(centred.T @ centred) / sums.count(contexts)
+    shift = torch.full_like(covariance.diagonal(), LOG_DET_EPSILON).diag()
+    trace, log_det = covariance.diagonal().sum(), torch.linalg.slogdet(covariance + shift).logabsdet
+    return (trace - LOG_DET_WEIGHT * log_det) / len(covariance)
+
+
 DIVERSITY_ALGORITHMS: dict[str, DiversityLoss] = {
     "MCDL": mcdl_loss,
     "ODCM": odcm_loss,
     "PR": participation_loss,
     "SIGReg": sigreg_loss,
     "ER": effective_rank_loss,
+    "LogDet": log_det_loss,
 }
 
 ALGORITHM_DESCRIPTIONS: dict[str, str] = {
@@ -221,6 +237,7 @@ ALGORITHM_DESCRIPTIONS: dict[str, str] = {
     "PR": "minus log participation ratio: as many directions of equal variance as possible, O(nd²)",
     "SIGReg": "random projections like a standard normal, as in LeJEPA, O(nd · 256)",
     "ER": "minus log effective rank itself, O(nd² + d³)",
+    "LogDet": "trace minus log determinant of the covariance, as in λ-JEPA, O(nd² + d³)",
 }
 
 

@@ -2,8 +2,9 @@
 
     python -m reproduce.scale        # seconds; nothing is measured
 
-Constants are of `results/reference/benchmark_core.json` (two cores) and `gpu.json` (one GPU). Other GPUs are not
-measured: their seconds lie between what their arithmetic and what their memory makes of the measured GPU's.
+Constants are of `results/reference/benchmark_core.json` (two cores) and `gpu.json` (one GPU), those of engines of
+`engines.json`. Other GPUs are not measured: their seconds lie between what their arithmetic and what their memory makes
+of the measured GPU's.
 """
 
 import math
@@ -195,9 +196,35 @@ def predicted_study(study: dict[str, Any], speed: dict[str, Any]) -> tuple[float
     return steps * passes["ms_per_step"]["project"] / 1e3, row["phase1_seconds"]
 
 
+def engines(parts: dict[str, Any]) -> str:
+    """A sweep of the same short runs on each engine, against one process that does them one after the other."""
+    local, ray, slurm = parts["local"], parts["ray"], parts["slurm"]
+    ways = {
+        "local, one worker": (local["workers_1"], local["overhead_seconds_per_run"]),
+        "local, two workers": (local["workers_2"], None),
+        "Ray, one worker": (ray["workers_1"], ray["overhead_seconds_per_run"]),
+        "Ray, two nodes, one killed": (ray["one_of_two_nodes_killed"], None),
+        "submitit's local executor": (slurm["local_executor"], slurm["overhead_seconds_per_run"]),
+        "SLURM of one node": (slurm.get("slurm"), slurm.get("overhead_seconds_per_run_of_slurm")),
+        "SLURM, preempted once": (slurm.get("slurm_preempted"), None),
+    }
+    rows = [
+        [
+            name, f"{found['seconds']:.0f} s", "—" if more is None else f"{more:.1f} s", f"{found['finished']}",
+            f"{found['lost']}", f"{found['run_twice']}", f"{found['tries']}", "yes" if found["identical"] else "no",
+        ]
+        for name, (found, more) in ways.items()
+        if found is not None
+    ]  # fmt: skip
+    header = ["engine", "sweep", "a run more", "finished", "lost", "done twice", "begun", "identical records"]
+    return table(header, rows)
+
+
 def page() -> str:
     core, gpu_record = read_json(REFERENCE_DIR / "benchmark_core.json"), read_json(REFERENCE_DIR / "gpu.json")
     study = read_json(REFERENCE_DIR / "gpu_study.json")
+    sweeps = read_json(REFERENCE_DIR / "engines.json")
+    batch = sweeps["parts"]["notebooks"]
     part, speed = core["parts"]["f"], gpu_record["speed"]
     sizes = part["figures"]["sizes"]
     cores, gpu = two_cores(sizes[-1]), one_gpu(speed)
@@ -226,6 +253,12 @@ def page() -> str:
         block_bytes=size_text(block_bytes()), readout_bytes=size_text(readout_bytes()),
         bytes_a_token=size_text(readout_bytes() / BATCH), sum_8=f"{1e3 * _sum_seconds(readout_bytes(), 8):.2f}",
         sum_64=f"{1e3 * _sum_seconds(readout_bytes(), 64):.2f}",
+        engines=engines(sweeps["parts"]), engine_runs=sweeps["parts"]["plain"]["runs"],
+        plain_seconds=f"{sweeps['parts']['plain']['seconds']:.0f}", engine_cpu=sweeps["machine"]["cpu"],
+        engine_commit=sweeps["machine"]["commit"][:7],
+        two_workers=f"{sweeps['parts']['local']['speedup_of_two_workers']:.2f}",
+        notebooks=batch["runs"], at_a_time=batch["at_a_time"], before_the_kill=batch["finished_before_the_kill"],
+        collisions=batch["collisions"], lost_notebooks=batch["lost"],
     )  # fmt: skip
 
 

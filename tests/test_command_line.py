@@ -60,6 +60,7 @@ def test_a_folder_without_a_model_is_said_so(tmp_path: Path, capsys: pytest.Capt
     [
         (["run", "notebooks/profiles/quick.yaml", "-p", "max_epoch", "3"], "max_epochs"),
         (["run", "notebooks/profiles/slow.yaml"], "slow.yaml: no such file"),
+        (["run", "notebooks/profiles/quick.yaml", "--variant", "gur"], "Did you mean 'gru'"),
         (["run", "notebooks/profiles/quick.yaml", "-p", "seed"], "expected a name and a value, given 'seed'"),
         (["generate", "folder", "Hello", "-p", "seed", "1"], "-p: only of run"),
     ],

@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from newllm_core.losses import (
     ALGORITHM_DESCRIPTIONS,
     DIVERSITY_ALGORITHMS,
+    LOG_DET_EPSILON,
+    LOG_DET_WEIGHT,
     cvfp_loss,
     diversity_loss,
     effective_rank_loss,
+    log_det_loss,
     mcdl_loss,
     odcm_loss,
     odcm_terms,
@@ -173,6 +176,20 @@ def test_odcm_hinge_alone_is_content_with_two_points() -> None:
     assert float(terms["two points"]["variance"]) <= float(terms["isotropic"]["variance"]) + 1e-6
     # Only its second term, weighted 0.04, sees the collapse.
     assert float(terms["two points"]["covariance"]) > 10 * float(terms["isotropic"]["covariance"])
+
+
+def test_log_det_loss_is_that_of_the_eigenvalues_and_least_where_all_variances_are_equal() -> None:
+    contexts = torch.randn(40, 6, dtype=torch.float64, generator=rng(3)) + 0.5
+    eigenvalues = torch.linalg.eigvalsh(torch.cov(contexts.T, correction=0))
+    expected = (eigenvalues - (eigenvalues + LOG_DET_EPSILON).log()).mean()
+    assert float(log_det_loss(contexts)) == pytest.approx(float(expected), abs=1e-12)
+    centred = contexts - contexts.mean(dim=0)
+    white = centred @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(contexts.T, correction=0))).T
+    best = white * math.sqrt(LOG_DET_WEIGHT - LOG_DET_EPSILON)
+    for other in (0.99 * best, 1.01 * best, best * torch.linspace(0.9, 1.1, 6)):
+        assert float(log_det_loss(other)) > float(log_det_loss(best))
+    loss = values("LogDet")  # a point has no trace, so it is not the worst
+    assert loss["two points"] > loss["rank 4"] + 0.01 > loss["isotropic"] + 0.02
 
 
 def test_participation_loss_is_the_log_of_the_number_of_equal_directions() -> None:

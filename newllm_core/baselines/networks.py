@@ -4,9 +4,9 @@ All read `[B, T, E]` and a state from the segment before, and give `[B, T, E]` a
 whose first dimension is B, in lists and tuples.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import repeat
+from itertools import pairwise, repeat
 from typing import Any, Protocol
 
 import torch
@@ -22,19 +22,22 @@ class SequenceNetwork(Protocol):
 
 
 class RecurrentNetwork(nn.Module):
-    """Dropout, PyTorch's GRU or LSTM, dropout, and a Linear to the embeddings' width."""
+    """Dropout before each of PyTorch's GRU or LSTM layers, dropout, and a Linear to the embeddings' width."""
 
     def __init__(self, kind: type[nn.GRU] | type[nn.LSTM], config: BaselineConfig) -> None:
         super().__init__()
-        between = config.dropout if config.num_layers > 1 else 0.0
-        self.recurrence = kind(config.embed_dim, config.width, config.num_layers, batch_first=True, dropout=between)
+        widths = [config.embed_dim, *[config.width] * config.num_layers]
+        self.recurrences = nn.ModuleList(kind(*pair, batch_first=True) for pair in pairwise(widths))
         self.dropout = nn.Dropout(config.dropout)
         self.to_head = nn.Linear(config.width, config.embed_dim)
 
     def forward(self, embeds: Tensor, state: Any) -> tuple[Tensor, Any]:
         """`[B, T, E]` and the state after the token before (None: zeros) -> `[B, T, E]` for the head, and the state."""
-        outputs, state = self.recurrence(self.dropout(embeds), None if state is None else swapped(state))
-        return self.to_head(self.dropout(outputs)), swapped(state)
+        stream, states = embeds, []
+        for recurrence, before in zip(self.recurrences, state or [None] * len(self.recurrences), strict=True):
+            stream, after = recurrence(self.dropout(stream), mapped_state(before, _swapped))
+            states.append(mapped_state(after, _swapped))
+        return self.to_head(self.dropout(stream)), states
 
 
 gru_network, lstm_network = partial(RecurrentNetwork, nn.GRU), partial(RecurrentNetwork, nn.LSTM)
@@ -93,11 +96,16 @@ class GptNetwork(nn.Module):
         return self.to_head(self.dropout(self.last_norm(stream))), None
 
 
-def swapped(state: Any) -> Any:
-    """A recurrent state `[B, layers, W]`, or the pair of an LSTM, as `[layers, B, W]`, and back; no gradient passes."""
-    if isinstance(state, tuple):
-        return tuple(swapped(part) for part in state)
+def _swapped(state: Tensor) -> Tensor:
+    """A layer's state `[B, 1, W]` as `[1, B, W]`, and back; no gradient passes."""
     return state.detach().transpose(0, 1).contiguous()
+
+
+def mapped_state(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A state whose tensors are changed; None stays."""
+    if state is None or isinstance(state, Tensor):
+        return state if state is None else change(state)
+    return type(state)(mapped_state(part, change) for part in state)
 
 
 def split_state(state: Any, size: int) -> Iterator[Any]:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from newllm_core.baselines.config import BaselineConfig
-from newllm_core.baselines.networks import joined_states, split_state
+from newllm_core.baselines.networks import joined_states, mapped_state, split_state
 from newllm_core.baselines.registry import build_network
+from newllm_core.baselines.rows_drawn import rows_drawn
 from newllm_core.data.stream import ring_segments
 from newllm_core.gpu_memory import DeviceBatch
 from newllm_core.head.continuous_cache import cached_nats
@@ -22,9 +23,10 @@ from newllm_core.head.unigram_bias import fit_unigram
 from newllm_core.losses import refuse_not_finite
 from newllm_core.metrics.prediction import perplexity
 from newllm_core.model import NewLLM
+from newllm_core.model.dropout import RowsOf
 from newllm_core.runs.checkpoint import CheckpointPlace, with_read_data
 from newllm_core.runs.progress import Seconds
-from newllm_core.runs.reproducibility import derived_generator
+from newllm_core.runs.reproducibility import derived_generator, generator_states
 from newllm_core.training.loop import TrainingLoop
 
 _EVALUATION_TOKENS = 1024  # of the validation stream at once, for networks that carry a state
@@ -78,6 +80,8 @@ def train_baseline(
 ) -> BaselineResult:
     """Train a network between the embeddings and the tied head of ``model``, whose own blocks are not used.
 
+    Of several ranks each reads some of the streams, and the first one judges.
+
     Args:
         train_tokens: `[N]`, validation_tokens: `[M]`, on the model's device.
         seed: of weights, streams and dropout.
@@ -85,8 +89,8 @@ def train_baseline(
             caller deletes the last ones.
         selection_tokens: `[S]`, what the epoch is chosen on; None: on ``validation_tokens``.
 
-    Raises NotFiniteError when a loss is not finite, ValueError for too short a text or another width of the
-    embeddings, RunError for a checkpoint that is not this run's.
+    Raises NotFiniteError when a loss is not finite, ValueError for too short a text, another width of the
+    embeddings or more ranks than streams, RunError for a checkpoint that is not this run's.
     """
     trainer = _Trainer(model, train_tokens, validation_tokens, config, seed, checkpoints, selection_tokens)
     trainer.run()
@@ -120,7 +124,16 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
             patience=config.patience, device_batch=DeviceBatch(device, config.num_streams),
             steps_per_pass=math.ceil((len(train_tokens) // config.num_streams - 1) / config.segment_tokens),
         )  # fmt: skip
+<<<<<<< HEAD
         self.train_tokens, self.judges = train_tokens, validation_tokens
+=======
+        if self.world.size > config.num_streams:
+            raise ValueError(
+                f"train_baseline: expected at most num_streams = {config.num_streams} ranks, given {self.world.size}"
+            )
+        self.streams = self.world.part(slice(0, config.num_streams))  # of the streams, those that this rank reads
+        self.train_tokens, self.validation_tokens = train_tokens, validation_tokens
+>>>>>>> main
         torch.manual_seed(derived_generator("baseline", config.network, seed).initial_seed())
         self.network = build_network(config).to(device)
         self.bias: Tensor | None = None
@@ -141,29 +154,40 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
         self.network.train()
         head = self._training_head(number)
         for tokens, targets in islice(self._segments(number), self.within.steps, None):
-            nats, self.within.carried = self.device_batch.fit(
-                len(tokens), partial(self._gradients, head, tokens, targets)
-            )
+            own, own_targets = tokens[self.streams], targets[self.streams]
+            nats, state = self.device_batch.fit(len(own), partial(self._gradients, head, own, own_targets))
+            self.within.carried = mapped_state(state, self._of_all_streams)
+            self.world.add_up_gradients(self.network.parameters())
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
             self.optimizer.step()
             self.schedule.step()
-            self.within.add(training_loss=nats)
+            self.within.add(training_loss=self.world.total(nats))
             yield
 
+    def _of_all_streams(self, state: Tensor) -> Tensor:
+        """From those of this rank's: a checkpoint is gone on from by any number of ranks."""
+        return self.world.gathered(state, self.config.num_streams)
+
     def _gradients(self, head: Head | SampledHead, tokens: Tensor, targets: Tensor, size: int) -> tuple[Tensor, Any]:
-        """Of a segment `[B, T]`, ``size`` streams at once: the sum of its nats, and the state it leaves."""
+        """Of this rank's part of a segment `[B, T]`, ``size`` streams at once: the sum of its nats, and the state it
+        leaves."""
         self.optimizer.zero_grad(set_to_none=True)
-        nats, states = [], []
-        entering = split_state(self.within.carried, size)
-        for part, part_targets, state in zip(tokens.split(size), targets.split(size), entering):
-            hidden, left = self.network(self.model.embed(part), state)
+        nats, states, count, drawn = [], [], self.config.num_streams, generator_states(self.device)
+        entering = split_state(mapped_state(self.within.carried, lambda state: state[self.streams]), size)
+        places = range(self.streams.start, self.streams.stop, size)
+        for part, part_targets, state, first in zip(tokens.split(size), targets.split(size), entering, places):
+            with rows_drawn(RowsOf(first, count), len(part), drawn, self.device):
+                hidden, left = self.network(self.model.embed(part), state)
             loss = head.loss(self._for_head(hidden), part_targets.reshape(-1)).mean_nats
-            (loss * (len(part) / len(tokens))).backward()  # type: ignore[no-untyped-call]
+            (loss * (len(part) / count)).backward()  # type: ignore[no-untyped-call]
             nats.append(loss.detach().double() * part.numel())
             states.append(left)
         return torch.stack(nats).sum(), joined_states(states)
 
     def judged(self, number: int) -> tuple[BaselineEpoch, float]:
+        return self.world.from_first(lambda: self._row(number))
+
+    def _row(self, number: int) -> tuple[BaselineEpoch, float]:
         streams = self.config.num_streams
         train_loss = float(self.within.sums["training_loss"]) / (streams * (len(self.train_tokens) // streams - 1))
         validation_loss = float(self._nats(self.chooses, self.head).mean())
@@ -179,7 +203,12 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
     def result(self) -> BaselineResult:
         """Of the best weights, judged once more by exact products."""
         self.network.load_state_dict(self.best.weights)
+<<<<<<< HEAD
         nats = self._judged_nats(Head(self.weight, "direct" if self.method == "direct" else "blocks"))
+=======
+        exact = Head(self.weight, "direct" if self.method == "direct" else "blocks")
+        nats = self.world.from_first(lambda: self._judged(exact))
+>>>>>>> main
         trained = sum(parameter.numel() for parameter in self.network.parameters())
         return BaselineResult(self.rows, self.best.number, nats, trained, self.watch.total(), self.watch.earlier)
 

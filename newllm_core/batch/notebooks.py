@@ -109,7 +109,7 @@ def run_notebook(
         return _execute(job, progress_bar)
 
 
-def _alone(job: Job) -> AbstractContextManager[None]:
+def _alone(job: Job) -> AbstractContextManager[bool]:
     """One process at a time writes an output; the next one waits."""
     return owned(job.output.with_name(f".{job.output.name}.lock"))
 

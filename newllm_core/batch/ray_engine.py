@@ -1,16 +1,20 @@
 """Tasks on a Ray cluster (`pip install -e '.[ray]'`): cores and GPUs as resources, lost nodes replaced by others.
 
-All machines have this package, and one folder for data and results (`NEWLLM_HOME`): a task that is tried on another
-machine goes on from the checkpoint there. Its threads are set by the task itself: Ray sets OMP_NUM_THREADS anew for
-each, but torch in a worker keeps the number of the first.
+All machines have this package at the same place. Those that see this one's results folder work in it; from others,
+copies of checkpoints and results are carried here, and to where a lost task is tried again (`carried.py`). Threads are
+set by the task itself: Ray sets OMP_NUM_THREADS anew for each, but torch in a worker keeps the number of the first.
 """
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from newllm_core.batch.carried import FolderKeeper, carried
 from newllm_core.batch.tasks import RETRIES, Ended, EngineError, Task, died, run_task
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
@@ -19,6 +23,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's rule t
 try:
     import ray
     from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError as error:
     raise EngineError("engine 'ray': expected the package ray; pip install -e '.[ray]'") from error
 
@@ -37,31 +42,88 @@ class RayEngine:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Ended]]:
         """As ``Engine.run``. When it is left early, the tasks are interrupted, and save."""
-        with _cluster(self.address):
+        with _cluster(self.address), _marks(tasks) as marks:
             _refuse_large(tasks)
+            keeper = _keeper() if marks else None
             waiting, running = list(range(len(tasks)))[::-1], dict[Any, int]()
             try:
                 while waiting or running:
                     while waiting and len(running) < self.workers:
                         place = waiting.pop()
-                        running[self._begin(tasks[place])] = place
+                        task = tasks[place]
+                        running[self._begin(task, keeper, marks.get(task.copies))] = place
                     (ready, *_), _ = ray.wait(list(running), num_returns=1)
-                    yield running.pop(ready), _ended(ready, self.retries)
+                    place = running.pop(ready)
+                    yield place, _ended(tasks[place], ready, self.retries)
             finally:
                 for reference in running:
                     ray.cancel(reference)
 
-    def _begin(self, task: Task) -> Any:
+    def _begin(self, task: Task, keeper: Any, mark: Path | None) -> Any:
         """Ray itself tries a task again whose worker or node died; an error is an answer, and is not."""
         options = {"num_cpus": task.cores, "num_gpus": task.gpus, "max_retries": self.retries}
-        return ray.remote(run_task).options(name=task.name, retry_exceptions=False, **options).remote(task)
+        work = ray.remote(_run).options(name=task.name, retry_exceptions=False, **options)
+        return work.remote(task, keeper, mark)
 
 
-def _ended(reference: Any, retries: int) -> Ended:
+def _run(task: Task, keeper: Any, mark: Path | None) -> tuple[Ended, bytes]:
+    """What became of the task, and its log where the machine that gave it does not see that."""
+    if mark is None or mark.exists():
+        return run_task(task), b""
+    assert task.copies is not None and task.copying_work is not None
+    task.log.unlink(missing_ok=True)  # of an earlier task: what is written there is added to the log that counts
+    with carried(_Remote(keeper), task.copies):
+        ended = run_task(replace(task, work=task.copying_work))
+    shutil.rmtree(task.copies, ignore_errors=True)
+    return ended, task.log.read_bytes()
+
+
+class _Remote:
+    """A FolderKeeper on the machine that gave the tasks."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def names(self, folder: Path) -> list[str]:
+        found: list[str] = ray.get(self._actor.names.remote(folder))
+        return found
+
+    def read(self, folder: Path, name: str, start: int) -> bytes:
+        found: bytes = ray.get(self._actor.read.remote(folder, name, start))
+        return found
+
+    def write(self, folder: Path, name: str, start: int, chunk: bytes) -> None:
+        ray.get(self._actor.write.remote(folder, name, start, chunk))
+
+
+def _keeper() -> Any:
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(FolderKeeper).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+@contextmanager
+def _marks(tasks: Sequence[Task]) -> Iterator[dict[Path | None, Path]]:
+    """By folder of copies, a file that whoever sees this machine's results sees too."""
+    folders = {task.copies for task in tasks if task.copies is not None and task.copying_work is not None}
+    with ExitStack() as stack:
+        marks = dict[Path | None, Path]()
+        for parent in {folder.parent for folder in folders}:
+            parent.mkdir(parents=True, exist_ok=True)
+            mark = Path(stack.enter_context(tempfile.NamedTemporaryFile(prefix=".seen-", dir=parent)).name)
+            marks |= {folder: mark for folder in folders if folder.parent == parent}
+        yield marks
+
+
+def _ended(task: Task, reference: Any, retries: int) -> Ended:
+    ended: Ended
     try:
-        ended: Ended = ray.get(reference)
+        ended, log = ray.get(reference)
     except RayError as error:
         return died(str(error), retries + 1)
+    if log:
+        task.log.parent.mkdir(parents=True, exist_ok=True)
+        with task.log.open("ab") as stream:
+            stream.write(log)
     return ended
 
 

@@ -4,6 +4,8 @@ All nodes have this package, and one folder for data and results. Without SLURM,
 processes of this machine (``cluster="local"``).
 """
 
+import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -12,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from newllm_core.batch.tasks import RETRIES, Ended, EngineError, Task, died, run_task
@@ -27,11 +30,38 @@ _LOOKS_MISSED = 3  # in its queue, without a result, until a job counts as dead
 _TIMEOUTS = 10_000  # a long run may be preempted as often as it is
 
 
+# By which SLURM, or submitit's local executor, says that a job's time is over; submitit's own name for it.
+PREEMPTED = signal.Signals[f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"]
+
+
 class _GoesOn(submitit.helpers.Checkpointable):
-    """Tells submitit that the same call goes on where a preempted one stopped: the run has its own checkpoint."""
+    """Tells submitit that the same call goes on where a preempted one stopped: the run has its own checkpoint.
+
+    submitit ends the process at once, wherever it is. So a training is first asked to save, which it does after its
+    step; then submitit does what it would have done.
+    """
 
     def __call__(self, task: Task) -> Ended:
-        return run_task(task)
+        queue_again, untrained = signal.getsignal(PREEMPTED), signal.getsignal(signal.SIGTERM)
+        assert callable(queue_again)
+        asked = False
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            nonlocal asked
+            if signal.getsignal(signal.SIGTERM) == untrained:  # nothing is being trained, so there is nothing to save
+                queue_again(number, frame)
+            asked = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        signal.signal(PREEMPTED, ask)
+        try:
+            return run_task(task)
+        except SystemExit:
+            if asked:
+                queue_again(PREEMPTED, None)
+            raise
+        finally:
+            signal.signal(PREEMPTED, queue_again)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """A sweep on an engine: what is unfinished as tasks, what became of each, a summary table and picture of all."""
 
 import re
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from newllm_core.comparison.accuracy import accuracy_table
 from newllm_core.comparison.leaderboard import standings, standings_table
 from newllm_core.comparison.paired import comparison_table
 from newllm_core.comparison.tables import readable_table
-from newllm_core.config.schema import config_hash
+from newllm_core.config.schema import changed, config_hash
 from newllm_core.report.comparison import plot_comparison
 from newllm_core.report.leaderboard import plot_standings
 from newllm_core.report.style import save_figure
@@ -61,6 +62,7 @@ def run_sweep(sweep: Sweep, engine: Engine, folder: Path) -> list[Outcome]:
     }
     for number, ended in ended_as_shown(engine, tasks):
         point = sweep.points[unfinished[number]]
+        _take_up(sweep.runner, point, folder)
         outcomes[unfinished[number]] = _outcome(point, ended, tasks[number].log)
     in_order = [outcomes[place] for place in range(len(sweep.points))]
     write_text(folder / "runs.csv", _runs_table(in_order).to_csv(index=False))
@@ -75,12 +77,32 @@ def task_of(runner: Runner, point: Point, folder: Path) -> Task:
     """The run of one point; with a GPU of its own where it computes on one."""
     run = point.settings.run
     gpus = int(run.device == "cuda" or (run.device == "auto" and torch.cuda.is_available()))
-    return Task(str(point), partial(run_point, runner, point), log_of(point, folder), run.num_threads, gpus)
+    work, log, copies = partial(run_point, runner, point), log_of(point, folder), copies_of(point, folder)
+    copying = None if run.copy_to else partial(run_point, runner, _with_copies(point, copies))
+    return Task(str(point), work, log, run.num_threads, gpus, copies, copying)
 
 
 def run_point(runner: Runner, point: Point) -> None:
-    """What a task of a sweep does. Its record lies in the results folder, which all machines of an engine share."""
+    """What a task of a sweep does. Its record lies in the results folder."""
     runner.run(point)
+
+
+def copies_of(point: Point, folder: Path) -> Path:
+    """Where a machine that does not see the results folder leaves copies of a run, and where they arrive."""
+    return folder / "copies" / log_of(point, folder).stem
+
+
+def _with_copies(point: Point, copies: Path) -> Point:
+    return replace(point, settings=changed(point.settings, {"copy_to": str(copies)}))
+
+
+def _take_up(runner: Runner, point: Point, folder: Path) -> None:
+    """What arrived of a run as copies becomes its folder here."""
+    copies = copies_of(point, folder)
+    if copies.is_dir():
+        runner.take_up(_with_copies(point, copies))
+        if runner.finished(point) is not None:
+            shutil.rmtree(copies)
 
 
 def log_of(point: Point, folder: Path) -> Path:

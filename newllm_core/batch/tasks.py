@@ -36,6 +36,8 @@ class Task:
         log: what the work prints goes there, also what C code prints, and is added to at every try.
         cores: that it computes with; the work sets its own threads.
         gpus: that it computes with.
+        copies: folder for copies of what it has so far, of a machine that does not see this one's results.
+        copying_work: ``work`` that leaves them there; None: none is left.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Task:
     log: Path
     cores: int = 1
     gpus: int = 0
+    copies: Path | None = None
+    copying_work: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)

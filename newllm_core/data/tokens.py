@@ -21,14 +21,21 @@ from torch import Tensor
 from newllm_core.config.hyperparameters import DataConfig
 from newllm_core.data.corpus import Corpus, open_corpus
 from newllm_core.data.errors import DataError
+<<<<<<< HEAD
 from newllm_core.data.samples import Samples, conversations_needed, load_samples, select_samples
 from newllm_core.data.validation import HeldOutText, held_out_text
 from newllm_core.data.vocabulary import Vocabulary, gpt2_vocabulary, load_vocabulary
 from newllm_core.data.word_vocabulary import word_vocabulary
 from newllm_core.runs.files import RunError, map_tensors, save_tensors, sha256_tensors
 from newllm_core.runs.progress import progress_bar
+=======
+from newllm_core.data.samples import conversations_needed, load_samples, select_samples
+from newllm_core.data.shards import write_by_shards
+from newllm_core.data.validation import ValidationText, validation_text
+from newllm_core.data.vocabulary import Vocabulary, gpt2_vocabulary, load_vocabulary, vocabulary_sha256
+from newllm_core.runs.files import RunError, map_tensors, sha256_tensors
+>>>>>>> main
 
-PROGRESS_FROM = 2000  # conversations; fewer take at most a few seconds
 ENCODE_BATCH = 256  # conversations encoded in parallel at once, fewer where they are long:
 ENCODE_CHARACTERS = 2_000_000  # up to 200 bytes of memory for each
 logger = logging.getLogger("newllm")
@@ -162,9 +169,7 @@ def load_token_streams(config: DataConfig, data_dir: Path) -> TokenData:
     path = token_cache_path(config, corpus, vocabulary.sha256, data_dir)
     cached = _read_cache(path, vocabulary.size)
     if cached is None or len(cached[1]) <= config.num_samples:
-        cached = _extend(cached, samples(), tokenizer)
-        save_tensors(path, dict(zip(("tokens", "boundaries"), cached, strict=True)))
-        cached = _read_cache(path, vocabulary.size) or cached
+        cached = _extended(path, samples().train, vocabulary)
     boundaries = cached[1][: config.num_samples + 1]
     indices = select_samples(config, conversations_needed(config))
     train = TokenStream(cached[0][: boundaries[-1]], boundaries, tuple(indices), origin, vocabulary)
@@ -178,8 +183,8 @@ def token_cache_path(config: DataConfig, corpus: Corpus, vocabulary_sha256: str,
     return data_dir / corpus.key / f"tokens-{digest[:8]}.safetensors"
 
 
-def _read_cache(path: Path, vocab_size: int) -> tuple[Tensor, Tensor] | None:
-    """Tokens and boundaries; None when there is no cache, or none that can be trusted."""
+def _read_cache(path: Path, vocab_size: int, *, say: bool = True) -> tuple[Tensor, Tensor] | None:
+    """Tokens and boundaries; None when there is no cache, or none that can be trusted, which is said."""
     if not path.exists():
         return None
     try:
@@ -187,18 +192,22 @@ def _read_cache(path: Path, vocab_size: int) -> tuple[Tensor, Tensor] | None:
         tokens, boundaries = tensors["tokens"], tensors["boundaries"]
         check_stream(tokens, boundaries, vocab_size)
     except (RunError, SafetensorError, KeyError, DataError) as error:
-        logger.warning("token cache %s cannot be used (%s): tokenising anew", path, error)
+        if say:
+            logger.warning("token cache %s cannot be used (%s): tokenising anew", path, error)
         return None
     return tokens, boundaries
 
 
-def _extend(cached: tuple[Tensor, Tensor] | None, samples: Samples, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
-    """Tokens and boundaries of all training samples; only those beyond the cached ones are encoded."""
-    if cached is None:
-        return encode_conversations(tokenizer, samples.train)
-    tokens, boundaries = cached
-    new_tokens, new_boundaries = encode_conversations(tokenizer, samples.train[len(boundaries) - 1 :])
-    return torch.cat([tokens, new_tokens]), torch.cat([boundaries, new_boundaries[1:] + len(tokens)])
+def _extended(path: Path, texts: Sequence[str], vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+    """Tokens and boundaries of all ``texts``, or more; only those beyond the cached ones are encoded."""
+    cached = _read_cache(path, vocabulary.size, say=False)
+    while cached is None or len(cached[1]) <= len(texts):  # again where another process has written a shorter one
+        first = 0 if cached is None else len(cached[1]) - 1
+        write_by_shards(path, cached, texts[first:], lambda some: encode_conversations(vocabulary.tokenizer, some))
+        cached = _read_cache(path, vocabulary.size)
+        if cached is None:
+            raise DataError(f"{path}: expected tokens of {len(texts)} conversations, found none in them")
+    return cached
 
 
 def encode_held_out(tokenizer: Tokenizer, text: HeldOutText) -> tuple[Tensor, Tensor]:
@@ -215,14 +224,10 @@ def encode_held_out(tokenizer: Tokenizer, text: HeldOutText) -> tuple[Tensor, Te
 def encode_conversations(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Encode each text by itself: int64 tokens [num_tokens] and boundaries [len(texts) + 1]."""
     pieces, lengths = [], [0]
-    with progress_bar(
-        total=len(texts), desc="tokenising", unit=" conversations", disable=len(texts) <= PROGRESS_FROM
-    ) as bar:
-        for batch in _batches(texts):
-            for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-                pieces.append(torch.tensor(encoding.ids, dtype=torch.int64))
-                lengths.append(len(encoding.ids))
-            bar.update(len(batch))
+    for batch in _batches(texts):
+        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+            pieces.append(torch.tensor(encoding.ids, dtype=torch.int64))
+            lengths.append(len(encoding.ids))
     return torch.cat(pieces), torch.tensor(lengths, dtype=torch.int64).cumsum(0)
 
 

@@ -97,7 +97,8 @@ def run_phase1_only(settings: Settings, run_dir: Path, phase1_dir: Path, data_di
 def phase1_only_place(settings: Settings, run_dir: Path, phase1_dir: Path) -> RunFolder:
     """The same as it is kept."""
     identity = run_identity(settings, phase1_only=True)
-    return RunFolder(run_dir / RECORD_NAME, run_dir / PHASE2_CHECKPOINT, identity, files=phase1_files(phase1_dir))
+    record, checkpoint, copy_to = run_dir / RECORD_NAME, run_dir / PHASE2_CHECKPOINT, settings.run.copy_to
+    return RunFolder(record, checkpoint, identity, files=phase1_files(phase1_dir), copy_to=copy_to)
 
 
 def run_experiment(

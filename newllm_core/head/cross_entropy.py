@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from newllm_core.head import rounded_softmax
-from newllm_core.head.rounded_softmax import RoundedSoftmax
+from newllm_core.head.rounded_softmax import RoundedSoftmax, rounded_operand
 from newllm_core.runs.files import RunError
 from newllm_core.runs.products import has_bf16_products
 from newllm_core.runs.reproducibility import runs_kernels
@@ -104,7 +104,10 @@ class Head:
             from newllm_core.head.triton_cross_entropy import half_operand
 
             return half_operand(self.weight)
-        return self.weight.detach().to(torch.bfloat16) if self.method == "blocks-bf16" else self.weight.detach()
+        weight = self.weight.detach()
+        if self.method != "blocks-bf16":
+            return weight
+        return rounded_operand(weight) if weight.device.type == "cpu" else weight.to(torch.bfloat16)
 
     def loss(self, hidden: Tensor, targets: Tensor) -> HeadLoss:
         """`hidden [n, E], targets [n]` -> mean loss and number of correct arg-max predictions."""
@@ -198,7 +201,7 @@ def _swept(
         softmax = RoundedSoftmax(hidden, targets, operand, wants_mean)
         if softmax.in_range():
             return softmax
-    return _OnlineSoftmax(hidden, targets, operand, wants_mean)
+    return _OnlineSoftmax(hidden, targets, operand[:, : hidden.shape[1]], wants_mean)
 
 
 def _sweep_fused(
@@ -228,7 +231,8 @@ class _BlockedCrossEntropy(torch.autograd.Function):
             if gradient is not None and part.gradient is not None:
                 torch.div(part.gradient, len(hidden), out=gradient[part.rows])
         # The weight's own gradient, of a head that is trained, is made of blocks in any case.
-        blocks = weight.detach().to(torch.bfloat16) if operand.dtype == torch.float16 and wants_weight else operand
+        fused = operand.dtype == torch.float16
+        blocks = weight.detach().to(torch.bfloat16) if fused and wants_weight else operand[:, : weight.shape[1]]
         ctx.save_for_backward(gradient, *((hidden, targets, blocks) if wants_weight else ()))
         ctx.mark_non_differentiable(correct)
         return nats.mean(), correct

@@ -10,12 +10,20 @@ of the time; so whether the target is the arg-max costs little.
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 # All rows of a batch at once: a block of the head is brought into the order that the matrix units read for each group
 # of rows anew. Logits of 2,048 rows and 1,024 columns are 4 MB.
 BLOCK_ROWS = 2048
 _BLOCK_COLUMNS = 1024
+# Columns that the matrix units take at once: with E + 2, as a bias makes them, products take up to twice as long.
+_COLUMNS_AT_ONCE = 32
 _SMALLEST, _LARGEST = 1e-30, 1e30  # sums of exponentials whose products with the head's rows are finite
+
+
+def rounded_operand(weight: Tensor) -> Tensor:
+    """The head `[V, E]` in bfloat16, with columns of zeros up to a multiple of 32."""
+    return functional.pad(weight.to(torch.bfloat16), (0, -weight.shape[1] % _COLUMNS_AT_ONCE))
 
 
 class RoundedSoftmax:
@@ -24,7 +32,7 @@ class RoundedSoftmax:
     Args:
         hidden: `[n, E]`, n at most BLOCK_ROWS.
         targets: `[n]`.
-        operand: bfloat16 `[V, E]`, the head.
+        operand: bfloat16 `[V, E]`, the head; further columns must be zeros (``rounded_operand``).
         wants_mean: whether `expected_row` will be asked for.
 
     Attributes:
@@ -37,11 +45,12 @@ class RoundedSoftmax:
         self._targets = targets
         self._best = torch.full((num_rows,), -1, dtype=torch.int16)
         self._total = hidden.new_zeros(num_rows)
-        self._weighted = torch.zeros_like(hidden) if wants_mean else None
+        self._width = hidden.shape[1]
+        rounded = functional.pad(hidden.to(operand.dtype), (0, operand.shape[1] - self._width))
+        self._weighted = hidden.new_zeros(rounded.shape) if wants_mean else None
         # Reused for all blocks: fresh pages for each would cost as much as the exponentials.
         self._logits = operand.new_empty(num_rows * _BLOCK_COLUMNS)
-        self._product = operand.new_empty(hidden.shape if wants_mean else 0)
-        rounded = hidden.to(operand.dtype)
+        self._product = operand.new_empty(rounded.shape if wants_mean else 0)
         for first in range(0, len(operand), _BLOCK_COLUMNS):
             self._add_block(rounded, operand[first : first + _BLOCK_COLUMNS], first)
 
@@ -76,4 +85,4 @@ class RoundedSoftmax:
     def expected_row(self) -> Tensor:
         """`Σ_v p_v w_v`, `[n, E]`."""
         assert self._weighted is not None
-        return self._weighted / self._total[:, None]
+        return self._weighted[:, : self._width] / self._total[:, None]

@@ -56,7 +56,7 @@ def copy_files(copies: Path, files: Mapping[str, Path], reached: str) -> bool:
                 for name, path in files.items():
                     zipped.write(path, name)
             archive.with_suffix(f".{sha256_file(archive)}").touch(exist_ok=False)
-            _remove_older(copies)
+            remove_older(copies)
     except (OSError, RunError) as error:
         logger.warning("no copy was written: %s", error)
         return False
@@ -81,7 +81,18 @@ def _say_further(archive: Path) -> None:
     )  # fmt: skip
 
 
-def _remove_older(copies: Path) -> None:
+def has_finished(copies: Path) -> bool:
+    """Whether there is a copy of the finished run."""
+    return os.path.isdir(copies) and any(mark.stem.endswith(f"-{FINISHED}") for mark in _marks(copies))  # noqa: PTH112
+
+
+def is_copy(name: str) -> bool:
+    """Whether a file of this name is a copy's, or its mark."""
+    return bool(_MARK.fullmatch(name) or (name.endswith(".zip") and _STEM.fullmatch(name.removesuffix(".zip"))))
+
+
+def remove_older(copies: Path) -> None:
+    """All but the newest that are whole."""
     marks = _marks(copies)
     kept = {mark.stem for mark in marks[:_NUM_KEPT]}
     oldest = min(kept, default="")

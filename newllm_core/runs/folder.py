@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from newllm_core.runs.checkpoint import CHECKPOINT_NAME, CheckpointPlace, discard_checkpoint
-from newllm_core.runs.copies import FINISHED, copies_folder, copy_files, restore
+from newllm_core.runs.copies import FINISHED, copies_folder, copy_files, has_finished, restore
 from newllm_core.runs.files import REFERENCE_DIR, checksum_path, read_json, save_tensors, write_json
 from newllm_core.runs.host_memory import memory_errors_named, refuse_scarce_memory
 from newllm_core.runs.identity import Identity, refuse_other_run
@@ -120,6 +120,8 @@ class RunFolder:
                 record = self._finished()
             if record is None:
                 refuse_scarce_memory(folder)
+            else:
+                self.copy_finished()  # the place may have been away when it was made
             yield record
 
     @property
@@ -134,8 +136,8 @@ class RunFolder:
         return {**found, "record": self.record_path}
 
     def copy_finished(self) -> None:
-        """To the second place, if there is one."""
-        if self.copies is not None:
+        """To the second place, if there is one that has none."""
+        if self.copies is not None and not has_finished(self.copies):
             copy_files(self.copies, {name: path for name, path in self._results().items() if path.is_file()}, FINISHED)
 
     def _restored(self) -> bool:

@@ -34,21 +34,30 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
         yield
 
 
+class _HeldError(Exception):
+    """Somebody else has the lock."""
+
+
 @contextmanager
-def owned(path: Path) -> Iterator[None]:
+def owned(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Be the one process that works on what the lock file ``path`` stands for; wait for the one before.
 
-    Its end, however it comes, ends the lock too. While it is held, the file says by whom and since when.
+    Its end, however it comes, ends the lock too. While it is held, the file says by whom and since when. Always True,
+    and without ``wait`` False where somebody works on it now.
     """
-    with disk_errors_named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = _locked(path)
+    try:
+        with disk_errors_named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = _locked(path, wait)
+    except _HeldError:
+        yield False
+        return
     if stream is None:
-        with _leased(path):
-            yield
+        with _leased(path, wait) as mine:
+            yield mine
         return
     try:
-        yield
+        yield True
     finally:
         with stream, disk_errors_named(path):
             path.unlink(missing_ok=True)  # before the lock ends: who waits for it then makes a new one
@@ -67,13 +76,15 @@ def remove_abandoned_lock(path: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _locked(path: Path) -> IO[str] | None:
-    """The lock, when we have it; None where the file system has no locks."""
+def _locked(path: Path, wait: bool) -> IO[str] | None:
+    """The lock, when we have it; None where the file system has no locks. Raises _HeldError instead of waiting."""
     said = False
     while True:
         stream = path.open("a+", encoding="utf-8")
         try:
             if not _try_lock(stream):
+                if not wait:
+                    raise _HeldError
                 said = said or _say_who(path)
                 fcntl.flock(stream, fcntl.LOCK_EX)
             if _is_at(path, stream):
@@ -111,20 +122,23 @@ def _is_at(path: Path, stream: IO[str]) -> bool:
 
 
 @contextmanager
-def _leased(path: Path) -> Iterator[None]:
-    """A file that only one can make, renewed while we work."""
+def _leased(path: Path, wait: bool) -> Iterator[bool]:
+    """A file that only one can make, renewed while we work; False where another has it and we do not wait."""
     mine = _signature()
     said = False
     while not _take_lease(path, mine):
         if _is_abandoned(path):
             path.unlink(missing_ok=True)
+        elif not wait:
+            yield False
+            return
         else:
             said = said or _say_who(path)
             time.sleep(_LOOK_SECONDS)
     ended = threading.Event()
     threading.Thread(target=_renew, args=(path, mine, ended), daemon=True).start()
     try:
-        yield
+        yield True
     finally:
         ended.set()
         if _holds(path, mine):  # not the lease of somebody who took ours for abandoned

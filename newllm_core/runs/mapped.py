@@ -29,23 +29,23 @@ _mappings = weakref.WeakValueDictionary[int, mmap.mmap]()
 _given_back_at = 0  # bytes of files, libraries among them, that were in memory when pages were last given back
 
 
-def new_mapped(shape: Sequence[int], folder: Path) -> Tensor:
-    """A float32 tensor in a nameless file in ``folder``, which goes with it. Raises RunError where there is no room."""
-    num_bytes = math.prod(shape) * torch.float32.itemsize
+def new_mapped(shape: Sequence[int], folder: Path, kind: torch.dtype = torch.float32) -> Tensor:
+    """A tensor in a nameless file in ``folder``, which goes with it. Raises RunError where there is no room."""
+    what, num_bytes = "contexts" if kind == torch.float32 else "tokens", math.prod(shape) * kind.itemsize
     if num_bytes > free_address_bytes():
         raise RunError(
-            f"contexts take {num_bytes / 1e6:,.1f} MB, and the limit of address space (ulimit -v) leaves "
+            f"{what} take {num_bytes / 1e6:,.1f} MB, and the limit of address space (ulimit -v) leaves "
             f"{free_address_bytes() / 1e6:,.1f} MB. Raise it, or use fewer conversations or a smaller context_dim"
         )
     # Beside the results, where space is looked for: a temporary folder is often small, or memory itself. All of it is
     # taken now, since a disk that is full later would end the process without a word. The mapping holds the file; its
     # name may go at once, so that nothing is left behind whatever happens.
-    with disk_errors_named(folder / "contexts", num_bytes):
+    with disk_errors_named(folder / what, num_bytes):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=".newllm-contexts-", dir=folder) as file:
+        with tempfile.NamedTemporaryFile(prefix=f".newllm-{what}-", dir=folder) as file:
             os.posix_fallocate(file.fileno(), 0, num_bytes)
             mapping = mmap.mmap(file.fileno(), num_bytes)
-    return _registered(mapping).view(torch.float32).view(tuple(shape))
+    return _registered(mapping).view(kind).view(tuple(shape))
 
 
 def map_file(path: Path) -> Tensor:

@@ -31,6 +31,7 @@ from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import read_json
 from newllm_core.runs.progress import Stopwatch
 from newllm_core.runs.reproducibility import derived_generator
+from newllm_core.runs.world import current_world
 from newllm_core.studies.sweep import Point, Record
 from newllm_core.studies.variants import LeaderboardVariant
 from newllm_core.training.phase1 import Phase1Result, train_phase1
@@ -78,7 +79,8 @@ def run_row(
     elif isinstance(point.variant, LeaderboardVariant) and point.variant.kind in ("model", "control"):
         fitted = _fit_model(point.variant.contexts, prepared, settings, phase1_folder, checkpoints)
     else:
-        nats, details = BASELINES[point.variant.name].builder(train, validation, len(prepared.embeddings.matrix))
+        build, size = BASELINES[point.variant.name].builder, len(prepared.embeddings.matrix)
+        nats, details = current_world().from_first(lambda: build(train, validation, size))
         fitted = _Fitted(nats, 0, details)
     took = watch.total()
     seconds = {"seconds": took.wall, "cpu_seconds": took.cpu + fitted.earlier_cpu_seconds}

@@ -119,6 +119,10 @@ class ExperimentRunner:
             run=settings.run, data_dir=data_dir, phase1_dir=phase1_dir,
         )  # fmt: skip
 
+    def take_up(self, point: Point) -> None:
+        with self._place(point).held():
+            pass
+
 
 @dataclass(frozen=True)
 class RowRunner:
@@ -195,6 +199,10 @@ class RowRunner:
             network = self._sections(point).get("network")
             row = run_row(point, network, self.folder / PHASE1_FOLDER, held.checkpoints, self.data_dir)
             return held.finish(row, {})
+
+    def take_up(self, point: Point) -> None:
+        with self._place(point).held():
+            pass
 
 
 def _network_cost(config: BaselineConfig, prepared: Prepared) -> Cost:

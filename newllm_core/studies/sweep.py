@@ -146,6 +146,9 @@ class Runner(Protocol):
     # Begins a run, or goes on with it.
     def run(self, point: Point) -> Record: ...
 
+    # What there is of it in the point's `copy_to` becomes its folder, where that has nothing yet; nothing is run.
+    def take_up(self, point: Point) -> None: ...
+
 
 class Sweep:
     """Every variant of ``base`` with every seed.

@@ -23,7 +23,7 @@ from newllm_core.contexts.shooting import exact_contexts
 from newllm_core.contexts.store import context_file
 from newllm_core.data.stream import ring_segments
 from newllm_core.gpu_memory import DeviceBatch, accumulate_in_parts
-from newllm_core.head.cross_entropy import choose_head, frozen_head_cross_entropy
+from newllm_core.head.cross_entropy import choose_head, frozen_head_cross_entropy, with_output_bias, with_unit_columns
 from newllm_core.losses import diversity_loss, diversity_over_ranks
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.model.dropout import RowsOf, dropout
@@ -42,6 +42,7 @@ from newllm_core.training.loop import PassState
 from newllm_core.training.rounded import linear
 from newllm_core.training.segment import segment_contexts
 
+_TYPES_AT_ONCE, _LOG_NO_COUNT = 128, -1e4  # whose exponential is zero beside any score's
 _HELD_OUT_ROWS = 1024  # of the held-out loss, computed at once
 # Of a step, in the order in which it gives them.
 _FIGURES = ("prediction", "diversity", "total", "gradient_norm", "cvfp", "converged")
@@ -59,14 +60,22 @@ def contrastive_loss(
             in: without them the optimum would not be the mutual information.
         negatives: `[k]` token ids, k >= 0.
         embeds: `[V, E]`, what predictions are compared with.
-        method: of `head.cross_entropy`, whose frozen head the candidates are.
+        method: of `head.cross_entropy`. All but "direct" read each token type once, a third of the candidates here,
+            and count it as often as it stands among them.
         own: which of ``targets`` are those of the predictions; None: all of them.
     """
-    candidates = functional.embedding(torch.cat([targets, negatives]), embeds)
+    candidates = torch.cat([targets, negatives])
     own = torch.arange(len(targets), device=targets.device) if own is None else own
     if method == "direct":
-        return functional.cross_entropy(predicted @ candidates.T, own)
-    return frozen_head_cross_entropy(predicted, candidates, own, method=method)
+        return functional.cross_entropy(predicted @ functional.embedding(candidates, embeds).T, own)
+    types, places, counts = candidates.unique(return_inverse=True, return_counts=True)
+    # c · exp(score) = exp(score + log c); a target's own score goes without. Few sizes, as products of a size that is
+    # new are slow: rows of no weight fill up.
+    unused, own_types = -len(types) % _TYPES_AT_ONCE, places[own]
+    log_counts = functional.pad(counts.to(predicted.dtype).log(), (0, unused), value=_LOG_NO_COUNT)
+    head = with_output_bias(functional.embedding(functional.pad(types, (0, unused)), embeds), log_counts)
+    nats = frozen_head_cross_entropy(with_unit_columns(predicted), head, own_types, method=method)
+    return nats + log_counts[own_types].mean()
 
 
 def regression_loss(predicted: Tensor, targets: Tensor, embeds: Tensor) -> Tensor:
@@ -334,8 +343,9 @@ class PredictivePass:
         if self.config.objective == "regression":
             return float(regression_loss(predicted, targets, self.targets))
         negatives = self._negatives(derived_generator("held-out negatives"))
+        method = "direct" if predicted.is_cuda else "blocks"  # a figure, so with exact products
         parts = [
-            contrastive_loss(some, ids, negatives, self.targets) * len(some)
+            contrastive_loss(some, ids, negatives, self.targets, method) * len(some)
             for some, ids in zip(predicted.split(_HELD_OUT_ROWS), targets.split(_HELD_OUT_ROWS), strict=True)
         ]
         return float(torch.stack(parts).sum()) / len(predicted)

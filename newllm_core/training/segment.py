@@ -54,6 +54,8 @@ class _Layer:
         self.before, self.raw = torch.empty_like(part), torch.empty_like(part)
         self.parts, self.befores, self.raws = part.unbind(), self.before.unbind(), self.raw.unbind()
         self.read, self.means, self.scales = list[Tensor](), list[Tensor](), list[Tensor]()
+        self.read_room: Tensor | None = None
+        self.of_gain = None if gain is None else torch.zeros_like(self.parts[0])  # summed over tokens, `[B, C]`
 
     def step(self, context: Tensor, token: int) -> Tensor:
         """The token's context, from the one before it (or the layer below); both `[B, C]`."""
@@ -66,12 +68,16 @@ class _Layer:
         self.scales.append(scale)
         return output
 
+    def room_to_read(self) -> Sequence[Tensor]:
+        """For what each token reads, `[B, C]`, where it is written for this layer alone: then nothing is stacked."""
+        self.read_room = torch.empty_like(self.before)
+        return self.read_room.unbind()
+
     def start_back(self) -> None:
         """GELU's slopes of all tokens, and room for the gradients of a LayerNorm's output and of a product."""
         slopes = torch.ops.aten.gelu_backward(torch.ones_like(self.before), self.before)
         self.arrived, self.inner = torch.empty_like(slopes), torch.empty_like(slopes)
         self.slopes, self.arrivals, self.inners = slopes.unbind(), self.arrived.unbind(), self.inner.unbind()
-        self.of_raw = list[Tensor]()  # gradients of the LayerNorm's input, from the last token to the first
 
     def step_back(self, wanted: Tensor, carried: Tensor | None, token: int) -> Tensor:
         """From the gradients of a token's output, to be added up, to that of the context that it read."""
@@ -84,20 +90,22 @@ class _Layer:
             arrived, self.raws[token], self.width, self.means[token], self.scales[token], self.norm_weight,
             self.norm_bias, [True, False, False],
         )[0]  # fmt: skip
-        self.of_raw.append(of_raw)
         inner = torch.mul(of_raw, self.slopes[token], out=self.inners[token])
-        return torch.addmm(of_raw if self.gain is None else of_raw * self.gain, inner, self.weight)
+        if self.gain is not None and self.of_gain is not None:
+            self.of_gain.addcmul_(of_raw, self.read[token])
+            of_raw.mul_(self.gain)
+        return torch.addmm(of_raw, inner, self.weight)
 
     def gradients(self, rounded: bool) -> list[Tensor | None]:
         """Of token half, weight, gain, and the LayerNorm's weight and bias, once all tokens have been stepped back."""
-        read = torch.stack(self.read)
+        read = torch.stack(self.read) if self.read_room is None else self.read_room
         _, of_norm_weight, of_norm_bias = torch.ops.aten.native_layer_norm_backward(
             self.arrived, self.raw, self.width, torch.stack(self.means), torch.stack(self.scales), self.norm_weight,
             self.norm_bias, [False, True, True],
         )  # fmt: skip
         kind = torch.bfloat16 if rounded else read.dtype
         of_weight = self.inner.flatten(0, 1).to(kind).T @ read.flatten(0, 1).to(kind)
-        of_gain = None if self.gain is None else torch.stack(self.of_raw[::-1]).mul_(read).sum(dim=(0, 1))
+        of_gain = None if self.of_gain is None else self.of_gain.sum(dim=0)
         return [self.inner, of_weight.to(read.dtype), of_gain, of_norm_weight, of_norm_bias]
 
 
@@ -107,11 +115,12 @@ class _Segment(torch.autograd.Function):
         ctx: Any, entering: Tensor, noise: Tensor | None, epsilons: list[float], rounded: bool, *given: Any
     ) -> Tensor:
         layers = [_Layer(epsilon, *given[_GIVEN * i : _GIVEN * (i + 1)]) for i, epsilon in enumerate(epsilons)]
-        noises = None if noise is None else noise.unbind()
+        noises = None if noise is None else list(zip(noise.unbind(), layers[0].room_to_read(), strict=True))
         context, contexts = entering, []
         for token in range(len(layers[0].parts)):
             if noises is not None:
-                context = context + noises[token]
+                added, room = noises[token]
+                context = torch.add(context, added, out=room)
             for layer in layers:
                 context = layer.step(context, token)
             contexts.append(context)

@@ -65,6 +65,11 @@ class VisionRunner:
         images = None if is_complete(run_dir) else self._load(point.settings.data)
         return run_vision(point.settings, run_dir, images=images, read_test=self.read_test, show_progress=False)
 
+    def take_up(self, point: Point) -> None:
+        settings = point.settings
+        with vision_place(self.run_dir(point), run_identity(settings), settings.run.copy_to).held():
+            pass
+
     def _load(self, data: VisionDataConfig) -> ImageData:
         if data not in self._images:
             self._images[data] = load_image_data(data)

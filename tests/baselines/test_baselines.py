@@ -18,14 +18,18 @@ from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.gpt2 import gpt2_nats
 from newllm_core.baselines.ngrams import _fit, fit_kneser_ney
 from newllm_core.baselines.registry import BASELINES, baseline_config, build_network
+from newllm_core.baselines.rows_drawn import rows_drawn
 from newllm_core.baselines.train import _Trainer, train_baseline
 from newllm_core.config.hyperparameters import ModelConfig
 from newllm_core.config.schema import ConfigError
 from newllm_core.data import DataError
+from newllm_core.gpu_memory import DeviceBatch
 from newllm_core.head.cross_entropy import Head, with_output_bias, with_unit_columns
 from newllm_core.head.unigram_bias import UNIGRAM_ADDED, fit_unigram
 from newllm_core.losses import NotFiniteError
 from newllm_core.model import NewLLM
+from newllm_core.model.dropout import RowsOf
+from newllm_core.runs.reproducibility import generator_states
 
 VOCABULARY, EMBED_DIM = 12, 8
 TEXTS = st.lists(st.integers(0, VOCABULARY - 1), min_size=12, max_size=60)
@@ -242,3 +246,22 @@ def test_a_sampled_vocabulary_that_keeps_all_changes_nothing() -> None:
     assert [e.validation_loss for e in whole.epochs] == pytest.approx(
         [e.validation_loss for e in sampled.epochs], rel=1e-4
     )
+
+
+def test_dropout_is_the_same_however_many_streams_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three times out of memory: a stream at a time, in recurrent layers and in attention."""
+    for network, layers in (("lstm", 2), ("gpt", 1)):
+        config = small_config(network, num_layers=layers, dropout=0.5, max_epochs=1, num_streams=5, unigram_bias=False)
+        whole = train_baseline(small_model(), cycle(200), cycle(60), config, seed=1).nats
+        with monkeypatch.context() as patch:
+            patch.setattr(train_module, "DeviceBatch", lambda device, size: DeviceBatch(device, 1))
+            parts = train_baseline(small_model(), cycle(200), cycle(60), config, seed=1).nats
+        torch.testing.assert_close(parts, whole, rtol=0, atol=1e-4)
+
+
+def test_draws_that_ranks_cannot_share_are_refused() -> None:
+    two_of_four = RowsOf(0, 4), 2, generator_states(torch.device("cpu")), torch.device("cpu")
+    with pytest.raises(ValueError, match=r"expected values \[2 streams, ...\]"), rows_drawn(*two_of_four):
+        functional.dropout(torch.ones(3, 2))
+    with pytest.raises(ValueError, match="expected dropout of PyTorch's"), rows_drawn(*two_of_four):
+        torch.rand(2)

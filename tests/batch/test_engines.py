@@ -5,15 +5,20 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from engine_work import add, die, die_at_first, fail, wait_for_interruption
 
 from newllm_core.batch.local_engine import LocalEngine
-from newllm_core.batch.slurm_engine import SlurmEngine
+from newllm_core.batch.slurm_engine import PREEMPTED, SlurmEngine, _GoesOn
 from newllm_core.batch.tasks import EngineError, Task, last_words, times_begun, times_finished
+from newllm_core.runs.checkpoint import CheckpointPlace
+from newllm_core.training.loop import TrainingLoop
 
 
 def test_one_list_of_tasks_on_two_workers(tmp_path: Path) -> None:
@@ -71,3 +76,61 @@ def test_jobs_of_submitit_run_here_and_never_find_an_earlier_ones_result(tmp_pat
     assert [(place, ended.value) for place, ended in engine.run([task])] == [(0, 6)]
     (used,) = engine.folder.iterdir()
     assert list(used.glob("*_result.pkl")) and not list(Path(engine._executor().folder).iterdir())
+
+
+@dataclass(frozen=True)
+class Pass:
+    number: int
+
+
+class Counting(TrainingLoop[Pass]):
+    """Learns nothing, and saves only when it is asked to; is preempted within some passes."""
+
+    name, unit, row_kind = "counting", "pass", Pass
+
+    def __init__(self, folder: Path, preempted_in: Sequence[int]) -> None:
+        super().__init__(torch.device("cpu"), 40, CheckpointPlace(folder, {}), show_progress=False)
+        self.steps_taken, self.preempted_in = folder.with_suffix(".steps"), preempted_in
+        self.parts = {"model": torch.nn.Linear(1, 1)}
+
+    def steps(self, number: int) -> Iterator[None]:
+        if self.within.steps == 0:
+            with self.steps_taken.open("a") as stream:
+                stream.write(f"{number}\n")
+            if number in self.preempted_in:
+                os.kill(os.getpid(), PREEMPTED)
+            yield
+
+    def judged(self, number: int) -> tuple[Pass, float]:
+        return Pass(number), 0.0
+
+    def shown(self) -> dict[str, str]:
+        return {}
+
+
+def counted(folder: Path, preempted_in: Sequence[int]) -> list[int]:
+    training = Counting(folder, preempted_in)
+    training.run()
+    return [row.number for row in training.rows]
+
+
+def test_a_job_that_is_preempted_saves_within_its_training_and_goes_on_from_there(tmp_path: Path) -> None:
+    """As submitit does it, in this process: its handler, which queues the job again and ends it."""
+    queued = list[int]()
+
+    def queue_again(number: int, frame: object) -> None:
+        queued.append(number)
+        raise SystemExit(1)
+
+    before = signal.signal(PREEMPTED, queue_again)
+    task = Task("counts", partial(counted, tmp_path / "run", (6, 21)), tmp_path / "task.log")
+    try:
+        for _ in range(2):
+            with pytest.raises(SystemExit):
+                _GoesOn()(task)
+        assert _GoesOn()(task).value == list(range(1, 41))
+    finally:
+        assert signal.signal(PREEMPTED, before) is queue_again
+    assert queued == [PREEMPTED, PREEMPTED]
+    assert (times_begun(task.log), times_finished(task.log)) == (3, 1)
+    assert [int(line) for line in (tmp_path / "run.steps").read_text().split()] == list(range(1, 41))

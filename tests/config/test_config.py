@@ -86,7 +86,7 @@ def test_numbers_are_finite(name: str) -> None:
         (Phase2Config, {"device_batch_size": 0}, "device_batch_size: expected at least 1, given 0"),
         (Phase2Config, {"device_batch_size": 2.0}, r"device_batch_size: expected int \| None, given 2.0 \(float\)"),
         (Phase2Config, {"head": "flash"}, "head: expected one of 'auto', .*'fused', given 'flash'"),
-        (DataConfig, {"corpus": "wiki"}, "corpus: expected one of 'chitchat', 'ultrachat', 'file', 'brown', given 'wiki'"),
+        (DataConfig, {"corpus": "wiki"}, "corpus: expected one of 'chitchat', .*'file', 'brown', given 'wiki'"),
         (RunConfig, {"device": "tpu"}, "device: expected one of 'auto', 'cpu', 'cuda', given 'tpu'"),
         (DataConfig, {"validation_range": (5, 5)}, r"_range: expected 0 <= first < past the last, given \(5, 5\)"),
         (DataConfig, {"train_range": (-1, 5)}, r"train_range: expected 0 <= first < past the last, given \(-1, 5\)"),

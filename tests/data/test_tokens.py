@@ -147,14 +147,11 @@ def test_tokens_and_boundaries_that_do_not_fit_are_refused(
         TokenStream(torch.tensor(tokens, dtype=torch.int64), torch.tensor(boundaries), (0,), {})
 
 
-def test_long_lists_are_encoded_in_order(tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
-    texts = [f"Number {i}" for i in range(2001)]
+def test_long_lists_are_encoded_in_order(tokenizer: Tokenizer) -> None:
+    texts = [f"Number {i}" for i in range(600)]
     tokens, boundaries = encode_conversations(tokenizer, texts)
     assert tokenizer.decode(tokens.tolist()) == "".join(texts)
-    assert tokenizer.decode(tokens[boundaries[777] : boundaries[778]].tolist()) == "Number 777"
-    assert "tokenising: 100%" in capsys.readouterr().err
-    encode_conversations(tokenizer, texts[:2000])
-    assert capsys.readouterr().err == ""
+    assert tokenizer.decode(tokens[boundaries[377] : boundaries[378]].tolist()) == "Number 377"
 
 
 # --- statistics

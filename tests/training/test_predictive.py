@@ -48,6 +48,25 @@ def test_the_contrastive_loss_is_its_definition(num_rows: int, num_negatives: in
     assert float(contrastive_loss(predicted, targets, negatives, embeds)) == pytest.approx(expected, abs=1e-12)
 
 
+@given(st.integers(1, 6), st.integers(0, 30), st.booleans(), st.integers(0, 100))
+@settings(deadline=None)
+def test_each_token_type_read_once_gives_the_same_contrastive_loss(
+    num_rows: int, num_negatives: int, first_alone: bool, seed: int
+) -> None:
+    """Loss and gradient of candidates that stand there several times, in float64, also for one rank's rows alone."""
+    generator = rng(seed)
+    predicted = torch.randn(num_rows, 3, generator=generator, dtype=torch.float64)
+    embeds = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    targets, negatives = (torch.randint(5, (n,), generator=generator) for n in (num_rows, num_negatives))
+    rows = torch.arange(1 if first_alone else num_rows)
+    found = []
+    for method in ("direct", "blocks"):
+        given = predicted[rows].requires_grad_()
+        loss = contrastive_loss(given, targets, negatives, embeds, method, rows)
+        found.append(torch.cat([loss.detach()[None], *torch.autograd.grad(loss, given)[0]]))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-12)
+
+
 def test_scores_that_are_the_pointwise_mutual_information_are_a_minimum_of_the_contrastive_loss() -> None:
     """One row, negatives drawn as often as tokens occur: log p(next | context) - log p(next) cannot be bettered."""
     joint = torch.tensor([[0.30, 0.05, 0.05], [0.05, 0.10, 0.45]], dtype=torch.float64)

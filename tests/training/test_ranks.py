@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from core_helpers import make_model, make_tokens, phase1_config, phase2_config, 
 from rank_helpers import doubles, on_ranks
 
 from newllm_core import losses
+from newllm_core.baselines import train as baseline_training
+from newllm_core.baselines.registry import baseline_config
+from newllm_core.baselines.train import train_baseline
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.world import current_world
 from newllm_core.training import fixed_point, predictive
@@ -105,6 +109,31 @@ def phase2_case(**values: Any) -> dict[str, Any]:
     }
 
 
+# Five streams: unequal parts. Dropout is drawn for all of them, in the recurrence's layers and in attention.
+_NETWORK = {"num_streams": 5, "segment_tokens": 20, "max_epochs": 2, "dropout": 0.3, "unseen_sample": 5}
+BASELINES: dict[str, dict[str, Any]] = {
+    "gru": {"num_layers": 2, "width": 6}, "lstm": {"cache_weight": 0.2, "width": 6},
+    "mingru": {"width": 6, "num_layers": 2}, "gpt": {"width": 8, "num_layers": 2},
+}  # fmt: skip
+
+
+def baseline_figures(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    with doubles(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baseline_training, "choose_head", lambda name, device: "blocks")  # without rounded products
+        return {name: baseline_case(name) for name in names}
+
+
+def baseline_case(name: str, place: CheckpointPlace | None = None) -> dict[str, Any]:
+    model = make_model().double()
+    config = baseline_config(name, embed_dim=model.config.embed_dim, **{**_NETWORK, **BASELINES[name]})
+    found = train_baseline(model, TRAIN, VALIDATION, config, 5, place)
+    return {
+        "epochs": [[row.train_loss, row.validation_loss, row.learning_rate] for row in found.epochs],
+        "best": found.best_epoch,
+        "nats": found.nats.tolist(),
+    }
+
+
 def difference(one: Any, other: Any) -> float:
     return float((torch.tensor(one, dtype=torch.float64) - torch.tensor(other, dtype=torch.float64)).abs().max())
 
@@ -114,10 +143,11 @@ EVERYTHING = bool(os.environ.get("NEWLLM_ALL_RANKS"))
 DEFAULT = ("ODCM", "a loss of one's own", "exact", "contrastive")
 PHASE1_CASES = PHASE1 if EVERYTHING else {name: PHASE1[name] for name in DEFAULT}
 PHASE2_CASES = PHASE2 if EVERYTHING else {"dropout": PHASE2["dropout"]}
+BASELINE_CASES = tuple(BASELINES) if EVERYTHING else ("gpt",)
 
 
 def all_figures() -> dict[str, dict[str, Any]]:
-    return phase1_figures(PHASE1_CASES) | phase2_figures(PHASE2_CASES)
+    return phase1_figures(PHASE1_CASES) | phase2_figures(PHASE2_CASES) | baseline_figures(BASELINE_CASES)
 
 
 @pytest.mark.parametrize("size", [2, 3, 4] if EVERYTHING else [3])
@@ -134,7 +164,7 @@ def test_ranks_give_the_losses_of_one_rank(size: int) -> None:
 
 
 def with_checkpoints(folder: Path, killed_at: tuple[str, int, int] | None) -> dict[str, Any]:
-    """Both phases with a checkpoint after every step; rank 1 is killed at (training, passes, steps)."""
+    """Both phases and a baseline with a checkpoint after every step; rank 1 is killed at (training, passes, steps)."""
     one_step = TrainingLoop._save_if_due
 
     def save_then_die(loop: TrainingLoop[Any]) -> None:
@@ -146,13 +176,16 @@ def with_checkpoints(folder: Path, killed_at: tuple[str, int, int] | None) -> di
         save_always(patch)
         patch.setattr(fixed_point, "FIRST_TOLERANCE", 1e-13)
         patch.setattr(TrainingLoop, "_save_if_due", save_then_die)
+        patch.setattr(baseline_training, "choose_head", lambda name, device: "blocks")
         model = make_model().double()
         config = phase1_config(max_iterations=4, diversity_algorithm="ODCM")
         phase1 = train_phase1(model, TRAIN, VALIDATION, config, 5, CheckpointPlace(folder / "1", {}))
         few = phase2_config(effective_batch_size=61, max_epochs=2)
         phase2 = train_phase2(model, phase1, TRAIN, VALIDATION, few, 5, CheckpointPlace(folder / "2", {}))
+        baseline = baseline_case("gru", CheckpointPlace(folder / "gru", {}))
         assert phase1.history is not None
         return {
+            "baseline": baseline["epochs"],
             "losses": [[row.cvfp, row.diversity] for row in phase1.history.iterations],
             "stale": phase1.history.stale_contexts.tolist() if current_world().is_first else None,
             "epochs": [[row.train_loss, row.validation_loss] for row in phase2.epochs],
@@ -163,7 +196,7 @@ def with_checkpoints(folder: Path, killed_at: tuple[str, int, int] | None) -> di
 def test_a_killed_rank_stops_the_others_and_another_number_of_ranks_goes_on(tmp_path: Path) -> None:
     whole = with_checkpoints(tmp_path / "whole", None)
     folder = tmp_path / "killed"
-    for size, killed_at in ((2, ("Phase 1", 2, 0)), (3, ("Phase 2", 1, 3))):
+    for size, killed_at in ((2, ("Phase 1", 2, 0)), (3, ("Phase 2", 1, 3)), (2, ("gru", 1, 2))):
         answers = on_ranks(size, with_checkpoints, folder, killed_at)
         assert answers[1] == "ended without an answer"
         for rank in {*range(size)} - {1}:

@@ -1,0 +1,177 @@
+"""Page and picture of `reproduce.rank_and_perplexity`: correlations over configurations, reproducibility over seeds."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from newllm_core.intervals import CONFIDENCE, Estimate, Floats, interval_text
+from newllm_core.report.style import LINE_COLOURS, new_axes, save_figure
+from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, write_text
+
+PAGE, PICTURE = PROJECT_ROOT / "docs/rank.md", REFERENCE_DIR / "rank_and_perplexity.png"
+MEASURES = {
+    "effective_rank": "effective rank", "participation_ratio": "participation ratio",
+    "intrinsic_dimension": "intrinsic dimension (TwoNN)",
+}  # fmt: skip
+PERPLEXITY = "validation_perplexity"
+MIN_VARIANTS = 8  # of an objective, for a correlation within it
+_DRAWS, _SEED = 4000, 42
+Rows = Sequence[Mapping[str, Any]]
+
+
+def means(rows: Rows, name: str) -> tuple[Floats, list[str]]:
+    """A figure's mean over seeds, of each variant `[v]`, and the variants' objectives."""
+    values, objectives = defaultdict[str, list[float]](list), dict[str, str]()
+    for row in rows:
+        values[row["variant"]].append(row[name])
+        objectives[row["variant"]] = row["objective"]
+    return np.array([np.mean(one) for one in values.values()]), [objectives[one] for one in values]
+
+
+def rank_correlation(one: Floats, other: Floats) -> Estimate:
+    """Spearman's, over configurations, with the bootstrap's percentile interval; both `[v]`, v >= 3."""
+
+    def statistic(first: Floats, second: Floats, axis: int = -1) -> Floats:
+        ranks = [stats.rankdata(values, axis=axis) for values in (first, second)]
+        first, second = (stats.zscore(values, axis=axis) for values in ranks)
+        mean: Floats = (first * second).mean(axis=axis)
+        return mean
+
+    found = stats.bootstrap(
+        (one, other), statistic, paired=True, n_resamples=_DRAWS, confidence_level=CONFIDENCE, method="percentile",
+        rng=np.random.default_rng(_SEED),
+    )  # fmt: skip
+    interval = float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return Estimate(float(statistic(one, other)), interval, no_difference=0.0)
+
+
+def reproducibility(groups: Sequence[Sequence[float]]) -> Estimate:
+    """Share of a figure's variance that is the configuration's, not the seed's: ICC(1) (Shrout & Fleiss 1979).
+
+    ``groups``: a configuration's values over seeds, equally many, at least 2. At most 1; the interval is a bootstrap's
+    over configurations.
+    """
+    values = np.array(groups)
+
+    def statistic(chosen: Any) -> float:
+        sample = values[chosen]
+        within = sample.var(axis=1, ddof=1).mean()
+        between = sample.mean(axis=1).var(ddof=1)  # holds within / k of it
+        configuration = between - within / sample.shape[1]
+        return float(configuration / (configuration + within))
+
+    found = stats.bootstrap(
+        (np.arange(len(values)),), statistic, vectorized=False, n_resamples=_DRAWS, confidence_level=CONFIDENCE,
+        method="percentile", rng=np.random.default_rng(_SEED),
+    )  # fmt: skip
+    interval = float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return Estimate(statistic(np.arange(len(values))), interval)
+
+
+def groups_of(rows: Rows, name: str) -> list[list[float]]:
+    """Values over seeds of the variants that have all seeds."""
+    values = defaultdict[str, list[float]](list)
+    for row in rows:
+        values[row["variant"]].append(row[name])
+    seeds = len({row["seed"] for row in rows})
+    return [one for one in values.values() if len(one) == seeds]
+
+
+def _table(rows: Rows) -> str:
+    perplexities, objectives = means(rows, PERPLEXITY)
+    inner = [name for name in dict.fromkeys(objectives) if objectives.count(name) >= MIN_VARIANTS]
+    several = len({row["seed"] for row in rows}) > 1
+    lines = [
+        "| measure | all | " + " | ".join(f"{name} ({objectives.count(name)})" for name in inner) + " | over seeds |",
+        "|---" * (3 + len(inner)) + "|",
+    ]
+    for name, label in MEASURES.items():
+        values, _ = means(rows, name)
+        found = [rank_correlation(values, perplexities)]
+        for group in inner:
+            chosen = np.array([objective == group for objective in objectives])
+            found.append(rank_correlation(values[chosen], perplexities[chosen]))
+        again = _text(reproducibility(groups_of(rows, name))) if several else "—"
+        lines.append(f"| {label} | " + " | ".join(map(_text, found)) + f" | {again} |")
+    if several:
+        lines.append(
+            f"| perplexity | {' | '.join('—' for _ in range(1 + len(inner)))} | "
+            f"{_text(reproducibility(groups_of(rows, PERPLEXITY)))} |"
+        )
+    return "\n".join(lines)
+
+
+def _text(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f} {interval_text(estimate.interval, '{:.2f}')}"
+
+
+def _all_rows(rows: Rows) -> str:
+    columns = [*MEASURES, PERPLEXITY]
+    figures = {name: means(rows, name)[0] for name in columns}
+    names = list(dict.fromkeys(row["variant"] for row in rows))
+    order = np.argsort(figures[PERPLEXITY])
+    lines = [f"| Phase 1 | {' | '.join(MEASURES.values())} | PPL |", "|---" * (2 + len(MEASURES)) + "|"]
+    lines += [f"| {names[i]} | " + " | ".join(f"{figures[name][i]:.1f}" for name in columns) + " |" for i in order]
+    return "\n".join(lines)
+
+
+def plot(rows: Rows) -> Figure:
+    """PPL against each measure, a point a configuration, a colour an objective."""
+    figure, panels = new_axes(len(MEASURES), width=4.2, height=3.8)
+    perplexities, objectives = means(rows, PERPLEXITY)
+    for axis, (name, label) in zip(panels, MEASURES.items(), strict=True):
+        values, _ = means(rows, name)
+        for colour, group in zip(LINE_COLOURS, dict.fromkeys(objectives)):
+            chosen = np.array([objective == group for objective in objectives])
+            axis.scatter(values[chosen], perplexities[chosen], color=colour, label=group, s=22)
+        axis.set(xlabel=f"{label} of contexts", ylabel="validation PPL, same readout")
+        axis.set_title(f"Spearman {_text(rank_correlation(values, perplexities))}", fontsize=10)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    return figure
+
+
+def write_page(rows: Rows, normal_cloud: Mapping[str, float]) -> None:
+    """``normal_cloud``: what the dimension's estimate sees of one.
+
+    Raises ValueError for fewer than MIN_VARIANTS configurations.
+    """
+    if len({row["variant"] for row in rows}) < MIN_VARIANTS:
+        raise ValueError(f"expected rows of at least {MIN_VARIANTS} configurations, given {len(rows)} rows")
+    first, seeds = rows[0], sorted({row["seed"] for row in rows})
+    save_figure(plot(rows), PICTURE)
+    write_text(PAGE, _PAGE.format(
+        configurations=len({row["variant"] for row in rows}), seeds=", ".join(map(str, seeds)),
+        train_tokens=f"{first['train_tokens']:,}", tokens=f"{first['tokens']:,}", corpus=first["corpus"],
+        embeddings=first["embeddings"], table=_table(rows), rows=_all_rows(rows),
+            width=normal_cloud["context_dim"], seen=normal_cloud["dimension"],
+    ))  # fmt: skip
+
+
+_PAGE = """# Rank, dimension and perplexity
+
+Does the rank of contexts tell how well they predict? {configurations} ways of Phase 1 under one readout, that of the
+`best` profile without its cache: {train_tokens} training tokens of {corpus}, embeddings {embeddings}, seeds {seeds};
+measures on the {tokens} validation contexts that perplexity is measured on. Made by
+`python -m reproduce.rank_and_perplexity`.
+
+![Perplexity against three measures of the contexts](../results/reference/rank_and_perplexity.png)
+
+Spearman's correlation with perplexity over configurations (means over seeds; below zero: more rank, better), 95 %
+intervals by the bootstrap over configurations; within an objective too, since objectives differ in both. The last
+column is the share of a figure's variance that is the configuration's and not the seed's, ICC(1).
+
+{table}
+
+Public work of 2026 finds lower rank with better models (NextLat), and intrinsic dimension the most reliable measure
+(TMLR, 260 models). TwoNN looks for neighbours among some thousand contexts, and is known to fall short of high
+dimensions: of a normal cloud in {width:.0f} dimensions
+it sees {seen:.0f}.
+
+## Configurations, best first
+
+{rows}
+"""

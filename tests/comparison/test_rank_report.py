@@ -1,0 +1,60 @@
+"""The study of rank and perplexity: its statistics on planted figures, its page, its configurations."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reproduce import rank_and_perplexity, rank_report
+from reproduce.rank_report import MEASURES, PERPLEXITY, rank_correlation, reproducibility, write_page
+
+CLOUD = {"context_dim": 576, "dimension": 100.0}
+
+
+def planted(num_variants: int = 12, seeds: tuple[int, ...] = (42, 43)) -> list[dict[str, Any]]:
+    """Effective rank falls as perplexity rises, participation ratio rises with it, dimension is noise."""
+    noise = np.random.default_rng(0)
+    common = {"corpus": "chitchat", "embeddings": "random", "tokens": 900, "train_tokens": 1000}
+    return [
+        {
+            **common, "variant": f"v{number}", "objective": "contrastive", "seed": seed, PERPLEXITY: 100.0 + number,
+            "effective_rank": 50.0 - number, "participation_ratio": 5.0 + number,
+            "intrinsic_dimension": noise.normal(),
+        }
+        for seed in seeds
+        for number in range(num_variants)
+    ]  # fmt: skip
+
+
+def test_the_correlation_is_that_of_ranks_and_its_interval_knows_noise() -> None:
+    generator = np.random.default_rng(1)
+    one, noise = generator.normal(size=(2, 40))
+    assert rank_correlation(one, np.exp(3 * one)).value == pytest.approx(1.0)
+    unrelated = rank_correlation(one, noise)
+    assert unrelated.interval is not None and unrelated.interval[0] < 0 < unrelated.interval[1]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.9])
+def test_reproducibility_is_the_share_of_variance_that_configurations_have(share: float) -> None:
+    generator = np.random.default_rng(2)
+    configuration = np.sqrt(share) * generator.normal(size=(400, 1))
+    found = reproducibility((configuration + np.sqrt(1 - share) * generator.normal(size=(400, 3))).tolist())
+    assert found.value == pytest.approx(share, abs=0.07)
+    assert found.interval is not None and found.interval[0] < share < found.interval[1]
+
+
+def test_the_page_tells_signs_and_lists_the_best_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_report, "PAGE", tmp_path / "rank.md")
+    monkeypatch.setattr(rank_report, "PICTURE", tmp_path / "rank.png")
+    write_page(planted(), CLOUD)
+    page = (tmp_path / "rank.md").read_text(encoding="utf-8")
+    assert f"| {MEASURES['effective_rank']} | -1.00 [" in page
+    assert f"| {MEASURES['participation_ratio']} | 1.00 [" in page
+    assert page.index("| v0 |") < page.index("| v11 |")
+    with pytest.raises(ValueError, match="at least 8 configurations, given 4 rows"):
+        write_page(planted(2), CLOUD)
+
+
+def test_every_configuration_is_possible_and_another_run() -> None:
+    assert len(rank_and_perplexity.sweep_of(42).points) == len(rank_and_perplexity.variants()) >= 30

@@ -1,0 +1,89 @@
+"""Runs on a machine that does not see the results folder of the one that gave them."""
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from core_helpers import save_always, stop_after
+from test_reuse import settings_for, text_file
+
+from newllm_core.batch import carried as carried_module
+from newllm_core.batch.carried import FolderKeeper, carried
+from newllm_core.batch.sweeps import run_sweep
+from newllm_core.batch.tasks import FINISHED, Ended, Task, run_task
+from newllm_core.runs.identity import figures_of
+from newllm_core.studies.runners import ExperimentRunner, Folders
+from newllm_core.studies.sweep import Sweep, grid
+
+
+class Arrives(FolderKeeper):
+    """At another place than it has where it was sent from."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def names(self, folder: Path) -> list[str]:
+        return super().names(self.folder)
+
+    def read(self, folder: Path, name: str, start: int) -> bytes:
+        return super().read(self.folder, name, start)
+
+    def write(self, folder: Path, name: str, start: int, chunk: bytes) -> None:
+        super().write(self.folder, name, start, chunk)
+
+
+class OtherMachines:
+    """Of two, the first is lost in Phase 1: what is on its disk goes with it, the copies that were sent are here."""
+
+    def __init__(self, results: Path, here: Path) -> None:
+        self.results, self.here = results, here
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Ended]]:
+        for place, task in enumerate(tasks):
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                stop_after("Phase 1", 2, patch)
+                self._work(task)
+            ended = self._work(task)
+            assert task.copies is not None
+            shutil.move(self.here, task.copies)
+            yield place, ended
+
+    def _work(self, task: Task) -> Ended:
+        assert task.copies is not None and task.copying_work is not None
+        try:
+            with carried(Arrives(self.here), task.copies):
+                return run_task(replace(task, work=task.copying_work))
+        finally:
+            for folder in (self.results, task.copies):
+                shutil.rmtree(folder)
+
+
+def test_a_run_of_two_other_machines_arrives_with_the_figures_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(carried_module, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(carried_module, "_LOOK_SECONDS", 0.01)
+    save_always(monkeypatch)
+    settings = settings_for(text_file(tmp_path / "my.jsonl"))
+
+    def sweep(results: Path) -> Sweep:
+        folders = Folders(results / "experiments", results / "phase1", results / "reference", tmp_path / "data")
+        return Sweep(settings, grid({}), [1], ExperimentRunner(folders))
+
+    engine = OtherMachines(tmp_path / "results", tmp_path / "here")
+    with caplog.at_level(logging.INFO, "newllm"):
+        (outcome,) = run_sweep(sweep(tmp_path / "results"), engine, tmp_path / "sweep")
+    assert outcome.status == FINISHED and caplog.text.count("went on from the copy") > 1
+    assert figures_of(sweep(tmp_path / "results").finished()) == figures_of(sweep(tmp_path / "alone").run())
+    assert len(list((tmp_path / "results").rglob("*.safetensors"))) == 2
+    assert not any((tmp_path / "sweep" / "copies").iterdir())
+
+
+@pytest.mark.parametrize("name", ["../run/000001-finished.zip", "/etc/000001-finished.zip", "run/other.zip", "run"])
+def test_only_copies_are_written(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected the name of a copy"):
+        FolderKeeper().write(tmp_path, name, 0, b"content")
+    assert not list(tmp_path.iterdir())
