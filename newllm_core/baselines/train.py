@@ -124,16 +124,12 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
             patience=config.patience, device_batch=DeviceBatch(device, config.num_streams),
             steps_per_pass=math.ceil((len(train_tokens) // config.num_streams - 1) / config.segment_tokens),
         )  # fmt: skip
-<<<<<<< HEAD
-        self.train_tokens, self.judges = train_tokens, validation_tokens
-=======
         if self.world.size > config.num_streams:
             raise ValueError(
                 f"train_baseline: expected at most num_streams = {config.num_streams} ranks, given {self.world.size}"
             )
         self.streams = self.world.part(slice(0, config.num_streams))  # of the streams, those that this rank reads
-        self.train_tokens, self.validation_tokens = train_tokens, validation_tokens
->>>>>>> main
+        self.train_tokens, self.judges = train_tokens, validation_tokens
         torch.manual_seed(derived_generator("baseline", config.network, seed).initial_seed())
         self.network = build_network(config).to(device)
         self.bias: Tensor | None = None
@@ -203,12 +199,8 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
     def result(self) -> BaselineResult:
         """Of the best weights, judged once more by exact products."""
         self.network.load_state_dict(self.best.weights)
-<<<<<<< HEAD
-        nats = self._judged_nats(Head(self.weight, "direct" if self.method == "direct" else "blocks"))
-=======
         exact = Head(self.weight, "direct" if self.method == "direct" else "blocks")
-        nats = self.world.from_first(lambda: self._judged(exact))
->>>>>>> main
+        nats = self.world.from_first(lambda: self._judged_nats(exact))
         trained = sum(parameter.numel() for parameter in self.network.parameters())
         return BaselineResult(self.rows, self.best.number, nats, trained, self.watch.total(), self.watch.earlier)
 

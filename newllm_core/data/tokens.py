@@ -21,20 +21,12 @@ from torch import Tensor
 from newllm_core.config.hyperparameters import DataConfig
 from newllm_core.data.corpus import Corpus, open_corpus
 from newllm_core.data.errors import DataError
-<<<<<<< HEAD
-from newllm_core.data.samples import Samples, conversations_needed, load_samples, select_samples
+from newllm_core.data.samples import conversations_needed, load_samples, select_samples
+from newllm_core.data.shards import write_by_shards
 from newllm_core.data.validation import HeldOutText, held_out_text
 from newllm_core.data.vocabulary import Vocabulary, gpt2_vocabulary, load_vocabulary
 from newllm_core.data.word_vocabulary import word_vocabulary
-from newllm_core.runs.files import RunError, map_tensors, save_tensors, sha256_tensors
-from newllm_core.runs.progress import progress_bar
-=======
-from newllm_core.data.samples import conversations_needed, load_samples, select_samples
-from newllm_core.data.shards import write_by_shards
-from newllm_core.data.validation import ValidationText, validation_text
-from newllm_core.data.vocabulary import Vocabulary, gpt2_vocabulary, load_vocabulary, vocabulary_sha256
 from newllm_core.runs.files import RunError, map_tensors, sha256_tensors
->>>>>>> main
 
 ENCODE_BATCH = 256  # conversations encoded in parallel at once, fewer where they are long:
 ENCODE_CHARACTERS = 2_000_000  # up to 200 bytes of memory for each
