@@ -83,11 +83,14 @@ def _variant(group: str, name: str, **changes: Any) -> Variant:
 
 
 def nearest_neighbour_dimension(contexts: Tensor) -> float:
-    """TwoNN of `[n, C]`, of at most NEIGHBOURS_OF rows. Raises ModuleNotFoundError without scikit-dimension."""
+    """TwoNN of `[n, C]`, of at most NEIGHBOURS_OF rows, each once: a neighbour at distance zero tells no dimension.
+
+    Raises ModuleNotFoundError without scikit-dimension.
+    """
     from skdim.id import TwoNN
 
     chosen = torch.linspace(0, len(contexts) - 1, min(NEIGHBOURS_OF, len(contexts))).long()
-    return float(TwoNN().fit(contexts[chosen].double().numpy()).dimension_)
+    return float(TwoNN().fit(contexts[chosen].unique(dim=0).double().numpy()).dimension_)
 
 
 @cache

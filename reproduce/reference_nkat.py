@@ -2,6 +2,9 @@
 
     python -m reproduce.reference_nkat --estimate              # runs, finished runs, hours; trains nothing
     python -m reproduce.reference_nkat                         # all parts, each goes on where it was stopped
+    python -m reproduce.reference_nkat --only term             # NKAT's term by strength, on two data sets, three seeds
+    python -m reproduce.reference_nkat --only target           # CIFAR-10 as far as two hours of one core bring it
+    python -m reproduce.reference_nkat --only diagnosis        # what held CIFAR-10 back, one respect at a time
     python -m reproduce.reference_nkat --only rescue           # CIFAR-10 with and without the rescue pack, three seeds
     python -m reproduce.reference_nkat --only search           # the study, with its workers
     python -m reproduce.reference_nkat --report                # tables and pictures of what is there
@@ -31,12 +34,16 @@ from newllm_core.vision.search.config import SEARCH_SPACES, search_profile
 from newllm_core.vision.search.plan import SearchPlan
 from newllm_core.vision.search.run import run_search
 from newllm_core.vision.settings import VisionSettings, for_data_set
-from newllm_core.vision.variants import VisionVariant, term_variants, vision_variant
+from newllm_core.vision.variants import CENTRE, VisionVariant, diagnosis_variants, term_variants, vision_variant
 from reproduce.reference_experiments import REFERENCE
 
 NKAT = REFERENCE / "nkat"
 RUNS, SEARCH = NKAT / "runs", NKAT / "search"
 # Beside the profile's: what the targets of single runs take (accuracies of 45, 87 and 91 %).
+TERM_DATA_SETS, TERM_EPOCHS = ("cifar10-jpeg", "fashion-mnist"), 8  # of few_images training images
+TERM_STRENGTHS = {"literal": (0.05,), "key_bias": (0.05,)}  # beside the notes' 0.0024, and "off", which is 0
+TARGET = {"epochs": 40, "warmup_epochs": 2}  # CIFAR-10
+DIAGNOSIS_EPOCHS = 5  # of all training images
 LONG_RUNS: Mapping[str, Mapping[str, Any]] = {
     "cifar10-jpeg": {"epochs": 8},
     # Patches of four pixels alone stay near 77 % after three epochs, and five epochs with dropout end at 86 %; a crop
@@ -65,11 +72,16 @@ def rescue_variants() -> list[VisionVariant]:
     return [VisionVariant(name, label, AUGMENTATION_PACKS[name], "augmentation") for name, label in labels.items()]
 
 
+def before(settings: VisionSettings) -> VisionSettings:
+    """As runs were made before products could be of bfloat16."""
+    return changed(settings, {"products": "float32"})
+
+
 def long_settings() -> dict[str, VisionSettings]:
     """One run a data set, on all its training images."""
     base = centre()
     return {
-        name: changed(for_data_set(base, dataclasses.replace(base.data, dataset=name)), changes)
+        name: before(changed(for_data_set(base, dataclasses.replace(base.data, dataset=name)), changes))
         for name, changes in LONG_RUNS.items()
     }
 
@@ -81,11 +93,20 @@ def all_sweeps() -> dict[str, Sweep]:
         f"long {name}": Sweep(settings, [vision_variant(name, name)], seeds[:1], runner)
         for name, settings in long_settings().items()
     }
-    # Nine runs, each in a sixth of the time that one takes on all images.
-    fewer = changed(centre(), {"num_train_images": values["few_images"]})
+    on_all = {name: dataclasses.replace(centre().data, dataset=name) for name in TERM_DATA_SETS}
+    few = {"num_train_images": values["few_images"], "epochs": TERM_EPOCHS}
+    terms = {
+        f"term {name}": Sweep(changed(for_data_set(centre(), data), few), term_variants(TERM_STRENGTHS), seeds, runner)
+        for name, data in on_all.items()
+    }
+    suspects = [CENTRE, *diagnosis_variants(values["few_images"], values["suspects"])]
+    longer = changed(centre(), {"epochs": DIAGNOSIS_EPOCHS})
+    chooses = VisionRunner(read_test=False, folder=RUNS)
     return {
-        "rescue": Sweep(centre(), rescue_variants(), seeds, runner),
-        "term": Sweep(fewer, term_variants(()), seeds, runner),
+        "rescue": Sweep(before(centre()), rescue_variants(), seeds, runner),
+        **terms,
+        "target": Sweep(changed(centre(), TARGET), [vision_variant("target", "cifar10-jpeg")], seeds[:1], runner),
+        "diagnosis": Sweep(longer, suspects, values["diagnosis_seeds"], chooses),
         **single,
     }
 
@@ -104,7 +125,7 @@ def report(sweeps: Mapping[str, Sweep]) -> None:
     found = {name: one.finished() for name, one in sweeps.items()}
     whole = {name: [one for one in records if one] for name, records in found.items() if None not in records}
     for name, records in whole.items():
-        if not name.startswith("long"):
+        if len(records) > 1:
             _report_variants(name, records)
     _report_data_sets({name: whole[f"long {name}"][0] for name in LONG_RUNS if f"long {name}" in whole})
     if (SEARCH / "search.json").is_file():
@@ -114,9 +135,11 @@ def report(sweeps: Mapping[str, Sweep]) -> None:
 
 
 def _report_variants(name: str, records: Sequence[Record]) -> None:
-    table = readable_table(accuracy_table(records, "test")).to_string()
-    write_text(NKAT / f"{name}.txt", table + "\n")
-    save_figure(plot_variants(records, "test"), NKAT / f"{name}.png")
+    part = "selection" if name == "diagnosis" else "test"
+    table = readable_table(accuracy_table(records, part)).to_string()
+    file_name = name.replace(" ", "_")
+    write_text(NKAT / f"{file_name}.txt", table + "\n")
+    save_figure(plot_variants(records, part), NKAT / f"{file_name}.png")
     print(table)
 
 
@@ -133,21 +156,20 @@ def _report_data_sets(records: dict[str, Record]) -> None:
 
 def main() -> None:
     sweeps = all_sweeps()
-    parts = [*sweeps, "search"]
+    parts = [*dict.fromkeys(name.split()[0] for name in sweeps), "search"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, metavar="PART", help=", ".join(parts))
     parser.add_argument("--estimate", action="store_true")
     parser.add_argument("--report", action="store_true", help="of what is there; trains nothing")
     arguments = parser.parse_args()
-    for name in [] if arguments.report else arguments.only:
-        if name != "search":
-            print(f"{name}: {sweeps[name].estimate()}", flush=True)
-        if arguments.estimate:
-            continue
-        if name == "search":
+    for part in [] if arguments.report else arguments.only:
+        for name, sweep in sweeps.items():
+            if name.split()[0] == part:
+                print(f"{name}: {sweep.estimate()}", flush=True)
+                if not arguments.estimate:
+                    sweep.run()
+        if part == "search" and not arguments.estimate:
             run_search(search_plan(), SEARCH, workers=profile()["search_workers"])
-        else:
-            sweeps[name].run()
     if not arguments.estimate:
         report(sweeps)
 

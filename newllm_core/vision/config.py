@@ -227,6 +227,8 @@ class VisionTrainConfig:
     weight_decay: float = number(0.05, low=0)
     gradient_clip: float = number(1.0, above=0)
     ema_decay: float | None = number(0.9995, above=0, high=1)  # None: no EMA
+    # What training multiplies: bfloat16 always, or where this CPU is faster with it (auto); what is reported, float32.
+    products: str = later(choice("float32", "auto", "bfloat16"))
 
     def __post_init__(self) -> None:
         validate(self)

@@ -41,6 +41,8 @@ _RESCUE_PARTS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+# Twenty times the notes' strength, where the term has most say.
+FURTHER_STRENGTHS: Mapping[str, Sequence[float]] = {"key_bias": (0.05,)}
 SUSPECTS = ("images", "patches", "colour norm", "augmentation", "averaging", "options")
 
 
@@ -84,15 +86,17 @@ def _all_variants(few_images: int) -> list[VisionVariant]:
     ]
 
 
-def term_variants(strengths: tuple[float, ...] = (0.05,)) -> list[VisionVariant]:
-    """The NKAT term off, literal and as a bias of keys, and the latter at further ``strengths``.
+def term_variants(strengths: Mapping[str, Sequence[float]] = FURTHER_STRENGTHS) -> list[VisionVariant]:
+    """The NKAT term off, literal and as a bias of keys, and kinds of it at further ``strengths``.
 
-    All have the same parameters but the term's own two scalars a block, which "off" lacks.
+    All have the same parameters but the term's own two scalars a block, which "off" lacks; at strength 0 these do
+    nothing, and a run is that of "off" to the last bit.
     """
     kinds = [vision_variant("NKAT term", name, {"nkat": name}) for name in ("off", "literal", "key_bias")]
     further = [
-        vision_variant("NKAT term", f"key_bias, s = {strength:g}", {"nkat": "key_bias", "nkat_strength": strength})
-        for strength in strengths
+        vision_variant("NKAT term", f"{kind}, s = {strength:g}", {"nkat": kind, "nkat_strength": strength})
+        for kind, values in strengths.items()
+        for strength in values
     ]
     return kinds + further
 

@@ -36,6 +36,17 @@ def test_sums_means_and_arg_max_are_those_of_the_rounded_numbers(
     assert torch.equal(found.correct[clear], (own > rivals)[clear])
 
 
+@pytest.mark.parametrize("width", [1, 31, 32, 34])
+def test_columns_of_zeros_up_to_a_whole_tile_change_nothing(width: int) -> None:
+    generator = rng(width)
+    hidden, weight = torch.randn(9, width, generator=generator), torch.randn(20, width, generator=generator)
+    operand, targets = rounded_softmax.rounded_operand(weight), torch.arange(9)
+    assert operand.shape == (20, 32 if width <= 32 else 64)
+    padded, plain = (RoundedSoftmax(hidden, targets, one, True) for one in (operand, weight.bfloat16()))
+    torch.testing.assert_close(padded.log_sum(), plain.log_sum(), atol=0.02, rtol=0)
+    torch.testing.assert_close(padded.expected_row(), plain.expected_row(), atol=0.05, rtol=0)
+
+
 @pytest.mark.parametrize("columns", [2, 3, 6, 100])
 def test_of_equal_logits_the_first_is_the_arg_max(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounded_softmax, "_BLOCK_COLUMNS", columns)

@@ -11,15 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from newllm_core.vision.config import model_preset
-from newllm_core.vision.model.attention import (
-    AttentionRecord,
-    NkatAttention,
-    NkatTerm,
-    filtered_softmax,
-    nucleus,
-    spread,
-    strongest_keys,
-)
+from newllm_core.vision.model import filters
+from newllm_core.vision.model.attention import AttentionRecord, NkatAttention, NkatTerm
+from newllm_core.vision.model.filters import KeptKeys, filtered_softmax, largest_places, nucleus, spread
 
 WIDTH, TOKENS = 32, 12
 LOGITS = st.lists(st.floats(-8, 8), min_size=1, max_size=20).map(torch.tensor)
@@ -39,9 +33,15 @@ def layer_norm(raw: Tensor) -> Tensor:
     return functional.layer_norm(raw, raw.shape[-1:])
 
 
+def kept_keys(logits: Tensor, top_k: int | None, top_p: float) -> KeptKeys:
+    """Both filters on rows of logits `[..., n]`."""
+    indices = largest_places(logits, len(logits) if top_k is None else min(top_k, len(logits)))
+    return filtered_softmax(logits.gather(-1, indices), indices, top_p)
+
+
 def run(module: NkatAttention, raw: Tensor) -> tuple[Tensor, AttentionRecord]:
     records: list[AttentionRecord] = []
-    output = module(layer_norm(raw), raw, records)
+    output = module(layer_norm(raw), raw, records=records)
     return output, records[0]
 
 
@@ -49,50 +49,57 @@ def run(module: NkatAttention, raw: Tensor) -> tuple[Tensor, AttentionRecord]:
 @settings(deadline=None)
 def test_top_k_keeps_exactly_the_smaller_of_k_and_tokens_even_when_logits_are_equal(logits: Tensor, k: int) -> None:
     for row in (logits, torch.zeros_like(logits)):
-        kept = filtered_softmax(row, k, 1.0)
+        kept = kept_keys(row, k, 1.0)
         assert int(kept.tokens_kept) == len(set(kept.indices.tolist())) == min(k, len(row))
 
 
 @given(LOGITS, st.integers(1, 25))
 @settings(deadline=None)
 def test_no_key_outside_the_top_k_is_larger_than_one_inside(logits: Tensor, k: int) -> None:
-    values, indices = strongest_keys(logits, k)
+    indices = largest_places(logits, min(k, len(logits)))
     others = logits[[i for i in range(len(logits)) if i not in indices.tolist()]]
-    assert torch.equal(logits[indices], values)
-    assert not len(others) or others.max() <= values.min()
+    rounding = 2**-15 * float(logits.abs().max())
+    assert bool((logits[indices].diff() <= rounding).all()), "falling"
+    assert not len(others) or others.max() <= logits[indices].min() + rounding
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_sorted_places_are_those_of_topk(kind: torch.dtype) -> None:
+    logits = torch.randn(7, 3, 300, generator=torch.Generator().manual_seed(2)).to(kind)
+    assert torch.equal(largest_places(logits, 6), logits.topk(6).indices)
 
 
 @given(LOGITS, st.floats(0.01, 0.99))
 @settings(deadline=None)
 def test_nucleus_is_the_shortest_prefix_above_p(logits: Tensor, p: float) -> None:
-    falling = logits.sort(descending=True).values
-    size = int(nucleus(falling, p).sum())
-    assert bool(nucleus(falling, p)[:size].all())
-    mass = functional.softmax(falling.double(), dim=0).cumsum(0)
+    mass = functional.softmax(logits.sort(descending=True).values, dim=0)
+    size = int(nucleus(mass, p).sum())
+    assert bool(nucleus(mass, p)[:size].all())
+    before = mass.double().cumsum(0)
     rounding = 1e-5
-    assert size == len(falling) or mass[size - 1] > p - rounding
-    assert size == 1 or mass[size - 2] <= p + rounding
+    assert size == len(mass) or before[size - 1] > p - rounding
+    assert size == 1 or before[size - 2] <= p + rounding
 
 
 def test_nucleus_by_hand() -> None:
-    falling = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
-    assert nucleus(falling, 0.5).tolist() == [True, True, False, False], "0.5 is not above 0.5"
-    assert nucleus(falling, 0.49).tolist() == [True, False, False, False]
-    assert nucleus(falling, 0.8).tolist() == [True, True, True, False]
-    assert nucleus(falling, 1.0).all()
+    mass = torch.tensor([0.5, 0.25, 0.125, 0.125])
+    assert nucleus(mass, 0.5).tolist() == [True, True, False, False], "0.5 is not above 0.5"
+    assert nucleus(mass, 0.49).tolist() == [True, False, False, False]
+    assert nucleus(mass, 0.8).tolist() == [True, True, True, False]
+    assert nucleus(mass, 1.0).all()
 
 
 def test_nucleus_reads_the_mass_that_top_k_left() -> None:
     # Four equal keys: two left by top-k have 0.5 each, so the first is not above 0.6 and both stay; of all four, three.
-    assert int(filtered_softmax(torch.zeros(4), 2, 0.6).tokens_kept) == 2
-    assert int(filtered_softmax(torch.zeros(4), None, 0.6).tokens_kept) == 3
+    assert int(kept_keys(torch.zeros(4), 2, 0.6).tokens_kept) == 2
+    assert int(kept_keys(torch.zeros(4), None, 0.6).tokens_kept) == 3
 
 
 @given(LOGITS, st.one_of(st.none(), st.integers(1, 25)), st.floats(0.01, 1.0))
 @settings(deadline=None)
 def test_filtered_rows_are_the_softmax_restricted_to_the_kept_keys(logits: Tensor, k: int | None, p: float) -> None:
-    kept = filtered_softmax(logits, k, p)
-    row = spread(kept, len(logits))
+    kept = kept_keys(logits, k, p)
+    row = spread(kept.weights, kept.indices, len(logits))
     inside = torch.zeros(len(logits), dtype=torch.bool)
     inside[kept.indices[: int(kept.tokens_kept)]] = True
     assert torch.allclose(row, functional.softmax(logits.masked_fill(~inside, -torch.inf), dim=0), atol=1e-6)
@@ -202,6 +209,25 @@ def test_gradients_agree_with_finite_differences() -> None:
     module = attention(width=8, heads=4, nkat_strength=1.0).double()
     raw = tokens()[:1, :, :5, :8].double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: module(layer_norm(x), x), raw)
+
+
+@pytest.mark.parametrize("nkat", ["key_bias", "literal", "off"])
+def test_fewer_queries_are_the_first_rows_of_all(nkat: str) -> None:
+    module, raw = attention(nkat=nkat, nkat_strength=1.0), tokens()
+    gain = torch.tensor(0.5)
+    whole, first = module(layer_norm(raw), raw), module(layer_norm(raw), raw, gain, 2)
+    assert torch.allclose(first, gain * whole[:, :2], atol=1e-6)
+
+
+def test_heads_computed_apart_are_those_computed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, raw = attention(nkat_strength=1.0), tokens()
+    given = raw.clone().requires_grad_()
+    results = []
+    for logits_at_once in (2**18, TOKENS**2):
+        monkeypatch.setattr(filters, "_CACHED_LOGITS", logits_at_once)
+        output = module(layer_norm(given), given)
+        results.append((output, *torch.autograd.grad(output.square().sum(), [given, module.term.alpha])))
+    assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(*results, strict=True))
 
 
 def test_qkv_has_no_bias() -> None:

@@ -99,10 +99,11 @@ def test_presets_build_the_named_models() -> None:
 def head_outputs(model: NkatModel, batch: Tensor) -> Tensor:
     """What each head of the first block gives, before the output projection mixes them: `[heads, B, N, head width]`."""
     seen: list[Tensor] = []
-    handle = model.blocks[0].attention.output.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    with torch.no_grad():
+    attention = model.blocks[0].attention
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        mixed = attention._mixed
+        patch.setattr(attention, "_mixed", lambda *given: seen.append(mixed(*given)) or seen[0])
         model(batch)
-    handle.remove()
     return torch.stack(seen[0].chunk(model.config.heads, dim=-1))
 
 
@@ -221,7 +222,8 @@ def test_records_on_request_do_not_change_the_logits() -> None:
     model = small_model(split_head=True).eval()
     with torch.no_grad():
         logits, records = model.forward_with_attention(images())
-        assert torch.equal(logits, model(images()))
+        # Without records the last block computes CLS alone: sums of another order.
+        assert torch.allclose(logits, model(images()), atol=1e-5)
     assert len(records) == model.config.depth
     for layer, record in enumerate(records):
         assert list(record.attention.shape) == [2, 4, 17, 17]

@@ -1,60 +1,18 @@
 """Attention that keeps few keys per query, and the NKAT term (docs/method.md, section 12.3)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from newllm_core.model.dropout import dropout
 from newllm_core.vision.config import SPLIT_HEAD_STREAMS, VisionModelConfig
+from newllm_core.vision.model.filters import filtered_softmax, spread, strongest_keys, weighted_sum
 
-
-def strongest_keys(logits: Tensor, top_k: int | None) -> tuple[Tensor, Tensor]:
-    """Values and indices of the `min(top_k, n)` largest of `[..., n]`, falling; of all n when ``top_k`` is None."""
-    num_keys = logits.shape[-1]
-    return logits.topk(num_keys if top_k is None else min(top_k, num_keys), dim=-1)
-
-
-def nucleus(falling_logits: Tensor, top_p: float) -> Tensor:
-    """True for the shortest prefix whose softmax mass is above ``top_p`` (Holtzman et al. 2020).
-
-    `[..., k]` falling -> bool `[..., k]`; the first is always kept, and with ``top_p`` 1 all are.
-    """
-    if top_p >= 1:
-        return torch.ones_like(falling_logits, dtype=torch.bool)
-    mass = functional.softmax(falling_logits, dim=-1, dtype=torch.float32).cumsum(dim=-1)
-    # A key is kept while the mass before it is not yet above top_p.
-    return functional.pad(mass[..., :-1], (1, 0)) <= top_p
-
-
-@dataclass(frozen=True)
-class KeptKeys:
-    """Attention over the keys that passed both filters; the others weigh zero.
-
-    Attributes:
-        weights: `[..., k]`, rows sum to 1, zero outside the nucleus.
-        indices: `[..., k]` of the keys.
-        tokens_kept: `[...]` int64, keys in the nucleus.
-    """
-
-    weights: Tensor
-    indices: Tensor
-    tokens_kept: Tensor
-
-
-def filtered_softmax(logits: Tensor, top_k: int | None, top_p: float) -> KeptKeys:
-    """Top-k, then the nucleus of what is left, then softmax. `[..., n]`."""
-    values, indices = strongest_keys(logits, top_k)
-    keep = nucleus(values.detach(), top_p)
-    weights = functional.softmax(values.masked_fill(~keep, -torch.inf), dim=-1)
-    return KeptKeys(weights, indices, keep.sum(dim=-1))
-
-
-def spread(kept: KeptKeys, num_keys: int) -> Tensor:
-    """The whole rows: `[..., k]` -> `[..., num_keys]`."""
-    rows = kept.weights.new_zeros(*kept.weights.shape[:-1], num_keys)
-    return rows.scatter(-1, kept.indices, kept.weights)
+_EPSILON = 1e-5  # of the variance, as LayerNorm's: rounding stays finite where all channels are equal
 
 
 @dataclass(frozen=True)
@@ -79,6 +37,28 @@ class AttentionRecord:
         return torch.special.entr(self.attention).sum(dim=-1)
 
 
+class _ChannelMoments(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        # LayerNorm's are a fifth of the time of torch.var_mean on a CPU (torch 2.13).
+        _, mean, deviation = torch.native_layer_norm(tokens, tokens.shape[-1:], None, None, _EPSILON)
+        ctx.save_for_backward(tokens, mean)
+        return mean.squeeze(-1), (deviation.pow(-2) - _EPSILON).squeeze(-1)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        tokens, mean = ctx.saved_tensors
+        of_mean, of_variance = (gradient.unsqueeze(-1) / tokens.shape[-1] for gradient in upstream)
+        return torch.addcmul(of_mean - 2 * of_variance * mean, tokens, 2 * of_variance)
+
+
+def channel_moments(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and population variance over the channels: `[..., width]` -> `[...]` each."""
+    mean, variance = _ChannelMoments.apply(tokens)  # type: ignore[no-untyped-call]
+    return mean, variance
+
+
 class NkatTerm(nn.Module):
     """`θ_i = α·tanh(mean x_i) + β·sigmoid(var x_i)`, mean and variance over the channels of token i."""
 
@@ -91,8 +71,34 @@ class NkatTerm(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`[..., width]` -> `[...]`."""
-        variance, mean = torch.var_mean(tokens, dim=-1, correction=0)
+        mean, variance = channel_moments(tokens)
         return self.alpha * mean.tanh() + self.beta * variance.sigmoid()
+
+
+def gained(layer: nn.Linear, inputs: Tensor, gain: Tensor | float) -> Tensor:
+    """``gain`` times what the layer gives: its weights are multiplied, which are far fewer than what it gives."""
+    return functional.linear(inputs, gain * layer.weight, gain * layer.bias)
+
+
+class _Heads(torch.autograd.Function):
+    """Queries, keys and values of the heads, `[B, N, 3, heads, width]` -> 3 × `[B, heads, N, width]`, in float32 at
+    least: one copy each way."""
+
+    @staticmethod
+    def forward(ctx: Any, projected: Tensor) -> tuple[Tensor, ...]:
+        ctx.kind = projected.dtype
+        kind = torch.promote_types(projected.dtype, torch.float32)
+        # Moved first and widened then: both at once take three times as long.
+        return projected.permute(2, 0, 3, 1, 4).contiguous().to(kind).unbind(0)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        batch, heads, tokens, width = upstream[0].shape
+        gradient = upstream[0].new_empty(batch, tokens, 3, heads, width, dtype=ctx.kind)
+        for place, arrived in zip(gradient.unbind(2), upstream, strict=True):
+            place.copy_(arrived.transpose(1, 2))
+        return gradient
 
 
 class NkatAttention(nn.Module):
@@ -116,37 +122,58 @@ class NkatAttention(nn.Module):
         self.strength = config.nkat_strength * config.nkat_decay**layer
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
         self.term = None if config.nkat == "off" else NkatTerm(config.nkat_alpha, config.nkat_beta)
-        self.dropout = nn.Dropout(config.attention_dropout)
         self.output = nn.Linear(config.width, config.width)
 
-    def forward(self, normed: Tensor, raw: Tensor, records: list[AttentionRecord] | None = None) -> Tensor:
-        """`[B, streams, N, width]` after and before LayerNorm -> `[B, N, width]`; appends to ``records`` if given."""
-        query, key, value = self._project(normed)
-        logits = query @ key.mT * (query.shape[-1] ** -0.5 / self.config.temperature)
-        theta = self._theta(normed, raw)
-        if theta is not None and self.config.nkat == "key_bias":
-            logits = logits + self.strength * theta.unsqueeze(-2)
-        kept = filtered_softmax(logits, self.config.top_k, self.config.top_p)
-        if records is not None:
-            whole = spread(kept, logits.shape[-1])
-            records.append(AttentionRecord(whole, kept.tokens_kept, theta, self.strength))
-        dropped = KeptKeys(self.dropout(kept.weights), kept.indices, kept.tokens_kept)
-        mixed = spread(dropped, logits.shape[-1]).to(value.dtype) @ value
-        if theta is not None and self.config.nkat == "literal":
-            # Scaling a row of the attention is scaling what it gives.
-            mixed = mixed * (1 + self.strength * theta.unsqueeze(-1))
-        output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
-        return output
+    def forward(
+        self,
+        normed: Tensor,
+        raw: Tensor,
+        gain: Tensor | float = 1.0,
+        queries: int | None = None,
+        records: list[AttentionRecord] | None = None,
+    ) -> Tensor:
+        """``gain`` times what the first ``queries`` tokens (None: all) attend to; appends to ``records`` if given.
 
-    def _project(self, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each stream through its heads' rows of QKV: `[B, streams, N, width]` -> 3 × `[B, heads, N, head width]`."""
+        ``normed``, ``raw`` `[B, streams, N, width]`, after and before LayerNorm -> `[B, queries, width]`.
+        """
+        projected = self._project(normed)
+        # The filters compare logits of float32, whatever products elsewhere are of.
+        with torch.autocast(normed.device.type, enabled=False):
+            mixed = self._mixed(projected, self._theta(normed, raw), queries, records)
+        return gained(self.output, mixed, gain)
+
+    def _project(self, normed: Tensor) -> Tensor:
+        """Each stream through its heads' rows of QKV: `[B, streams, N, width]` -> `[B, N, 3, heads, head width]`."""
+        heads = self.config.heads // self.streams
+        if self.streams == 1:
+            whole: Tensor = self.qkv(normed[:, 0])
+            return whole.unflatten(-1, (3, heads, -1))
         rows = self.qkv.weight.unflatten(0, (3, self.streams, -1))
-        parts = []
-        for stream in range(self.streams):
-            projected = functional.linear(normed[:, stream], rows[:, stream].flatten(0, 1))
-            parts.append(projected.unflatten(-1, (3, self.config.heads // self.streams, -1)))
-        query, key, value = torch.cat(parts, dim=3).permute(2, 0, 3, 1, 4)
-        return query, key, value
+        parts = [functional.linear(normed[:, i], rows[:, i].flatten(0, 1)) for i in range(self.streams)]
+        return torch.cat([part.unflatten(-1, (3, heads, -1)) for part in parts], dim=3)
+
+    def _mixed(
+        self, projected: Tensor, theta: Tensor | None, queries: int | None, records: list[AttentionRecord] | None
+    ) -> Tensor:
+        """The heads' values, weighed and side by side: `[B, queries, width]`."""
+        config, batch = self.config, len(projected)
+        query, key, value = (part.flatten(0, 1) for part in _Heads.apply(projected))  # type: ignore[no-untyped-call]
+        bias = None if theta is None or config.nkat != "key_bias" else (self.strength * theta).flatten(0, 1)
+        scale = query.shape[-1] ** -0.5 / config.temperature
+        query = query[:, :queries]
+        kept = filtered_softmax(*strongest_keys(query, key, bias, scale, config.top_k), config.top_p)
+        if records is not None:
+            whole = spread(kept.weights, kept.indices, key.shape[1])
+            whole, counts = (part.unflatten(0, (batch, -1)) for part in (whole, kept.tokens_kept))
+            records.append(AttentionRecord(whole, counts, theta, self.strength))
+        weights = kept.weights
+        if self.training:  # drawn in the order in which they lie in memory
+            weights = dropout(weights.movedim(-1, 0), config.attention_dropout).movedim(0, -1)
+        mixed = weighted_sum(weights, kept.indices, value).unflatten(0, (batch, -1))
+        if theta is not None and config.nkat == "literal":
+            # Scaling a row of the attention is scaling what it gives.
+            mixed = mixed * (1 + self.strength * theta[:, :, :queries].unsqueeze(-1))
+        return mixed.transpose(1, 2).flatten(2)
 
     def _theta(self, normed: Tensor, raw: Tensor) -> Tensor | None:
         """`[B, heads, N]`: literal reads the tokens after LayerNorm, key_bias those before it."""

@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from newllm_core.model.dropout import dropout
 from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.vision.config import SPLIT_HEAD_STREAMS, VisionModelConfig
-from newllm_core.vision.model.attention import AttentionRecord, NkatAttention
+from newllm_core.vision.model.attention import AttentionRecord, NkatAttention, gained
 from newllm_core.vision.model.stems import PlaneEmbedding, colour_norm, conv_stem, patch_embedding
 
 POSITION_STD = 0.02
@@ -40,14 +41,21 @@ class NkatBlock(nn.Module):
         self.mlp_gain = nn.Parameter(torch.tensor(config.residual_gain))
 
     def forward(
-        self, tokens: Tensor, planes: Tensor | None = None, records: list[AttentionRecord] | None = None
+        self,
+        tokens: Tensor,
+        planes: Tensor | None = None,
+        queries: int | None = None,
+        records: list[AttentionRecord] | None = None,
     ) -> Tensor:
-        """`[B, N, width]` and, with Split-Head, `[B, 3, N, width]` -> `[B, N, width]`."""
+        """`[B, N, width]` and, with Split-Head, `[B, 3, N, width]` -> `[B, queries, width]`, of the first tokens."""
         streams = tokens.unsqueeze(1)
         if planes is not None:
             streams = torch.cat([planes, streams], dim=1)
-        tokens = tokens + self.attention_gain * self.attention(self.attention_norm(streams), streams, records)
-        return tokens + self.mlp_gain * self.mlp(self.mlp_norm(tokens))
+        attended = self.attention(self.attention_norm(streams), streams, self.attention_gain, queries, records)
+        tokens = tokens[:, :queries] + attended
+        hidden, outer = self.mlp[:-1], self.mlp[-1]
+        assert isinstance(outer, nn.Linear)
+        return tokens + gained(outer, hidden(self.mlp_norm(tokens)), self.mlp_gain)
 
 
 class NkatModel(nn.Module):
@@ -71,7 +79,6 @@ class NkatModel(nn.Module):
         self.plane_embedding = PlaneEmbedding(width, config.pixels_per_patch) if config.split_head else None
         self.cls = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.zeros(1, 1 + config.num_patches, width))
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.blocks = nn.ModuleList(NkatBlock(config, layer) for layer in range(config.depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Sequential(
@@ -96,19 +103,21 @@ class NkatModel(nn.Module):
         expected = [self.config.channels, size, size]
         if list(images.shape[1:]) != expected:
             raise ValueError(f"NkatModel: expected images [B, {str(expected)[1:]}, given {list(images.shape)}")
-        tokens = self._placed(self.patch_embedding(self.stem(self.colour_norm(images))))
+        tokens = self._placed(self.patch_embedding(self.stem(channels_last(self.colour_norm(images)))))
         planes = None if self.plane_embedding is None else self._placed(self.plane_embedding(images))
-        for block in self.blocks:
-            tokens = block(tokens, planes, records)
-            planes = None
+        last = len(self.blocks) - 1
+        for layer, block in enumerate(self.blocks):
+            # The head reads CLS alone, and nothing reads the last block's other tokens.
+            queries = 1 if layer == last and records is None else None
+            tokens = block(tokens, planes if layer == 0 else None, queries, records)
         logits: Tensor = self.head(self.norm(tokens)[:, 0])
         return logits
 
     def _placed(self, patches: Tensor) -> Tensor:
         """CLS in front and positions added: `[B, ..., patches, width]` -> `[B, ..., 1 + patches, width]`."""
         cls = self.cls.expand(*patches.shape[:-2], 1, -1)
-        placed: Tensor = self.embedding_dropout(torch.cat([cls, patches], dim=-2) + self.positions)
-        return placed
+        placed = torch.cat([cls, patches], dim=-2) + self.positions
+        return dropout(placed, self.config.embedding_dropout) if self.training else placed
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters per part, and their total."""
@@ -125,6 +134,11 @@ class NkatModel(nn.Module):
         }
         counts = {name: sum(parameter.numel() for parameter in group) for name, group in parts.items()}
         return counts | {"total": sum(counts.values())}
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """The same `[B, channels, H, W]`, with a pixel's channels side by side in memory, as convolutions like them."""
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def initialise(model: NkatModel, seed: int) -> None:

@@ -1,6 +1,7 @@
 """From an image to tokens: colour norm, convolutional stem, patch embedding, and the planes' own embedding."""
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from newllm_core.vision.config import STEM_WIDTHS, VisionModelConfig
 
@@ -59,7 +60,7 @@ def conv_stem(config: VisionModelConfig) -> nn.Sequential:
 
 
 class PatchEmbedding(nn.Module):
-    """A Linear of each patch, as a convolution whose stride is its size.
+    """A Linear of each patch: a convolution whose stride is its size, computed as the one product that it is.
 
     Args:
         channels: of the stem's output, or of the image.
@@ -73,8 +74,11 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """`[B, channels, H, W]` -> `[B, patches, width]`, row by row."""
-        projected: Tensor = self.projection(features)
-        return projected.flatten(2).transpose(1, 2)
+        side = self.projection.kernel_size[0]
+        # A pixel's channels stand side by side in memory, hence last within a patch too.
+        rows = features.movedim(1, -1).unflatten(1, (-1, side)).unflatten(3, (-1, side)).transpose(2, 3)
+        weight = self.projection.weight.movedim(1, -1).flatten(1)
+        return functional.linear(rows.flatten(3).flatten(1, 2), weight, self.projection.bias)
 
 
 class PlaneEmbedding(nn.Module):
