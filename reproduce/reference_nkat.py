@@ -33,12 +33,13 @@ from newllm_core.studies.sweep import Record, Sweep
 from newllm_core.vision.config import AUGMENTATION_PACKS
 from newllm_core.vision.experiment import WEIGHTS_NAME, load_trained
 from newllm_core.vision.interpretation import interpret
+from newllm_core.vision.model.nkat import nkat_scalars
 from newllm_core.vision.report import plot_scores, plot_training, plot_variants, score_table, search_pictures
 from newllm_core.vision.runner import VisionRunner
 from newllm_core.vision.search.config import SEARCH_SPACES, search_profile
 from newllm_core.vision.search.plan import SearchPlan
 from newllm_core.vision.search.run import run_search
-from newllm_core.vision.settings import VisionSettings, for_data_set
+from newllm_core.vision.settings import VisionSettings, for_data_set, run_name
 from newllm_core.vision.variants import CENTRE, VisionVariant, diagnosis_variants, term_variants, vision_variant
 from reproduce.reference_experiments import REFERENCE
 
@@ -159,17 +160,17 @@ def _report_theta(name: str, sweep: Sweep) -> None:
     """What θ has become in each run whose weights are still here, by block."""
     rows = []
     for point in sweep.points:
-        run_dir = sweep.runner.run_dir(point)
+        run_dir = RUNS / run_name(point.settings)
         if point.settings.model.nkat == "off" or not (run_dir / WEIGHTS_NAME).is_file():
             continue
-        model, _ = load_trained(run_dir)
-        seen = interpret(run_dir)
+        scalars, seen = nkat_scalars(load_trained(run_dir)[0]), interpret(run_dir)
         assert seen.theta_spread is not None  # the term is there
-        for layer, block in enumerate(model.blocks):
+        for layer in range(len(seen.strength)):
+            term = f"blocks.{layer}.attention.term"
             spread, strength = float(seen.theta_spread[layer]), float(seen.strength[layer])
             rows.append({
                 "variant": point.variant.label, "seed": point.settings.run.seed, "block": layer,
-                "α": float(block.attention.term.alpha), "β": float(block.attention.term.beta),
+                "α": float(scalars[f"{term}.alpha"]), "β": float(scalars[f"{term}.beta"]),
                 "spread of θ": spread, "strength · spread": strength * spread,
             })  # fmt: skip
     if rows:

@@ -189,6 +189,20 @@ def test_the_reference_runs_are_possible_and_none_is_another() -> None:
         reference_nkat.search_plan(objective).check()
 
 
+def test_what_theta_became_is_tabled_for_runs_whose_weights_are_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference_nkat, "NKAT", tmp_path)
+    monkeypatch.setattr(reference_nkat, "RUNS", tmp_path)
+    kinds = [one for one in term_variants() if one.name in ("off", "key_bias")]
+    sweep = sweep_of(kinds, [1], tmp_path, read_test=False)
+    sweep.run()
+    reference_nkat._report_theta("term colour", sweep)
+    header, *rows = (tmp_path / "term_colour_theta.txt").read_text("utf-8").splitlines()
+    assert header.split()[:3] == ["variant", "seed", "block"] and len(rows) == 1, "one block; off has no θ"
+    assert rows[0].split()[:3] == ["key_bias", "1", "0"] and float(rows[0].split()[-1]) > 0
+
+
 def test_every_committed_run_is_found() -> None:
     found = {name: [one is not None for one in sweep.finished()] for name, sweep in reference_nkat.all_sweeps().items()}
     assert all(found["rescue"])
