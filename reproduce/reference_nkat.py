@@ -170,7 +170,7 @@ def _report_theta(name: str, sweep: Sweep) -> None:
             spread, strength = float(seen.theta_spread[layer]), float(seen.strength[layer])
             rows.append({
                 "variant": point.variant.label, "seed": point.settings.run.seed, "block": layer,
-                "α": float(scalars[f"{term}.alpha"]), "β": float(scalars[f"{term}.beta"]),
+                "α": scalars[f"{term}.alpha"].item(), "β": scalars[f"{term}.beta"].item(),
                 "spread of θ": spread, "strength · spread": strength * spread,
             })  # fmt: skip
     if rows:
