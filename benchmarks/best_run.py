@@ -27,9 +27,12 @@ PROFILE = PROJECT_ROOT / "notebooks" / "profiles" / "best.yaml"
 _ONE_RUN = """
 import json, sys, time
 from pathlib import Path
-from newllm_core.config.hyperparameters import Settings
+from newllm_core.config.hyperparameters import DataConfig, Settings
 from newllm_core.experiment.run import run_experiment
-settings = Settings.from_parameters(json.loads(sys.argv[1]))
+parameters = json.loads(sys.argv[1])
+if hasattr(DataConfig, "selection_range"):  # builds before it choose on the judged text
+    parameters["selection_range"] = None
+settings = Settings.from_parameters(parameters)
 parts = settings.data, settings.model, settings.phase1, settings.phase2
 began = time.perf_counter(), time.process_time()
 record = run_experiment(*parts, Path(sys.argv[2]), run=settings.run)
@@ -66,6 +69,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     parameters = {**load_profile(PROFILE), "num_threads": 1}
+    del parameters["selection_range"]
     began, load = time.perf_counter(), os.getloadavg()
     figures = measure(arguments.against, parameters)
     write_json(

@@ -17,6 +17,8 @@ from typing import Any
 from benchmarks.machine import forget_peak, in_fresh_process, machine_facts, peak_mb, resident_mb
 from newllm_core.config.hyperparameters import DataConfig, ModelConfig, Phase1Config, Phase2Config, RunConfig
 from newllm_core.experiment.prepare import Prepared, prepare
+from newllm_core.metrics.forgetting import FORGETTING_TOKENS, contraction_rate
+from newllm_core.model import StreamEmbeddings
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import DATA_DIR, REFERENCE_DIR, RESULTS_DIR, read_json, write_json
 from newllm_core.training.phase1 import train_phase1
@@ -32,11 +34,19 @@ _VALIDATION = 1000, 1020
 
 @dataclass(frozen=True)
 class Case:
-    """``budget``: `memory_budget_gb`; a tenth of a GiB is less than the libraries take, so that all is in files."""
+    """``budget``: `memory_budget_gb`; a tenth of a GiB is less than the libraries take, so that all is in files.
+
+    ``embed_dim``: at 16 the block hardly forgets, and carries every rounding through the text; at 64 it does.
+    """
 
     name: str
     conversations: int
     budget: float | None
+    embed_dim: int = _MODEL.embed_dim
+
+    @property
+    def model(self) -> ModelConfig:
+        return dataclasses.replace(_MODEL, embed_dim=self.embed_dim)
 
 
 CASES = (
@@ -44,6 +54,8 @@ CASES = (
     Case("300k, budget 1", 370, 1.0),
     Case("300k, all in files", 370, 0.1),
     Case("2.4M, budget 1", 3080, 1.0),
+    Case("300k in memory, a block that forgets", 370, None, 64),
+    Case("300k, all in files, a block that forgets", 370, 0.1, 64),
 )
 
 
@@ -51,19 +63,22 @@ def measure_case(case: Case, data_dir: Path) -> dict[str, Any]:
     """In a fresh process: MB of 10⁶ bytes, seconds, CPU seconds, nats of the validation text."""
     run = dataclasses.replace(_RUN, memory_budget_gb=case.budget)
     data = DataConfig(num_samples=case.conversations, embeddings="random", validation_range=_VALIDATION)
-    prepare(data, _MODEL, run, data_dir)  # the corpus is parsed once, and its tokens are kept
-    return in_fresh_process(_trained, run.seed, run.num_threads, data, run, data_dir, case.budget)
+    prepare(data, case.model, run, data_dir)  # the corpus is parsed once, and its tokens are kept
+    return in_fresh_process(_trained, run.seed, run.num_threads, data, case.model, run, data_dir)
 
 
-def _trained(data: DataConfig, run: RunConfig, data_dir: Path, budget: float | None) -> dict[str, Any]:
-    prepared = prepare(data, _MODEL, run, data_dir)
+def _trained(data: DataConfig, model: ModelConfig, run: RunConfig, data_dir: Path) -> dict[str, Any]:
+    prepared = prepare(data, model, run, data_dir)
     before, wall, cpu = resident_mb(), time.perf_counter(), time.process_time()
     forget_peak()
     figures = _both_phases(prepared)
     seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+    few = StreamEmbeddings(prepared.model, prepared.train_tokens)[0:FORGETTING_TOKENS]
+    rate = contraction_rate(prepared.model.context_block, few)
     tokens = len(prepared.train_tokens)
     return {
-        "memory_budget_gb": budget, "tokens": tokens, "before_mb": before, **figures,
+        "memory_budget_gb": run.memory_budget_gb, "embed_dim": model.embed_dim, "tokens": tokens,
+        "before_mb": before, **figures, "contraction_rate": rate,
         "peak_mb": max(figures["phase1_peak_mb"], figures["phase2_peak_mb"]), "seconds": seconds,
         "cpu_seconds": cpu_seconds, "tokens_per_cpu_second": tokens / cpu_seconds,
         "contexts_mb": tokens * _MODEL.context_dim * 4 / 1e6,
@@ -87,10 +102,11 @@ def _both_phases(prepared: Prepared) -> dict[str, Any]:
 
 def shows(cases: dict[str, dict[str, Any]]) -> dict[str, float]:
     """What the measured cases say together; those that are there."""
-    found, (memory, budget, files, large) = {}, (cases.get(case.name) for case in CASES)
+    found, (memory, budget, files, large, forgets, forgets_in_files) = {}, (cases.get(case.name) for case in CASES)
     if budget and large:
         found["peak_ratio_large_to_small"] = large["peak_mb"] / budget["peak_mb"]
-    for name, other in (("budget", budget), ("files", files)):
+    pairs = (("budget", memory, budget), ("files", memory, files), ("files_forgetting", forgets, forgets_in_files))
+    for name, memory, other in pairs:
         if memory and other:
             found[f"perplexity_difference_{name}"] = other["validation_perplexity"] - memory["validation_perplexity"]
             found[f"throughput_{name}_to_memory"] = other["tokens_per_cpu_second"] / memory["tokens_per_cpu_second"]

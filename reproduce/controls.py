@@ -23,6 +23,7 @@ from newllm_core.comparison.leaderboard import (
     standings_table,
 )
 from newllm_core.comparison.tables import readable_table
+from newllm_core.config.hyperparameters import DataConfig
 from newllm_core.config.schema import changed
 from newllm_core.intervals import seeds_text
 from newllm_core.report.leaderboard import group_pictures
@@ -90,7 +91,8 @@ def main() -> None:
         report()
         return
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    base = changed(centre(), {"num_samples": arguments.samples})
+    # The notes' configuration keeps its own rule, which its variant says.
+    base = changed(centre(), {"num_samples": arguments.samples, "selection_range": DataConfig.selection_range})
     for name in arguments.names:
         seeds = arguments.seeds or (PAIRED_SEEDS if name in PAIRED else SEEDS)
         sweep = Sweep(base, [variant(name)], seeds, RowRunner(ROWS))

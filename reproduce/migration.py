@@ -1,7 +1,8 @@
 """Records of earlier versions in today's format; what was not recorded then stays missing.
 
-Format 1 had no number, its checks stood in a list, exponent and horizon did not say their tokens, and nothing said
-which processor computed.
+Until November 2026 iteration and epoch were chosen on the validation text, and no record said so. Format 1 had no
+number, its checks stood in a list, exponent and horizon did not say their tokens, and nothing said which processor
+computed.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from newllm_core.experiment.checks import rank_check
 from newllm_core.metrics.forgetting import FORGETTING_TOKENS
 from newllm_core.metrics.rank import StreamRank, noise_effective_rank
 from newllm_core.runs.key_kinds import FORMAT
+from newllm_core.studies.rows import chosen_on
 
 Record = dict[str, Any]
 
@@ -22,11 +24,11 @@ _CHECKS = {"effective rank": "rank", "identity mapping": "identity", "CVFP conve
 def migrated_run(record: Mapping[str, Any]) -> Record:
     """A language run's record in today's format; one that has it already comes back equal."""
     if "format" in record:
-        return dict(record)
+        return {"chosen_on": "validation", **record}
     phase1 = _phase1(record["phase1"], record["tokens"]["validation"])
     config, paths = _without_paths(record["config"])
     return {
-        "format": FORMAT, **record, "arithmetic": None, "config": config, "paths": paths,
+        "format": FORMAT, **record, "chosen_on": "validation", "arithmetic": None, "config": config, "paths": paths,
         "read": _read(record["provenance"]), "phase1": phase1,
     }  # fmt: skip
 
@@ -69,12 +71,13 @@ def _checks(listed: list[Mapping[str, Any]], ranks: Mapping[str, Any], identity_
 def migrated_row(record: Mapping[str, Any]) -> Record:
     """A row of format 1 in today's: exponent and horizon with the tokens that they were measured on."""
     if "format" in record:
-        return dict(record)
+        return {"chosen_on": chosen_on(record["variant"]["kind"], "validation"), **record}
     details = dict(record["details"])
     if "contraction_rate" in details:
         details["forgetting_tokens"] = min(FORGETTING_TOKENS, record["tokens"]["validation"])
     paths = {"conversations_file": record["config"]["data"]["conversations_file"]}
-    return {"format": FORMAT, **record, "arithmetic": None, "paths": paths, "details": details}
+    chosen = chosen_on(record["variant"]["kind"], "validation")
+    return {"format": FORMAT, **record, "chosen_on": chosen, "arithmetic": None, "paths": paths, "details": details}
 
 
 def migrated_vision(record: Mapping[str, Any]) -> Record:

@@ -21,6 +21,7 @@ from newllm_core.comparison.groups import groups_of
 from newllm_core.comparison.leaderboard import (
     Standing,
     contexts_table,
+    flattery,
     ratios_to_references,
     standings,
 )
@@ -30,6 +31,7 @@ from newllm_core.losses import DIVERSITY_ALGORITHMS
 from newllm_core.report.reference import DIVERSITY_ITERATIONS
 from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, read_json, write_text
 from newllm_core.studies.rows import read_rows
+from reproduce import brown as brown_rows
 from reproduce.controls import RATIOS
 
 PAGE = PROJECT_ROOT / "docs" / "results.md"
@@ -63,13 +65,30 @@ def leaderboard(tokens: int) -> str:
             f"{one.name}: {one.variant['sentence']}",
             one.perplexity.text("{:.1f}"),
             f"{one.bits_per_byte:.3f}",
+            one.chosen_on,
             one.parameters_text,
             f"{one.cpu_seconds / 60:.1f}",
             NOT_MEASURED if one.is_seedless else str(len(one.seeds)),
         ]
         for one in members
     ]
-    return markdown(["variant", "PPL", "bits a byte", "trained parameters", "CPU minutes", "seeds"], rows)
+    return markdown(["variant", "PPL", "bits a byte", "chosen on", "trained parameters", "CPU minutes", "seeds"], rows)
+
+
+def flattered() -> str:
+    """How much lower a perplexity is where iteration and epoch are chosen on the text that is judged."""
+    rows = read_rows(REFERENCE_DIR / "leaderboard")
+    lines = []
+    for (name, tokens), shares in sorted(flattery(rows).items(), key=lambda item: (item[0][1], item[0][0])):
+        pair = [one for one in rows if one["variant"]["name"] == name and one["tokens"]["train"] == tokens]
+        both = [
+            [f"{one['validation_perplexity']:.1f}" for one in pair if one["chosen_on"] == text]
+            for text in ("validation", "selection")
+        ]
+        shown = ", ".join(f"{100 * share:+.2f} %" for share in shares)
+        lines.append([f"{tokens:,}", name, *(", ".join(values) for values in both), shown])
+    head = ["training tokens", "variant", "PPL, judged text chooses", "PPL, selection text chooses", "flattered by"]
+    return markdown(head, lines)
 
 
 def ratios() -> str:
@@ -294,10 +313,33 @@ def whole_corpus() -> str:
     return markdown(["training tokens", "`best`: PPL", "`gru-cache`: PPL", "ratio"], rows)
 
 
+def brown() -> str:
+    """Rows on the Brown corpus among those of 2003, lowest perplexity first."""
+    rows = read_rows(brown_rows.ROWS)
+    found = standings(rows) if rows else []
+    lines = [
+        (
+            one.perplexity.value,
+            [
+                f"{one.name}: {one.variant['sentence']}", one.perplexity.text("{:.1f}"), one.chosen_on,
+                one.parameters_text, f"{one.cpu_seconds / 60:.0f}",
+                NOT_MEASURED if one.is_seedless else str(len(one.seeds)),
+            ],
+        )
+        for one in found
+    ]  # fmt: skip
+    blank = [NOT_MEASURED] * 4
+    lines += [(value, [f"2003: {what}", f"{value:.0f}", *blank]) for what, value in brown_rows.PUBLISHED.items()]
+    head = ["variant", "PPL, test text", "chosen on", "trained parameters", "CPU minutes", "seeds"]
+    return markdown(head, [cells for _, cells in sorted(lines, key=lambda line: line[0])])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "leaderboard": lambda: leaderboard(57_173),
     "leaderboard-more-text": lambda: leaderboard(259_763),
     "ratios": ratios,
+    "flattered": flattered,
+    "brown": brown,
     "objectives": lambda: group("objectives"),
     "contexts": contexts,
     "parts": lambda: group("parts"),

@@ -37,7 +37,8 @@ def numbered_rows(count: int) -> list[dict[str, Any]]:
 
 
 def file_config(path: Path, **values: Any) -> DataConfig:
-    return DataConfig(corpus="file", conversations_file=str(path), **values)
+    """Of a small file; the judged text chooses unless a ``selection_range`` says otherwise."""
+    return DataConfig(corpus="file", conversations_file=str(path), **{"selection_range": None, **values})
 
 
 def install_copy(file: PackagedFile, folder: Path, monkeypatch: pytest.MonkeyPatch, version: str | None = None) -> Path:

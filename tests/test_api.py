@@ -15,7 +15,7 @@ from newllm_core.config.schema import ConfigError
 
 TINY = {
     "num_samples": 2, "embeddings": "random", "embed_dim": 16, "context_dim": 8, "max_iterations": 5, "max_epochs": 1,
-    "validation_range": (1011, 1013), "num_threads": 1,
+    "validation_range": (1011, 1013), "selection_range": None, "num_threads": 1,
 }  # fmt: skip
 
 

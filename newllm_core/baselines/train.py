@@ -34,7 +34,8 @@ _EVALUATION_TOKENS = 1024  # of the validation stream at once, for networks that
 
 @dataclass(frozen=True)
 class BaselineEpoch:
-    """One epoch: losses in nats a token, ``train_loss`` with dropout and while the weights moved."""
+    """One epoch: losses in nats a token, ``train_loss`` with dropout and while the weights moved, ``validation_…`` on
+    the text that chooses."""
 
     epoch: int
     train_loss: float
@@ -75,6 +76,7 @@ def train_baseline(
     config: BaselineConfig,
     seed: int,
     checkpoints: CheckpointPlace | None = None,
+    selection_tokens: Tensor | None = None,
 ) -> BaselineResult:
     """Train a network between the embeddings and the tied head of ``model``, whose own blocks are not used.
 
@@ -85,11 +87,12 @@ def train_baseline(
         seed: of weights, streams and dropout.
         checkpoints: where they are written and gone on from, with the same result to the last bit; None: none. The
             caller deletes the last ones.
+        selection_tokens: `[S]`, what the epoch is chosen on; None: on ``validation_tokens``.
 
     Raises NotFiniteError when a loss is not finite, ValueError for too short a text, another width of the
     embeddings or more ranks than streams, RunError for a checkpoint that is not this run's.
     """
-    trainer = _Trainer(model, train_tokens, validation_tokens, config, seed, checkpoints)
+    trainer = _Trainer(model, train_tokens, validation_tokens, config, seed, checkpoints, selection_tokens)
     trainer.run()
     return trainer.result()
 
@@ -99,7 +102,7 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
 
     def __init__(
         self, model: NewLLM, train_tokens: Tensor, validation_tokens: Tensor, config: BaselineConfig, seed: int,
-        checkpoints: CheckpointPlace | None,
+        checkpoints: CheckpointPlace | None, selection_tokens: Tensor | None = None,
     ) -> None:  # fmt: skip
         least = config.num_streams * config.segment_tokens
         if len(train_tokens) <= least:
@@ -113,7 +116,8 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
             )
         self.model, self.config, self.seed, self.name = model, config, seed, config.network
         device = train_tokens.device
-        read: dict[str, list[Tensor]] = {"tokens": [train_tokens, validation_tokens], "embedding": [model.embedding]}
+        self.chooses = validation_tokens if selection_tokens is None else selection_tokens
+        read: dict[str, list[Tensor]] = {"tokens": [train_tokens, self.chooses], "embedding": [model.embedding]}
         self.method = choose_head("auto", device)
         super().__init__(
             device, config.max_epochs, checkpoints and with_read_data(checkpoints, device, read, head=self.method),
@@ -125,7 +129,7 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
                 f"train_baseline: expected at most num_streams = {config.num_streams} ranks, given {self.world.size}"
             )
         self.streams = self.world.part(slice(0, config.num_streams))  # of the streams, those that this rank reads
-        self.train_tokens, self.validation_tokens = train_tokens, validation_tokens
+        self.train_tokens, self.judges = train_tokens, validation_tokens
         torch.manual_seed(derived_generator("baseline", config.network, seed).initial_seed())
         self.network = build_network(config).to(device)
         self.bias: Tensor | None = None
@@ -182,7 +186,7 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
     def _row(self, number: int) -> tuple[BaselineEpoch, float]:
         streams = self.config.num_streams
         train_loss = float(self.within.sums["training_loss"]) / (streams * (len(self.train_tokens) // streams - 1))
-        validation_loss = float(self._validation_nats(self.head).mean())
+        validation_loss = float(self._nats(self.chooses, self.head).mean())
         refuse_not_finite({"validation loss": validation_loss})
         rate = float(self.schedule.get_last_lr()[0])
         row = BaselineEpoch(number, train_loss, validation_loss, perplexity(validation_loss), rate, self.pass_seconds())
@@ -196,7 +200,7 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
         """Of the best weights, judged once more by exact products."""
         self.network.load_state_dict(self.best.weights)
         exact = Head(self.weight, "direct" if self.method == "direct" else "blocks")
-        nats = self.world.from_first(lambda: self._judged(exact))
+        nats = self.world.from_first(lambda: self._judged_nats(exact))
         trained = sum(parameter.numel() for parameter in self.network.parameters())
         return BaselineResult(self.rows, self.best.number, nats, trained, self.watch.total(), self.watch.earlier)
 
@@ -220,39 +224,39 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
         return with_unit_columns(flat) if self.config.unigram_bias else flat
 
     @torch.no_grad()
-    def _validation_nats(self, head: Head) -> Tensor:
-        """Nats of each validation target, `[M - 1]`, on the CPU, float64."""
-        windows = self._read_validation()
+    def _nats(self, tokens: Tensor, head: Head) -> Tensor:
+        """Nats of each target of ``tokens`` `[M]`, `[M - 1]`, on the CPU, float64."""
+        windows = self._read(tokens)
         nats = [head.token_figures(self._for_head(hidden), targets).nats.double().cpu() for hidden, targets in windows]
         return torch.cat(nats)
 
     @torch.no_grad()
-    def _judged(self, head: Head) -> Tensor:
-        """The same, with the continuous cache where there is one."""
-        nats, config = self._validation_nats(head), self.config
+    def _judged_nats(self, head: Head) -> Tensor:
+        """The same of the validation text, with the continuous cache where there is one."""
+        nats, config = self._nats(self.judges, head), self.config
         if not config.cache_weight:
             return nats
-        states = torch.cat([hidden.cpu() for hidden, _ in self._read_validation()])
+        states = torch.cat([hidden.cpu() for hidden, _ in self._read(self.judges)])
         return cached_nats(
-            nats, states, self.validation_tokens.cpu(),
+            nats, states, self.judges.cpu(),
             weight=config.cache_weight, scale=config.cache_scale, num_cached=config.cache_tokens,
         )  # fmt: skip
 
-    def _read_validation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Hidden states and targets of the validation text, window by window."""
+    def _read(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Hidden states and targets of ``tokens`` `[M]`, window by window."""
         self.network.eval()
-        return self._windows() if self.config.network == "gpt" else self._stateful_windows()
+        return self._windows(tokens) if self.config.network == "gpt" else self._stateful_windows(tokens)
 
-    def _stateful_windows(self) -> Iterator[tuple[Tensor, Tensor]]:
-        tokens, state = self.validation_tokens, None
+    def _stateful_windows(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        state = None
         for first in range(0, len(tokens) - 1, _EVALUATION_TOKENS):
             last = min(first + _EVALUATION_TOKENS, len(tokens) - 1)
             hidden, state = self.network(self.model.embed(tokens[None, first:last]), state)
             yield hidden[0], tokens[first + 1 : last + 1]
 
-    def _windows(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _windows(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Windows that overlap by half, of which the later half is judged: no target has less than half a window."""
-        tokens, width = self.validation_tokens, self.config.segment_tokens
+        width = self.config.segment_tokens
         half = width // 2
         for judged in range(0, len(tokens) - 1, half):
             first, last = max(0, judged + half - width), min(judged + half, len(tokens) - 1)

@@ -38,6 +38,11 @@ class Standing(Runs):
         return str(self.variant["name"])
 
     @property
+    def chosen_on(self) -> str:
+        """Which text chose iteration and epoch."""
+        return str(self.records[0]["chosen_on"])
+
+    @property
     def trainable_parameters(self) -> int:
         """Of the finished model, trained in both phases."""
         return int(self.records[0]["trainable_parameters"])
@@ -62,6 +67,7 @@ class Standing(Runs):
             "name": self.name,
             "what": self.variant["sentence"],
             "tokens": self.tokens,
+            "chosen_on": self.chosen_on,
             "seeds": list(self.seeds),
             "validation_perplexity": self.perplexity.value,
             "interval": None if self.perplexity.interval is None else list(self.perplexity.interval),
@@ -75,16 +81,37 @@ class Standing(Runs):
 def standings(rows: Sequence[Record]) -> list[Standing]:
     """Rows by variant and training tokens, best first within a number of tokens.
 
+    Where some rows of a variant had a selection text of their own, those without one are left out: they are a little
+    flattered (``flattery``).
+
     Raises ComparisonError for no rows, a row given twice, or different validation text.
     """
     if not rows:
         raise ComparisonError("expected at least one row, given none")
-    groups: dict[tuple[str, int], list[Record]] = {}
-    for row in rows:
-        groups.setdefault((row["variant"]["name"], row["tokens"]["train"]), []).append(row)
     validation_losses(rows)  # refuses different validation text
-    found = [_standing(*key, members) for key, members in groups.items()]
+    found = [_standing(*key, apart or together) for key, (apart, together) in _by_rule(rows).items()]
     return sorted(found, key=lambda one: (one.tokens, one.perplexity.value))
+
+
+def _by_rule(rows: Sequence[Record]) -> dict[tuple[str, int], tuple[list[Record], list[Record]]]:
+    """Of each variant and number of training tokens: rows that had a selection text of their own, and those without."""
+    groups: dict[tuple[str, int], tuple[list[Record], list[Record]]] = {}
+    for row in rows:
+        group = groups.setdefault((row["variant"]["name"], row["tokens"]["train"]), ([], []))
+        group["selection_range" not in row["config"].get("data", {})].append(row)
+    return groups
+
+
+def flattery(rows: Sequence[Record]) -> dict[tuple[str, int], list[float]]:
+    """How much lower each variant's perplexity was where the judged text itself chose: a share of the honest one for
+    every seed that was run both ways, by variant and training tokens. Counts and pretrained models choose nothing."""
+    found = {}
+    for key, (apart, together) in _by_rule(rows).items():
+        before = {row["seed"]: row["validation_perplexity"] for row in together}
+        pairs = [(row["validation_perplexity"], before[row["seed"]]) for row in apart if row["seed"] in before]
+        if pairs and apart[0]["chosen_on"] == "selection":
+            found[key] = [1 - flattered / honest for honest, flattered in pairs]
+    return found
 
 
 def _standing(name: str, tokens: int, rows: Sequence[Record]) -> Standing:

@@ -6,7 +6,8 @@ impossible value is an error where it is written, not an hour into a run. Unknow
 """
 
 import dataclasses
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, field
 from typing import Any
 
 from newllm_core.config.notebook import NotebookSettings
@@ -22,18 +23,33 @@ from newllm_core.config.schema import (
     validate,
 )
 
+RANGES = {"train_range": "training", "selection_range": "selection", "validation_range": "validation"}
+_OVERLAP = {
+    ("train_range", "validation_range"): "a model would be judged on text it was trained on",
+    ("train_range", "selection_range"): "a model would be chosen by text it was trained on",
+    ("selection_range", "validation_range"): "a model would be judged on text it was chosen by; "
+    "selection_range=None chooses on the judged text, and says so",
+}
+
 
 @dataclass(frozen=True)
 class DataConfig:
     """Which text, which conversations of it, and which frozen token embeddings."""
 
-    corpus: str = choice("chitchat", "ultrachat", "file")
-    conversations_file: str | None = location()  # .jsonl or .parquet: data/conversations.py; corpus "file" only
+    corpus: str = choice("chitchat", "ultrachat", "file", "brown")
+    # Of corpus "file", .jsonl or .parquet (data/conversations.py); of "brown" a folder or zip, if NLTK has none.
+    conversations_file: str | None = location()
     # What to do in it with a message that has no text (null beside a tool call), or a conversation without messages.
     missing_text: str = later(choice("refuse", "skip-message", "skip-conversation"))
     num_samples: int = number(80, low=1)  # training conversations, in corpus order
     train_range: tuple[int, int] | None = None  # (first, past the last) to take them from; None: all but validation
-    validation_range: tuple[int, int] = (1000, 1020)  # notes: samples 1000–1019
+    validation_range: tuple[int, int] = (1000, 1020)  # notes: samples 1000–1019; judged once, at the end
+    # The text that chooses: iterations, epochs, hyperparameters. None, the notes' way: they are chosen on the text that
+    # is judged, which flatters every figure.
+    selection_range: tuple[int, int] | None = later(field(default=(980, 1000)), before=None)
+    # The embeddings' own tokenizer, GPT-2's unless they are of the Hub; or a vocabulary of the words that the training
+    # text, or the whole corpus, has more than three times: data/word_vocabulary.py.
+    tokenizer: str = later(choice("gpt2", "words", "words-of-corpus"))
     # The last: of any causal model on the Hub, with its tokenizer.
     embeddings: str = choice(
         "whisper-tiny.en", "gpt2", "ppmi-svd", "random",
@@ -41,35 +57,47 @@ class DataConfig:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        if "auto_split" in (self.validation_range, self.train_range, self.corpus):
+        if "auto_split" in (self.validation_range, self.selection_range, self.train_range, self.corpus):
             raise ConfigError(
                 "auto_split is refused: validation text cut from the training data leaks. "
                 f"Expected validation_range=(first, past the last), e.g. {DataConfig.validation_range}."
             )
         validate(self)
-        for name in ("train_range", "validation_range"):
+        for name in RANGES:
             bounds = getattr(self, name)
             if bounds is not None and not 0 <= bounds[0] < bounds[1]:
                 raise ConfigError(f"DataConfig.{name}: expected 0 <= first < past the last, given {bounds}")
-        if (self.corpus == "file") != (self.conversations_file is not None):
+        if self.corpus != "brown" and (self.corpus == "file") != (self.conversations_file is not None):
             raise ConfigError(
                 "DataConfig: corpus='file' and conversations_file go together, "
                 f"given corpus={self.corpus!r} and conversations_file={self.conversations_file!r}"
             )
         if self.corpus != "file" and self.missing_text != "refuse":
             raise ConfigError(f"DataConfig.missing_text: only for corpus='file', given corpus={self.corpus!r}")
+        if self.tokenizer != "gpt2" and self.embeddings not in ("ppmi-svd", "random"):
+            raise ConfigError(
+                f"DataConfig.tokenizer: expected 'gpt2', whose ids embeddings={self.embeddings!r} are on, given "
+                f"{self.tokenizer!r}; embeddings='ppmi-svd' are computed for any vocabulary"
+            )
         self._refuse_overlap()
 
+    @property
+    def held_out(self) -> tuple[tuple[int, int], ...]:
+        """The ranges that nothing is trained on."""
+        chooses = () if self.selection_range is None else (self.selection_range,)
+        return (*chooses, self.validation_range)
+
     def _refuse_overlap(self) -> None:
-        if self.train_range is None:
-            return
-        first, last = (pick(pair) for pick, pair in zip((max, min), zip(self.train_range, self.validation_range)))
-        if first < last:
-            raise ConfigError(
-                f"training samples {self.train_range[0]}–{self.train_range[1] - 1} and validation samples "
-                f"{self.validation_range[0]}–{self.validation_range[1] - 1} overlap in {first}–{last - 1}: "
-                "a model would be judged on text it was trained on"
-            )
+        for (name, one), (other_name, other) in itertools.combinations(RANGES.items(), 2):
+            pair = getattr(self, name), getattr(self, other_name)
+            if None in pair:
+                continue
+            first, last = max(bounds[0] for bounds in pair), min(bounds[1] for bounds in pair)
+            if first < last:
+                shown = " and ".join(
+                    f"{words} samples {bounds[0]}–{bounds[1] - 1}" for words, bounds in zip((one, other), pair)
+                )
+                raise ConfigError(f"{shown} overlap in {first}–{last - 1}: {_OVERLAP[name, other_name]}")
 
 
 @dataclass(frozen=True)

@@ -51,10 +51,18 @@ def resource(spec: Any) -> Any:
     return field(default=spec.default, metadata={**spec.metadata, "location": True})
 
 
-def later(spec: Any) -> Any:
+_AS_DEFAULT: Any = object()
+
+
+def later(spec: Any, before: Any = _AS_DEFAULT) -> Any:
     """A field that was added after runs had been kept: names and records leave it out at its default, a location
-    always."""
-    return field(default=spec.default, metadata={**spec.metadata, "later": True})
+    always.
+
+    Args:
+        before: what runs did before the field was there, where that is another value: it is left out instead.
+    """
+    before = spec.default if before is _AS_DEFAULT else before
+    return field(default=spec.default, metadata={**spec.metadata, "before": before})
 
 
 def type_matches(value: Any, expected: Any) -> bool:
@@ -188,16 +196,26 @@ def location_parameters(settings_type: type) -> set[str]:
 
 
 def from_sections(settings_type: type[AnySettings], stored: Mapping[str, Mapping[str, Any]]) -> AnySettings:
-    """Settings from what a record says of them, section by section; one that it lacks is the default."""
+    """Settings from what a record says of them, section by section; one that it lacks is the default, and a field that
+    came later is what it was before."""
     kinds = {spec.name: spec.type for spec in dataclasses.fields(settings_type)}
-    sections = {name: from_mapping(kind, stored[name]) for name, kind in kinds.items() if name in stored}  # type: ignore[arg-type]
+    sections = {
+        name: from_mapping(kind, {**_before(kind), **stored[name]})  # type: ignore[arg-type]
+        for name, kind in kinds.items()
+        if name in stored
+    }
     return settings_type(**sections)
+
+
+def _before(config_type: Any) -> dict[str, Any]:
+    later_fields = (spec for spec in dataclasses.fields(config_type) if "before" in spec.metadata)
+    return {spec.name: spec.metadata["before"] for spec in later_fields}
 
 
 def config_values(config: Any) -> dict[str, Any]:
     """What names and records say of a config, as JSON gives it back, so that a stored one compares equal.
 
-    Locations are null, and what was added later is left out at its default.
+    Locations are null, and what was added later is left out at what it was before.
     """
     values: dict[str, Any] = json.loads(json.dumps(_values(config), allow_nan=False))
     return values
@@ -210,7 +228,8 @@ def _values(value: Any) -> Any:
         spec.name: None if spec.metadata.get("location") else _values(getattr(value, spec.name))
         for spec in dataclasses.fields(value)
         if not (
-            spec.metadata.get("later") and (spec.metadata.get("location") or getattr(value, spec.name) == spec.default)
+            "before" in spec.metadata
+            and (spec.metadata.get("location") or getattr(value, spec.name) == spec.metadata["before"])
         )
     }
 

@@ -13,10 +13,12 @@ def content_read(config: DataConfig) -> dict[str, str]:
     """SHA-256 of text, vocabulary and embeddings, as they are now; UltraChat, which is
     streamed, by its name, and a model on the Hub by its commit.
 
-    Embeddings that are drawn or computed from the text are not read. Raises DataError where something is missing, or
-    an installed package was altered.
+    Embeddings and a vocabulary that are drawn or computed from the text are not read. Raises DataError where something
+    is missing, or an installed package was altered.
     """
-    read = {"text": open_corpus(config).source, "vocabulary": vocabulary_sha256(config)}
+    read = {"text": open_corpus(config).source}
+    if config.tokenizer == "gpt2":
+        read["vocabulary"] = vocabulary_sha256(config)
     if config.embeddings == "whisper-tiny.en":
         locate(WHISPER_TINY_EN)
         read["embeddings"] = WHISPER_TINY_EN.sha256

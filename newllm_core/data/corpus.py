@@ -1,7 +1,8 @@
 """Text: conversations of a corpus, in corpus order, as one string each.
 
-`chitchat` is read from an installed package, `ultrachat` is streamed from the Hugging Face Hub, `file` is the user's
-own file; conversations.py says in which schemas, and is where another one goes. A new corpus is a branch of
+`chitchat` is read from an installed package, `ultrachat` is streamed from the Hugging Face Hub, `brown` is NLTK's
+edition (brown.py), `file` is the user's own file; conversations.py says in which schemas, and is where another one
+goes. A new corpus is a branch of
 ``open_corpus`` and a name in ``DataConfig.corpus``. Source: docs/method.md, section 3.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm_core.config.hyperparameters import DataConfig
+from newllm_core.data.brown import brown_conversations, brown_source
 from newllm_core.data.conversations import conversations_from_rows
 from newllm_core.data.errors import DataError
 from newllm_core.data.network import network_errors
@@ -56,6 +58,9 @@ def open_corpus(config: DataConfig) -> Corpus:
         return Corpus("chitchat", CHITCHAT.sha256, "chitchat", lambda: (text for text in chitchat_conversations(path)))
     if config.corpus == "ultrachat":
         return Corpus("ultrachat", ":".join(ULTRACHAT), "ultrachat", _stream_ultrachat)
+    if config.corpus == "brown":
+        given = config.conversations_file
+        return Corpus("brown", brown_source(given), "brown", lambda: brown_conversations(given))
     return _open_file(config)
 
 

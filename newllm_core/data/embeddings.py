@@ -59,9 +59,11 @@ class EmbeddingMatrix:
 
 
 def load_embeddings(
-    config: DataConfig, embed_dim: int, seed: int, train_tokens: Tensor | None, data_dir: Path
-) -> EmbeddingMatrix:
-    """The configured matrix, [V, embed_dim]; V is 50257 but for a model on the Hub with a vocabulary of its own.
+    config: DataConfig, embed_dim: int, seed: int, train_tokens: Tensor | None, data_dir: Path,
+    vocab_size: int = VOCAB_SIZE,
+) -> EmbeddingMatrix:  # fmt: skip
+    """The configured matrix, [V, embed_dim]; V is that of a model on the Hub, of GPT-2's ids for other published ones,
+    and ``vocab_size`` for those that are computed.
 
     ``seed`` and ``train_tokens`` int64 [num_tokens] matter to the sources that are computed, ``data_dir`` keeps what
     takes long to compute. Raises DataError when the source is missing or altered, or has another width.
@@ -73,8 +75,8 @@ def load_embeddings(
     if config.embeddings.startswith(HUB):
         return hub_embeddings(config, embed_dim, data_dir)
     if config.embeddings == "ppmi-svd":
-        return ppmi_embeddings(embed_dim, seed, train_tokens, data_dir)
-    matrix = GPT2_STD * torch.randn(VOCAB_SIZE, embed_dim, generator=derived_generator("random embeddings", seed))
+        return ppmi_embeddings(embed_dim, seed, train_tokens, data_dir, vocab_size)
+    matrix = GPT2_STD * torch.randn(vocab_size, embed_dim, generator=derived_generator("random embeddings", seed))
     return EmbeddingMatrix(matrix, "random", None)
 
 
@@ -153,8 +155,10 @@ def read_gpt2_wte(path: Path) -> Tensor:
     return matrix
 
 
-def ppmi_embeddings(embed_dim: int, seed: int, train_tokens: Tensor | None, data_dir: Path) -> EmbeddingMatrix:
-    """PPMI-SVD vectors `[V, embed_dim]` of the training tokens `[N]`.
+def ppmi_embeddings(
+    embed_dim: int, seed: int, train_tokens: Tensor | None, data_dir: Path, vocab_size: int = VOCAB_SIZE
+) -> EmbeddingMatrix:
+    """PPMI-SVD vectors `[vocab_size, embed_dim]` of the training tokens `[N]`.
 
     The rows of the types that occur have GPT-2's standard deviation.
 
@@ -168,7 +172,7 @@ def ppmi_embeddings(embed_dim: int, seed: int, train_tokens: Tensor | None, data
     path = data_dir / "embeddings" / f"ppmi-svd-{key}.safetensors"
     seen = _cached_vectors(path, lambda: ppmi_svd(tokens, embed_dim))
     # A zero row would stay zero in embed_norm's LayerNorm, the same for every unseen type.
-    noise = torch.randn(VOCAB_SIZE, embed_dim, generator=derived_generator("unseen types", seed))
+    noise = torch.randn(vocab_size, embed_dim, generator=derived_generator("unseen types", seed))
     matrix = UNSEEN_SHARE * GPT2_STD * noise
     matrix[torch.from_numpy(seen.types)] = scaled_to_gpt2(seen.vectors)
     return EmbeddingMatrix(matrix, "ppmi-svd", source)

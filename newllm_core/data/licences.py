@@ -24,6 +24,10 @@ CORPORA: Mapping[str, Source] = {
         "UltraChat 200k, https://huggingface.co/datasets/HuggingFaceH4/ultrachat_200k",
         "MIT", "HuggingFaceH4/ultrachat_200k", "en",
     ),
+    "brown": Source(
+        "Brown corpus (Francis and Kučera 1964, amplified 1979), NLTK's edition, https://www.nltk.org/nltk_data/",
+        "redistribution permitted; for non-commercial purposes", language="en",
+    ),
     "file": Source("conversations of the author's own", "as their author says"),
 }  # fmt: skip
 EMBEDDINGS: Mapping[str, Source] = {

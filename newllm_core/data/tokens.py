@@ -23,8 +23,9 @@ from newllm_core.data.corpus import Corpus, open_corpus
 from newllm_core.data.errors import DataError
 from newllm_core.data.samples import conversations_needed, load_samples, select_samples
 from newllm_core.data.shards import write_by_shards
-from newllm_core.data.validation import ValidationText, validation_text
-from newllm_core.data.vocabulary import Vocabulary, gpt2_vocabulary, load_vocabulary, vocabulary_sha256
+from newllm_core.data.validation import HeldOutText, held_out_text
+from newllm_core.data.vocabulary import Vocabulary, gpt2_vocabulary, load_vocabulary
+from newllm_core.data.word_vocabulary import word_vocabulary
 from newllm_core.runs.files import RunError, map_tensors, sha256_tensors
 
 ENCODE_BATCH = 256  # conversations encoded in parallel at once, fewer where they are long:
@@ -111,10 +112,14 @@ class TokenStatistics:
 
 @dataclass(frozen=True)
 class TokenData:
-    """What a run trains and validates on."""
+    """What a run trains on, what chooses its weights, and what it is judged on.
+
+    ``selection``: ``validation`` itself where ``DataConfig.selection_range`` is None.
+    """
 
     train: TokenStream
     validation: TokenStream
+    selection: TokenStream
     statistics: TokenStatistics
 
 
@@ -132,33 +137,40 @@ def token_statistics(train: TokenStream, validation: TokenStream) -> TokenStatis
 
 
 def load_token_streams(config: DataConfig, data_dir: Path) -> TokenData:
-    """Training and validation tokens, from the files below ``data_dir`` or, where these are missing, built anew.
+    """Training tokens and those held out, from the files below ``data_dir`` or, where these are missing, built anew.
 
-    The corpus is parsed only when the validation text or some of the training tokens are not there.
+    The corpus is parsed only when a text that is held out or some of the training tokens are not there.
     Raises DataError for a corpus that cannot be used, and for ranges that it does not have.
     """
     corpus = open_corpus(config)
     samples = functools.cache(lambda: load_samples(config, corpus))
-    vocabulary = load_vocabulary(config)
+    if config.tokenizer == "gpt2":
+        vocabulary = load_vocabulary(config)
+    else:
+        vocabulary = word_vocabulary(config, corpus, data_dir, lambda: samples().train)
     tokenizer = vocabulary.tokenizer
     origin = {"corpus": corpus.key, "source": corpus.source, "tokenizer_sha256": vocabulary.sha256}
-    text = validation_text(config, corpus, data_dir, lambda: samples().validation)
-    tokens, boundaries = encode_validation(tokenizer, text)
-    validation = TokenStream(tokens, boundaries, tuple(range(*config.validation_range)), origin, vocabulary)
 
-    path = token_cache_path(config, corpus, data_dir)
+    def held_out(use: str, bounds: tuple[int, int]) -> TokenStream:
+        text = held_out_text(use, bounds, corpus, data_dir, lambda: getattr(samples(), use))
+        return TokenStream(*encode_held_out(tokenizer, text), tuple(range(*bounds)), origin, vocabulary)
+
+    validation = held_out("validation", config.validation_range)
+    selection = validation if config.selection_range is None else held_out("selection", config.selection_range)
+
+    path = token_cache_path(config, corpus, vocabulary.sha256, data_dir)
     cached = _read_cache(path, vocabulary.size)
     if cached is None or len(cached[1]) <= config.num_samples:
         cached = _extended(path, samples().train, vocabulary)
     boundaries = cached[1][: config.num_samples + 1]
     indices = select_samples(config, conversations_needed(config))
     train = TokenStream(cached[0][: boundaries[-1]], boundaries, tuple(indices), origin, vocabulary)
-    return TokenData(train, validation, token_statistics(train, validation))
+    return TokenData(train, validation, selection, token_statistics(train, validation))
 
 
-def token_cache_path(config: DataConfig, corpus: Corpus, data_dir: Path) -> Path:
+def token_cache_path(config: DataConfig, corpus: Corpus, vocabulary_sha256: str, data_dir: Path) -> Path:
     """The name changes with whatever decides which text becomes which token, and not with the number of samples."""
-    parts = [corpus.source, vocabulary_sha256(config), config.train_range, config.validation_range]
+    parts = [corpus.source, vocabulary_sha256, config.train_range, *config.held_out]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return data_dir / corpus.key / f"tokens-{digest[:8]}.safetensors"
 
@@ -190,7 +202,7 @@ def _extended(path: Path, texts: Sequence[str], vocabulary: Vocabulary) -> tuple
     return cached
 
 
-def encode_validation(tokenizer: Tokenizer, text: ValidationText) -> tuple[Tensor, Tensor]:
+def encode_held_out(tokenizer: Tokenizer, text: HeldOutText) -> tuple[Tensor, Tensor]:
     """Encode the joined text as one: int64 tokens [num_tokens] and boundaries [num_conversations + 1].
 
     The blank line between two conversations belongs to the earlier one.

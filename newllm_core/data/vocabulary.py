@@ -113,10 +113,20 @@ def _byte_lengths(vocabulary: Vocabulary) -> Tensor:
     special = {token["id"] for token in described["added_tokens"] if token["special"]}
     byte_level = "ByteLevel" in json.dumps(described["decoder"])
     lengths = [0] * vocabulary.size
+    if described["model"]["type"] == "WordLevel":
+        return _word_lengths(vocabulary, described["model"]["unk_token"])
     for token, number in vocabulary.tokenizer.get_vocab().items():
         is_markup = number in special or token == "<|endoftext|>"
         lengths[number] = 0 if is_markup else len(token) if byte_level else _text_bytes(token)
     return torch.tensor(lengths)
+
+
+def _word_lengths(vocabulary: Vocabulary, rare: str) -> Tensor:
+    """A word and the blank after it; which word the symbol for the rare ones stands for is not known."""
+    lengths = torch.zeros(vocabulary.size, dtype=torch.int64)
+    for word, number in vocabulary.tokenizer.get_vocab().items():
+        lengths[number] = 0 if word == rare else len(word.encode()) + 1
+    return lengths
 
 
 def _text_bytes(token: str) -> int:

@@ -65,8 +65,8 @@ class RunEstimate:
 
 def estimate(prepared: Prepared, settings: Settings) -> RunEstimate:
     """Time a few hundred tokens of each phase (about a second), scale to the run's tokens. Trains nothing."""
-    num_train, num_validation = len(prepared.train_tokens), len(prepared.validation_tokens)
-    num_timed = min(_TIMED_TOKENS, num_train - 1, num_validation - 1)
+    num_train, num_chosen = len(prepared.train_tokens), len(prepared.selection_tokens)
+    num_timed = min(_TIMED_TOKENS, num_train - 1, num_chosen - 1)
     model, tokens = copy.deepcopy(prepared.model), prepared.train_tokens[: num_timed + 1]
     method = choose_head(settings.phase2.head, tokens.device)
     head = Head(model.head_weight, method)
@@ -92,13 +92,16 @@ def estimate(prepared: Prepared, settings: Settings) -> RunEstimate:
     layers, width = model.config.num_layers, model.config.context_dim
     batch = max(rows.stop - rows.start for rows in batch_slices(num_train, settings.phase1.batch_tokens, 1))
     fixed = sum(parameter.numel() for parameter in model.parameters()) * FLOAT_BYTES * 2
+    num_kept = num_train + len(prepared.validation_tokens)
+    if prepared.selection_tokens is not prepared.validation_tokens:
+        num_kept += num_chosen
     working = 12 * batch * width * layers * FLOAT_BYTES
     return RunEstimate(
         seconds_per_iteration=_PHASE1_FORWARDS * per_token["context"] * num_train,
         max_iterations=settings.phase1.max_iterations,
-        seconds_per_epoch=per_token["train"] * num_train + per_token["evaluate"] * num_validation,
+        seconds_per_epoch=per_token["train"] * num_train + per_token["evaluate"] * num_chosen,
         max_epochs=settings.phase2.max_epochs,
-        memory_gb=context_cache_gb(num_train + num_validation, layers, width) + (fixed + working) / GIB,
+        memory_gb=context_cache_gb(num_kept, layers, width) + (fixed + working) / GIB,
     )
 
 

@@ -52,6 +52,6 @@ def run_folder_name(settings: Settings) -> str:
 def settings_of(record: Mapping[str, Any]) -> Settings:
     """The configuration that a record was made with; a conversations file is where it was then."""
     stored = dict(record["config"])
-    if stored["data"]["corpus"] == "file":
+    if stored["data"]["corpus"] in ("file", "brown"):
         stored["data"] = {**stored["data"], **record["paths"]}
     return from_sections(Settings, stored)

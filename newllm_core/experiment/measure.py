@@ -140,15 +140,18 @@ def validation_spectrum(prepared: Prepared, config: Phase1Config) -> list[float]
 
 def describe(prepared: Prepared) -> dict[str, Any]:
     """What a record says about itself beside its figures."""
-    statistics = prepared.token_data.statistics
+    statistics, selection = prepared.token_data.statistics, prepared.token_data.selection
+    apart = prepared.data.selection_range is not None
     return {
         "format": FORMAT,
         "corpus": prepared.data.corpus,
         "embeddings": prepared.data.embeddings,
         "seed": prepared.run.seed,
+        "chosen_on": "selection" if apart else "validation",
         "tokens": {
             "train": statistics.num_tokens,
             "validation": statistics.validation_tokens,
+            **({"selection": selection.num_tokens} if apart else {}),
             "distinct_train": statistics.distinct_tokens,
             "distinct_validation": statistics.distinct_validation_tokens,
             "unseen_validation_share": statistics.unseen_validation_share,
@@ -157,6 +160,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "provenance": {
             "train": prepared.token_data.train.provenance,
             "validation": prepared.token_data.validation.provenance,
+            **({"selection": selection.provenance} if apart else {}),
             "embeddings": prepared.embeddings.provenance,
         },
         **computed_by(prepared.train_tokens.device),

@@ -65,4 +65,6 @@ def _read(prepared: Prepared, folder: Path) -> Phase1Result:
     prepared.model.context_block.load_state_dict(load_tensors(folder / CONTEXT_WEIGHTS))
     logger.info("Phase 1: found in %s", folder)
     # Contexts are recomputed, which takes seconds, rather than kept, which takes gigabytes.
-    return finish_phase1(prepared.model, prepared.train_tokens, prepared.validation_tokens, None)
+    return finish_phase1(
+        prepared.model, prepared.train_tokens, prepared.validation_tokens, None, prepared.selection_tokens
+    )

@@ -24,7 +24,10 @@ MIN_TOKENS = 2  # one token, and the one after it that is predicted
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that both phases start from. Tokens `[N]` and `[M]` are on the model's device."""
+    """Everything that both phases start from. Tokens `[N]`, `[M]` and `[S]` are on the model's device.
+
+    ``selection_tokens``: those that choose; ``validation_tokens`` itself where these do.
+    """
 
     data: DataConfig
     run: RunConfig
@@ -33,6 +36,7 @@ class Prepared:
     model: NewLLM
     train_tokens: Tensor
     validation_tokens: Tensor
+    selection_tokens: Tensor
 
 
 def prepare(data: DataConfig, model: ModelConfig, run: RunConfig, data_dir: Path = DATA_DIR) -> Prepared:
@@ -47,10 +51,13 @@ def prepare(data: DataConfig, model: ModelConfig, run: RunConfig, data_dir: Path
     device = resolve_device(run.device)
     token_data = load_token_streams(data, data_dir)
     refuse_short_texts(data, token_data, model)
-    embeddings = load_embeddings(data, model.embed_dim, run.seed, token_data.train.tokens, data_dir)
+    vocabulary = token_data.train.vocabulary
+    embeddings = load_embeddings(data, model.embed_dim, run.seed, token_data.train.tokens, data_dir, vocabulary.size)
     network = NewLLM(model, embeddings.matrix, run.seed).to(device)
-    network.tokenizer, network.embedding_source = token_data.train.vocabulary.tokenizer, embeddings.provenance
+    network.tokenizer, network.embedding_source = vocabulary.tokenizer, embeddings.provenance
     train, validation = (stream.tokens.to(device) for stream in (token_data.train, token_data.validation))
+    chosen_here = data.selection_range is None
+    selection = validation if chosen_here else token_data.selection.tokens.to(device)
     if model.initial_exponent is not None:
         scaled = scale_to_exponent(network.context_block, StreamEmbeddings(network, train), model.initial_exponent)
         if not scaled.success:
@@ -58,7 +65,7 @@ def prepare(data: DataConfig, model: ModelConfig, run: RunConfig, data_dir: Path
                 f"initial_exponent: no scale of the recurrent weights gives {model.initial_exponent} nats a token; "
                 f"the weights as drawn give {scaled.exponent:.3f}"
             )
-    return Prepared(data, run, token_data, embeddings, network, train, validation)
+    return Prepared(data, run, token_data, embeddings, network, train, validation, selection)
 
 
 def refuse_large_model(model: ModelConfig) -> None:
@@ -80,12 +87,12 @@ def refuse_short_texts(
 
     A figure that cannot be measured on few tokens is no reason: it is missing in the record.
     """
-    found = tokens.validation.num_tokens
-    if found < MIN_TOKENS:
-        raise DataError(
-            f"{data.conversations_file or data.corpus}: validation_range {data.validation_range} holds {found} token; "
-            f"expected at least {MIN_TOKENS}, one and the one after it that is predicted. Widen validation_range"
-        )
+    for name, stream in (("validation_range", tokens.validation), ("selection_range", tokens.selection)):
+        if stream.num_tokens < MIN_TOKENS:
+            raise DataError(
+                f"{data.conversations_file or data.corpus}: {name} {getattr(data, name)} holds {stream.num_tokens} "
+                f"token; expected at least {MIN_TOKENS}, one and the one after it that is predicted. Widen {name}"
+            )
     refuse_short_training(data, tokens, MIN_TOKENS, "one and the one after it that is predicted")
     if model.initial_exponent is not None:
         refuse_short_training(data, tokens, MIN_FORGETTING_TOKENS, "from which initial_exponent is set")

@@ -39,9 +39,11 @@ def _epoch_keys(path: str, moment: str) -> dict[str, Key]:
     return keys
 
 
-def _stream_keys(part: str) -> dict[str, Key]:
+def _stream_keys(part: str, *, optional: bool = False) -> dict[str, Key]:
     path = f"provenance.{part}"
+    whole = {path: Key("object", f"the {part} stream, where there is one", optional=True)} if optional else {}
     return {
+        **whole,
         f"{path}.corpus": Key("text", "corpus that the conversations are from"),
         f"{path}.source": Key("text", "SHA-256 of the corpus file, or revision of a hosted one"),
         f"{path}.tokenizer_sha256": Key("hash", "of the tokenizer's files"),
@@ -56,6 +58,7 @@ def _stream_keys(part: str) -> dict[str, Key]:
 TOKEN_KEYS = {
     "tokens.train": Key("count", "training stream, N", "tokens"),
     "tokens.validation": Key("count", "validation stream, M", "tokens"),
+    "tokens.selection": Key("count", "selection stream, where there is one", "tokens", optional=True),
     "tokens.distinct_train": Key("count", "different token ids in the training stream", "token ids"),
     "tokens.distinct_validation": Key("count", "different token ids in the validation stream", "token ids"),
     "tokens.unseen_validation_share": Key("share", "validation tokens whose id never occurs in training"),
@@ -64,6 +67,7 @@ TOKEN_KEYS = {
 PROVENANCE_KEYS = {
     **_stream_keys("train"),
     **_stream_keys("validation"),
+    **_stream_keys("selection", optional=True),
     "provenance.embeddings.name": Key("text", "source of the embeddings"),
     "provenance.embeddings.source_sha256": Key("text", "of the file read", missing="drawn from the seed, no file"),
     "provenance.embeddings.vocab_size": Key("count", "V", "token ids"),
@@ -71,11 +75,19 @@ PROVENANCE_KEYS = {
     "provenance.embeddings.matrix_sha256": Key("hash", "of the matrix `[V, E]` in float32"),
 }
 
+CHOSEN_KEYS = {
+    "chosen_on": Key(
+        "text", "text that chose iteration and epoch: selection, or validation, which is judged; of counts, which "
+        "choose nothing on either: training",
+    ),
+}  # fmt: skip
+
 RUN_KEYS: dict[str, Key] = {
     "format": Key("count", f"number of this description: {FORMAT}"),
     "corpus": Key("text", "training text, by name (`config.data.corpus`)"),
     "embeddings": Key("text", "frozen token embeddings, by name (`config.data.embeddings`)"),
     "seed": Key("count", "of everything drawn (`config.run.seed`)"),
+    **CHOSEN_KEYS,
     **TOKEN_KEYS,
     "parameters.embedding": Key("count", "embedding matrix, V · E", "parameters"),
     "parameters.embed_norm": Key("count", "LayerNorm of the embeddings, never trained", "parameters"),
@@ -159,13 +171,15 @@ RUN_KEYS: dict[str, Key] = {
     "phase1.history[].gradient_norm": Key("number", "before clipping"),
     "phase1.history[].converged": Key("count", "training tokens that moved by less than the threshold", "tokens"),
     **_rank_keys("phase1.history[].train_rank", "the training contexts"),
-    **_rank_keys("phase1.history[].validation_rank", "the validation contexts", _NOT_CHECKED),
-    "phase1.history[].validation_prediction": Key("number", "of held-out text", "its own", _NO_PREDICTION),
+    **_rank_keys("phase1.history[].validation_rank", "contexts of the text that chooses", _NOT_CHECKED),
+    "phase1.history[].validation_prediction": Key(
+        "number", "of the text that chooses", "its own", _NO_PREDICTION
+    ),
     "phase1.seconds": Key("positive", "of Phase 1, measures included, over all sessions", "seconds"),
-    **_epoch_keys("phase2.epochs[]", "after the epoch"),
-    **_epoch_keys("phase2.best", "of the kept weights, with exact products"),
+    **_epoch_keys("phase2.epochs[]", "after the epoch, of the text that chooses (`chosen_on`)"),
+    **_epoch_keys("phase2.best", "of the validation text with the kept weights, exact products"),
     "phase2.best.validation_bits_per_byte": Key("positive", "cross-entropy of the predicted text", "bits per byte"),
-    "phase2.stopped_early": Key("truth", "whether validation stopped improving before max_epochs"),
+    "phase2.stopped_early": Key("truth", "whether the text that chooses stopped improving before max_epochs"),
     "phase2.head_method": Key("text", "how the cross-entropy was computed"),
     "phase2.device_batch_size": Key("count", "computed at once at the end", "tokens"),
     "phase2.validation_conversations.nats[]": Key("number", "summed cross-entropy of each conversation", "nats"),

@@ -53,8 +53,9 @@ def run_phase1(prepared: Prepared, config: Phase1Config, phase1_dir: Path) -> tu
         check_phase1(prepared, config, phase1_dir)
         before = world.from_first(lambda: validation_spectrum(prepared, config))
         result = train_phase1(
-            prepared.model, prepared.train_tokens, prepared.validation_tokens, config, prepared.run.seed, checkpoints
-        )
+            prepared.model, prepared.train_tokens, prepared.validation_tokens, config, prepared.run.seed, checkpoints,
+            prepared.selection_tokens,
+        )  # fmt: skip
         history = result.history
         assert history is not None
         figures = world.from_first(lambda: measure_phase1(prepared, config, result, history))
@@ -149,8 +150,9 @@ def _run(held: HeldRun, settings: Settings, data_dir: Path, phase1_dir: Path) ->
     contexts, phase1_record = run_phase1(prepared, settings.phase1, phase1_dir)
     train, validation = prepared.train_tokens, prepared.validation_tokens
     result = train_phase2(
-        prepared.model, contexts, train, validation, settings.phase2, settings.run.seed, held.checkpoints
-    )
+        prepared.model, contexts, train, validation, settings.phase2, settings.run.seed, held.checkpoints,
+        prepared.selection_tokens,
+    )  # fmt: skip
     figures = {
         **describe(prepared),
         "phase1": _phase1_figures(phase1_record),

@@ -12,7 +12,9 @@ from newllm_core.runs.files import RunError, sha256_file, write_text
 MANIFEST_NAME = "SHA256SUMS"
 COMMAND = "python -m reproduce.records list"
 # Below results/reference/, what a run makes and .gitignore leaves out.
-UNCOMMITTED = ("leaderboard/phase1/", "leaderboard/checkpoints/", "nkat/search/")
+UNCOMMITTED = (
+    "leaderboard/phase1/", "leaderboard/checkpoints/", "brown/phase1/", "brown/checkpoints/", "nkat/search/",
+)  # fmt: skip
 
 
 def write_manifest(folder: Path) -> list[str]:

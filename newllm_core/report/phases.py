@@ -152,15 +152,18 @@ def plot_forgetting(record: Mapping[str, Any]) -> Figure:
 
 
 def plot_epochs(record: Mapping[str, Any]) -> Figure:
-    """Perplexity and accuracy per epoch, the best epoch marked."""
+    """Perplexity and accuracy per epoch, the best epoch marked with its figure on the validation text."""
     phase2 = record["phase2"]
     epochs, best = phase2["epochs"], phase2["best"]
     numbers = [epoch["epoch"] for epoch in epochs]
     figure, (ppl, accuracy) = new_axes(2)
     for axis, figure_name, scale in ((ppl, "perplexity", 1), (accuracy, "accuracy", 100)):
-        for part, colour, style in (("train", TRAIN_COLOUR, "o-"), ("validation", VALIDATION_COLOUR, "s-")):
+        chooses = record["chosen_on"]
+        for part, name, colour, style in (
+            ("train", "train", TRAIN_COLOUR, "o-"), ("validation", chooses, VALIDATION_COLOUR, "s-"),
+        ):  # fmt: skip
             values = [scale * epoch[f"{part}_{figure_name}"] for epoch in epochs]
-            axis.plot(numbers, values, style, color=colour, label=part, ms=4)
+            axis.plot(numbers, values, style, color=colour, label=name, ms=4)
         value = scale * best[f"validation_{figure_name}"]
         axis.plot([best["epoch"]], [value], "o", ms=12, mfc="none", mec="black")
         axis.annotate(f"{value:,.1f}", (best["epoch"], value), xytext=(0, 12), textcoords="offset points", ha="center")

@@ -85,6 +85,14 @@ def phase2_lines(phase2: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def chosen_text(record: Mapping[str, Any]) -> str:
+    """Which text chose iteration and epoch, in words."""
+    bounds = record["config"]["data"].get("selection_range")
+    if bounds is None:
+        return "the validation text, which is judged, so figures are a little flattered"
+    return f"conversations {bounds[0]}–{bounds[1] - 1}, {record['tokens']['selection']:,} tokens of their own"
+
+
 def report(record: Mapping[str, Any]) -> str:
     """The whole report of a run, as text."""
     tokens, config = record["tokens"], record["config"]
@@ -94,6 +102,7 @@ def report(record: Mapping[str, Any]) -> str:
         f"embeddings           {record['embeddings']}, E = {config['model']['embed_dim']}; "
         f"C = {config['model']['context_dim']}, L = {config['model']['num_layers']}; seed {record['seed']}; "
         f"{config['run']['num_threads']} threads; {record['device']}",
+        f"chosen on            {chosen_text(record)}",
         f"unseen types         {tokens['unseen_validation_share']:.2%} of validation tokens",
         f"trained parameters   {record['parameters']['trained_in_phase1']:,} in Phase 1, "
         f"{record['parameters']['trained_in_phase2']:,} in Phase 2",
@@ -105,7 +114,7 @@ def report(record: Mapping[str, Any]) -> str:
 
 
 def epoch_table(phase2: Mapping[str, Any]) -> pd.DataFrame:
-    """One row per epoch; losses in nats a token, accuracies in percent."""
+    """One row per epoch; losses in nats a token, accuracies in percent; "val" is the text that chooses."""
     rows = [
         {
             "epoch": epoch["epoch"],

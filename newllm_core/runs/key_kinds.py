@@ -205,7 +205,7 @@ def config_keys(settings_type: type, sections: Iterable[str]) -> dict[str, Key]:
 
 
 # Fields that came later stand in a record only where they are set; where a file lay is no part of a configuration.
-_ABSENT = ("later", "location")
+_ABSENT = ("before", "location")
 
 
 def _values_of(spec: dataclasses.Field[Any]) -> str:
@@ -216,4 +216,6 @@ def _values_of(spec: dataclasses.Field[Any]) -> str:
         return f"one of {', '.join([*limits['choices'], *others])}"
     words = {"low": "at least", "high": "at most", "above": "above"}
     ranges = [f"{words[name]} {limits[name]:g}" for name in words if limits.get(name) is not None]
-    return "; ".join([str(getattr(spec.type, "__name__", spec.type)), *ranges, f"default {spec.default!r}"])
+    before = limits.get("before", spec.default)
+    absent = [f"absent: {before!r}"] if before != spec.default else []
+    return "; ".join([str(getattr(spec.type, "__name__", spec.type)), *ranges, f"default {spec.default!r}", *absent])

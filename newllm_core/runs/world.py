@@ -151,6 +151,16 @@ def joined_ranks(device: str = "cpu") -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def refuse_ranks(what: str) -> None:
+    """Raises RunError where torchrun has started several processes for what one process does."""
+    count = int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if count > 1:
+        raise RunError(
+            f"{what}: expected one process, given {count} of torchrun; run the same without it, and several runs side "
+            "by side as a sweep"
+        )
+
+
 def _take_gpu(number: int) -> None:
     present = torch.cuda.device_count()
     if number >= present:

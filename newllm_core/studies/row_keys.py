@@ -7,7 +7,7 @@ from typing import Any
 
 from newllm_core.config.hyperparameters import Settings
 from newllm_core.experiment.folder_names import SECTIONS
-from newllm_core.experiment.record_keys import PROVENANCE_KEYS, TOKEN_KEYS
+from newllm_core.experiment.record_keys import CHOSEN_KEYS, PROVENANCE_KEYS, TOKEN_KEYS
 from newllm_core.metrics.prediction import bits_per_byte
 from newllm_core.runs.key_kinds import COMPUTED_KEYS, FORMAT, Key, check_record, config_keys, unequal
 
@@ -31,6 +31,7 @@ ROW_KEYS: dict[str, Key] = {
     "corpus": Key("text", "training text, by name"),
     "embeddings": Key("text", "frozen token embeddings, by name"),
     "seed": Key("count", "of everything drawn", missing="nothing is drawn"),
+    **CHOSEN_KEYS,
     **TOKEN_KEYS,
     **PROVENANCE_KEYS,
     **COMPUTED_KEYS,
@@ -42,7 +43,7 @@ ROW_KEYS: dict[str, Key] = {
     "validation_conversations.tokens[]": Key("count", "targets in each conversation", "tokens"),
     "trainable_parameters": Key("count", "that were trained", "parameters"),
     **_details("best_epoch", Key("count", "whose weights were kept")),
-    **_details("epochs[]", Key("any", "validation perplexity of each epoch; of a network, its figures")),
+    **_details("epochs[]", Key("any", "perplexity of each epoch on the text that chooses; of a network, its figures")),
     **_details("validation_rank", Key("object", f"effective rank of the validation contexts; {_BASELINE}")),
     "details.validation_rank.value": Key("positive", "exp(H(p)), p = σ / Σσ, uncentred", "dimensions"),
     "details.validation_rank.share": Key("share", "value / context_dim"),

@@ -72,7 +72,9 @@ def run_row(
     prepared = prepare(settings.data, settings.model, settings.run, data_dir)
     train, validation, watch = prepared.train_tokens, prepared.validation_tokens, Stopwatch()
     if network is not None:
-        result = train_baseline(prepared.model, train, validation, network, settings.run.seed, checkpoints)
+        result = train_baseline(
+            prepared.model, train, validation, network, settings.run.seed, checkpoints, prepared.selection_tokens
+        )
         fitted = _Fitted(result.nats, result.trainable_parameters, result.record(), result.earlier.cpu)
     elif isinstance(point.variant, LeaderboardVariant) and point.variant.kind in ("model", "control"):
         fitted = _fit_model(point.variant.contexts, prepared, settings, phase1_folder, checkpoints)
@@ -82,7 +84,13 @@ def run_row(
         fitted = _Fitted(nats, 0, details)
     took = watch.total()
     seconds = {"seconds": took.wall, "cpu_seconds": took.cpu + fitted.earlier_cpu_seconds}
-    return {"variant": point.variant.record(), "start": start, **_figures(prepared, fitted), **seconds}
+    row = {"variant": point.variant.record(), "start": start, **_figures(prepared, fitted), **seconds}
+    return {**row, "chosen_on": chosen_on(point.variant.kind, row["chosen_on"])}
+
+
+def chosen_on(kind: str, text: str) -> str:
+    """What a row says: counts and pretrained models choose nothing on a text that is held out."""
+    return "training" if kind in ("counts", "pretrained") else text
 
 
 def _fit_model(
@@ -92,8 +100,9 @@ def _fit_model(
     own, figures, phase1_seconds = _phase1(prepared, settings.phase1, phase1_folder)
     read = changed_contexts(own, contexts, seed)
     phase2 = train_phase2(
-        model, read, prepared.train_tokens, prepared.validation_tokens, settings.phase2, seed, checkpoints
-    )
+        model, read, prepared.train_tokens, prepared.validation_tokens, settings.phase2, seed, checkpoints,
+        prepared.selection_tokens,
+    )  # fmt: skip
     counts = model.parameter_counts()
     trained = counts["trained_in_phase2"] + (counts["trained_in_phase1"] if settings.phase1.max_iterations else 0)
     details = {
@@ -120,8 +129,9 @@ def _phase1(prepared: Prepared, config: Phase1Config, folder: Path) -> tuple[Pha
         # The words are part of the figures of committed rows.
         torch.manual_seed(derived_generator("phase 1 of contenders", seed).initial_seed())
         result = train_phase1(
-            prepared.model, prepared.train_tokens, prepared.validation_tokens, config, seed, checkpoints
-        )
+            prepared.model, prepared.train_tokens, prepared.validation_tokens, config, seed, checkpoints,
+            prepared.selection_tokens,
+        )  # fmt: skip
         return result, {"figures": _context_figures(prepared, result, config)}
 
     model_part = prepared.model.config.phase1_part()
@@ -156,6 +166,8 @@ def changed_contexts(phase1: Phase1Result, contexts: str, seed: int) -> Phase1Re
     if contexts == "own":
         return phase1
     streams = {"train": phase1.train_contexts, "validation": phase1.validation_contexts}
+    if phase1.selection_contexts is not None:
+        streams["selection"] = phase1.selection_contexts
     if contexts == "none":
         changed = {name: torch.zeros_like(stream) for name, stream in streams.items()}
     else:
@@ -163,7 +175,7 @@ def changed_contexts(phase1: Phase1Result, contexts: str, seed: int) -> Phase1Re
             name: stream[torch.randperm(len(stream), generator=derived_generator("shuffled contexts", name, seed))]
             for name, stream in streams.items()
         }
-    return Phase1Result(changed["train"], changed["validation"], phase1.history)
+    return Phase1Result(changed["train"], changed["validation"], phase1.history, changed.get("selection"))
 
 
 def _figures(prepared: Prepared, fitted: _Fitted) -> Record:

@@ -56,7 +56,8 @@ def _check_settings(points: Sequence[Settings], data_dir: Path) -> None:
         refuse_short_texts(point.data, streams, point.model, point.phase1)
         kind = point.data.embeddings, point.model.embed_dim
         if kind not in seen:
-            load_embeddings(point.data, kind[1], point.run.seed, streams.train.tokens, data_dir)
+            size = streams.train.vocabulary.size
+            load_embeddings(point.data, kind[1], point.run.seed, streams.train.tokens, data_dir, size)
             seen.add(kind)
 
 

@@ -92,7 +92,7 @@ _part = partial(_variant, "parts", BEST, "best")
 
 _LEADERS = [
     _leader(
-        "notes", "the notes' configuration", context_source="previous_iteration", shuffle=False,
+        "notes", "the notes' configuration", context_source="previous_iteration", shuffle=False, selection_range=None,
         sentence="the notes' configuration: stale contexts, batches in stream order",
     ),
     _leader(

@@ -1,7 +1,7 @@
 """Phase 1: the ContextBlock learns its contexts without labels (docs/method.md, section 4).
 
-The checks on validation text, and the choice of the iteration whose weights are kept. What is minimised is the
-objective's: `fixed_point.py` (the notes') or `predictive.py`.
+The checks on text that is not trained on, and the choice of the iteration whose weights are kept. What is minimised is
+the objective's: `fixed_point.py` (the notes') or `predictive.py`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,8 @@ _STALE_TOKENS = 8192
 
 @dataclass(frozen=True)
 class IterationRecord(PassFigures):
-    """One iteration's figures, with its ranks; what is of the validation text is None where it was not checked."""
+    """One iteration's figures, with its ranks; ``validation_…`` is of the text that chooses, None where it was not
+    checked."""
 
     iteration: int
     train_rank: StreamRank
@@ -75,11 +76,13 @@ class Phase1Result:
         train_contexts: `[num_train_tokens, L, C]`.
         validation_contexts: `[num_validation_tokens, L, C]`.
         history: of the training; None where the weights were loaded.
+        selection_contexts: `[num_selection_tokens, L, C]`, of the text that chooses; None where validation does.
     """
 
     train_contexts: Tensor
     validation_contexts: Tensor
     history: Phase1History | None
+    selection_contexts: Tensor | None = None
 
 
 def all_contexts(model: NewLLM, tokens: Tensor) -> Tensor:
@@ -91,10 +94,15 @@ def all_contexts(model: NewLLM, tokens: Tensor) -> Tensor:
 
 
 def finish_phase1(
-    model: NewLLM, train_tokens: Tensor, validation_tokens: Tensor, history: Phase1History | None
-) -> Phase1Result:
-    """The result of Phase 1 on `[N]` and `[M]` tokens, for a model that already carries the kept weights."""
-    return Phase1Result(all_contexts(model, train_tokens), all_contexts(model, validation_tokens), history)
+    model: NewLLM, train_tokens: Tensor, validation_tokens: Tensor, history: Phase1History | None,
+    selection_tokens: Tensor | None = None,
+) -> Phase1Result:  # fmt: skip
+    """The result of Phase 1 on `[N]`, `[M]` and `[S]` tokens, for a model that already carries the kept weights."""
+    train, validation = (all_contexts(model, tokens) for tokens in (train_tokens, validation_tokens))
+    selection = None
+    if selection_tokens is not None and selection_tokens is not validation_tokens:
+        selection = all_contexts(model, selection_tokens)
+    return Phase1Result(train, validation, history, selection)
 
 
 def train_phase1(
@@ -104,11 +112,13 @@ def train_phase1(
     config: Phase1Config,
     seed: int,
     checkpoints: CheckpointPlace | None = None,
+    selection_tokens: Tensor | None = None,
 ) -> Phase1Result:
-    """Train ``model.context_block`` in place, leave the weights of the best validation check in it.
+    """Train ``model.context_block`` in place, leave the weights of the best check in it.
 
     Args:
         train_tokens: `[N]`, validation_tokens: `[M]`, both on the model's device.
+        selection_tokens: `[S]`, what the checks are made on; None: on ``validation_tokens``.
         seed: of the context noise.
         checkpoints: where they are written and gone on from, with the same result to the last bit; None: none. The
             caller deletes the last ones.
@@ -116,8 +126,8 @@ def train_phase1(
     Raises NotFiniteError when a loss term is not finite, ValueError for an unknown diversity algorithm, RunError for a
     checkpoint that is not this run's.
     """
-    trainer = _Trainer(model, train_tokens, validation_tokens, config, seed, checkpoints)
-    return finish_phase1(model, train_tokens, validation_tokens, trainer.history())
+    trainer = _Trainer(model, train_tokens, validation_tokens, config, seed, checkpoints, selection_tokens)
+    return finish_phase1(model, train_tokens, validation_tokens, trainer.history(), selection_tokens)
 
 
 class _Trainer(TrainingLoop[IterationRecord]):
@@ -125,15 +135,17 @@ class _Trainer(TrainingLoop[IterationRecord]):
 
     def __init__(
         self, model: NewLLM, train_tokens: Tensor, validation_tokens: Tensor, config: Phase1Config, seed: int,
-        checkpoints: CheckpointPlace | None,
+        checkpoints: CheckpointPlace | None, selection_tokens: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.model, self.block, self.config = model, model.context_block, config
         self.train_tokens, self.seed = train_tokens, seed
+        choosing = validation_tokens if selection_tokens is None else selection_tokens
         # One more than is measured: the last token of a stream is left out of the effective rank.
-        self.check_tokens = validation_tokens[: config.effective_rank_tokens + 1]
+        measured = slice(config.effective_rank_tokens + 1)
+        self.check_tokens, self.validation_tokens = choosing[measured], validation_tokens[measured]
         read = {
             "initial_block": list(self.block.state_dict().values()),
-            "tokens": [train_tokens, validation_tokens],
+            "tokens": [train_tokens, choosing],
             "embedding": [model.embedding],
         }
         device = train_tokens.device
@@ -145,7 +157,7 @@ class _Trainer(TrainingLoop[IterationRecord]):
     def history(self) -> Phase1History:
         """Train, and leave the kept weights in the model."""
         with self.naming_not_finite(0):
-            untrained = self.world.from_first(lambda: self._rank(self._check_contexts()))
+            untrained = self.world.from_first(lambda: self._rank(self._exact_contexts(self.validation_tokens)))
             if self.num_passes == 0:
                 return Phase1History(untrained)
             kind = CvfpPass if self.config.objective == "cvfp" else PredictivePass
@@ -172,7 +184,7 @@ class _Trainer(TrainingLoop[IterationRecord]):
         train_rank = self._rank(self.objective.previous)
         rank, prediction, score = None, None, None
         if number % self.config.check_interval == 0 or number == self.num_passes:
-            contexts = self._check_contexts()
+            contexts = self._exact_contexts(self.check_tokens)
             rank = self._rank(contexts)
             prediction = self.objective.held_out_prediction(contexts, self.check_tokens)
             # Without labels: how well unseen text is predicted, or else how many directions it takes up.
@@ -214,6 +226,6 @@ class _Trainer(TrainingLoop[IterationRecord]):
         return stream_rank(contexts, self.config.effective_rank_tokens)
 
     @torch.no_grad()
-    def _check_contexts(self) -> Tensor:
+    def _exact_contexts(self, tokens: Tensor) -> Tensor:
         zero = torch.zeros(self.block.context_dim, device=self.device)
-        return exact_contexts(self.block, StreamEmbeddings(self.model, self.check_tokens), zero).contexts
+        return exact_contexts(self.block, StreamEmbeddings(self.model, tokens), zero).contexts

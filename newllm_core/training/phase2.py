@@ -33,7 +33,8 @@ from newllm_core.training.phase1 import Phase1Result
 class EpochRecord:
     """One epoch. Losses in nats per token, accuracies 0 … 1, perplexity is `exp(loss)`.
 
-    Training figures are means over the epoch, while the weights moved. With rounded products training and validation
+    Training figures are means over the epoch, while the weights moved; ``validation_…`` is of the text that chooses.
+    With rounded products training and validation
     figures carry that rounding, about 1e-4 nats, which is enough to find the best epoch; see ``Phase2Result.best``.
     """
 
@@ -52,8 +53,8 @@ class Phase2Result:
 
     Attributes:
         epochs: one record each.
-        best_epoch: the one with the lowest validation loss.
-        validation: of that epoch's weights, evaluated once more with exact products: these figures are compared
+        best_epoch: the one with the lowest loss on the text that chooses.
+        validation: of that epoch's weights on the validation text, with exact products: these figures are compared
             across runs.
         stopped_early: before `max_epochs`.
         head_method: how the cross-entropy was computed.
@@ -117,19 +118,21 @@ def train_phase2(
     config: Phase2Config,
     seed: int,
     checkpoints: CheckpointPlace | None = None,
+    selection_tokens: Tensor | None = None,
 ) -> Phase2Result:
     """Train ``model.token_block`` (and embedding or head where they are not frozen) in place.
 
     Args:
         phase1: contexts of the frozen ContextBlock.
         train_tokens: `[N]`, validation_tokens: `[M]`, on the model's device; at least two tokens each.
+        selection_tokens: `[S]`, what the epoch is chosen on, with ``phase1.selection_contexts``; None: on validation.
         seed: of the shuffling and of dropout.
         checkpoints: where they are written and gone on from, with the same result to the last bit; None: none. The
             caller deletes the last ones.
 
     Raises NotFiniteError when a loss is not finite, RunError for a checkpoint that is not this run's.
     """
-    trainer = _Trainer(model, phase1, train_tokens, validation_tokens, config, seed, checkpoints)
+    trainer = _Trainer(model, phase1, train_tokens, validation_tokens, config, seed, checkpoints, selection_tokens)
     trainer.run()
     return trainer.result()
 
@@ -140,9 +143,15 @@ class _Trainer(TrainingLoop[EpochRecord]):
     def __init__(
         self, model: NewLLM, phase1: Phase1Result, train_tokens: Tensor, validation_tokens: Tensor,
         config: Phase2Config, seed: int, checkpoints: CheckpointPlace | None,
+        selection_tokens: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.model, self.phase1, self.config, self.seed = model, phase1, config, seed
-        self.train_tokens, self.validation_tokens = train_tokens, validation_tokens
+        self.train_tokens = train_tokens
+        # Contexts and tokens: what is judged once, and what chooses.
+        self.judges = phase1.validation_contexts, validation_tokens
+        self.chooses = self.judges
+        if selection_tokens is not None and phase1.selection_contexts is not None:
+            self.chooses = phase1.selection_contexts, selection_tokens
         self.num_targets = len(train_tokens) - 1
         device, effective = train_tokens.device, config.effective_batch_size
         set_output_bias(model, train_tokens, config)
@@ -151,7 +160,7 @@ class _Trainer(TrainingLoop[EpochRecord]):
         self.method = choose_head(config.head, device)
         read = {
             "context_block": list(model.context_block.state_dict().values()),
-            "tokens": [train_tokens, validation_tokens],
+            "tokens": [train_tokens, self.chooses[1]],
             "embedding": [model.embedding],
         }
         fits = device_batch_size(device, effective, self.method, model.config, len(model.embedding))
@@ -197,7 +206,7 @@ class _Trainer(TrainingLoop[EpochRecord]):
             yield
 
     def judged(self, number: int) -> tuple[EpochRecord, float]:
-        validation = self._evaluate(Head(self.model.output_weight().detach(), self.method))
+        validation = self._evaluate(Head(self.model.output_weight().detach(), self.method), self.chooses)
         train_loss, train_accuracy = self.epoch_means()
         row = EpochRecord(
             epoch=number,
@@ -232,8 +241,9 @@ class _Trainer(TrainingLoop[EpochRecord]):
             self.watch.total().wall, self.watch.earlier,
         )  # fmt: skip
 
-    def _evaluate(self, head: Head) -> Evaluation:
-        validation = evaluate(self.model, self.phase1.validation_contexts, self.validation_tokens, head, self.config)
+    def _evaluate(self, head: Head, text: tuple[Tensor, Tensor] | None = None) -> Evaluation:
+        """On contexts and tokens of ``text``; None: of what is judged."""
+        validation = evaluate(self.model, *(text or self.judges), head, self.config)
         refuse_not_finite({"validation loss": validation.mean_nats})
         return validation
 

@@ -20,6 +20,7 @@ from newllm_core.runs.folder import RECORD_NAME, Record, RunFolder, is_complete
 from newllm_core.runs.identity import Identity
 from newllm_core.runs.key_kinds import FORMAT
 from newllm_core.runs.reproducibility import computed_by, resolve_device, seed_everything
+from newllm_core.runs.world import refuse_ranks
 from newllm_core.vision.config import SMOKE_GATE_ACCURACY, SMOKE_GATE_EPOCHS, VisionDataConfig
 from newllm_core.vision.data import ImageData, Normalisation, OneTestReading, load_image_data, read_test_images
 from newllm_core.vision.model.nkat import NkatModel
@@ -72,8 +73,9 @@ def run_vision(
         report: called with every epoch, also of a run that is finished; what it raises ends the run, which can go on.
 
     Raises ConfigError (the model does not fit the data), DataError, NotFiniteError, or RunError (another
-    configuration in the folder).
+    configuration in the folder, or several processes of torchrun).
     """
+    refuse_ranks("image runs")
     place = vision_place(run_dir, run_identity(settings, images), settings.run.copy_to)
     with place.held() as held:
         if held.record is None:

@@ -178,7 +178,7 @@ def test_a_gpt_does_not_see_what_follows() -> None:
 def test_windows_judge_every_target_once_and_in_order() -> None:
     tokens = torch.randint(VOCABULARY, (101,))
     trainer = _Trainer(small_model(), cycle(200), tokens, small_config("gpt"), seed=1, checkpoints=None)
-    judged = [(hidden, targets) for hidden, targets in trainer._windows()]
+    judged = [(hidden, targets) for hidden, targets in trainer._windows(tokens)]
     torch.testing.assert_close(torch.cat([targets for _, targets in judged]), tokens[1:])
     assert all(len(hidden) == len(targets) for hidden, targets in judged)
 

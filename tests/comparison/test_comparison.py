@@ -430,7 +430,7 @@ def test_costs_are_logarithmic_when_the_shortest_bar_would_vanish(slow: float, s
 # The real thing
 
 SMALL = Settings(
-    data=DataConfig(num_samples=1, validation_range=(10, 12), embeddings="random"),
+    data=DataConfig(num_samples=1, validation_range=(10, 12), selection_range=None, embeddings="random"),
     model=ModelConfig(context_dim=16, embed_dim=8),
     phase1=Phase1Config(
         min_iterations=1, max_iterations=2, check_interval=1, batch_tokens=400, min_last_batch=100,

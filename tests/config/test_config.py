@@ -1,6 +1,7 @@
 """Impossible configs are errors where they are written, and the errors say what would have been possible."""
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -19,7 +20,14 @@ from newllm_core.config.hyperparameters import (
     ScalingConfig,
     Settings,
 )
-from newllm_core.config.schema import ConfigError, config_hash, config_values, from_mapping, parameter_fields
+from newllm_core.config.schema import (
+    ConfigError,
+    config_hash,
+    config_values,
+    from_mapping,
+    from_sections,
+    parameter_fields,
+)
 
 CONFIG_TYPES = (DataConfig, ModelConfig, Phase1Config, Phase2Config, ScalingConfig, RunConfig)  # of Settings
 ALL_TYPES = (*CONFIG_TYPES, GenerationConfig)
@@ -78,7 +86,7 @@ def test_numbers_are_finite(name: str) -> None:
         (Phase2Config, {"device_batch_size": 0}, "device_batch_size: expected at least 1, given 0"),
         (Phase2Config, {"device_batch_size": 2.0}, r"device_batch_size: expected int \| None, given 2.0 \(float\)"),
         (Phase2Config, {"head": "flash"}, "head: expected one of 'auto', .*'fused', given 'flash'"),
-        (DataConfig, {"corpus": "wiki"}, "corpus: expected one of 'chitchat', 'ultrachat', 'file', given 'wiki'"),
+        (DataConfig, {"corpus": "wiki"}, "corpus: expected one of 'chitchat', .*'file', 'brown', given 'wiki'"),
         (RunConfig, {"device": "tpu"}, "device: expected one of 'auto', 'cpu', 'cuda', given 'tpu'"),
         (DataConfig, {"validation_range": (5, 5)}, r"_range: expected 0 <= first < past the last, given \(5, 5\)"),
         (DataConfig, {"train_range": (-1, 5)}, r"train_range: expected 0 <= first < past the last, given \(-1, 5\)"),
@@ -104,7 +112,8 @@ def test_a_tuple_of_the_wrong_length_is_refused_with_the_length_expected() -> No
     "config",
     [
         DataConfig(corpus="file", conversations_file="a.jsonl"),
-        DataConfig(train_range=(0, 1000)),
+        DataConfig(train_range=(0, 980)),
+        DataConfig(train_range=(0, 1000), selection_range=None),
         DataConfig(train_range=(1020, 1021)),
         Phase1Config(max_iterations=0),
         Phase1Config(max_iterations=5),
@@ -117,7 +126,7 @@ def test_possible_values_at_the_edge_are_taken(config: Any) -> None:
     assert config == type(config)(**dataclasses.asdict(config))
 
 
-@pytest.mark.parametrize("field", ["validation_range", "train_range", "corpus"])
+@pytest.mark.parametrize("field", ["validation_range", "selection_range", "train_range", "corpus"])
 def test_auto_split_is_refused_as_a_value(field: str) -> None:
     with pytest.raises(ConfigError, match=r"auto_split is refused: .* e\.g\. \(1000, 1020\)"):
         DataConfig(**{field: "auto_split"})
@@ -139,12 +148,25 @@ def test_overlapping_ranges_are_refused_with_both_named(train: tuple[int, int], 
     shared = sorted(set(range(*train)) & set(range(*validation)))
     if not shared:
         assert DataConfig(train_range=train, validation_range=validation).train_range == train
+        assert DataConfig(selection_range=train, validation_range=validation).held_out == (train, validation)
+        assert DataConfig(train_range=train, selection_range=validation).train_range == train
         return
-    with pytest.raises(ConfigError) as caught:
-        DataConfig(train_range=train, validation_range=validation)
-    assert f"training samples {train[0]}–{train[1] - 1}" in str(caught.value)
-    assert f"validation samples {validation[0]}–{validation[1] - 1}" in str(caught.value)
-    assert f"overlap in {shared[0]}–{shared[-1]}" in str(caught.value)
+    named = {"train_range": "training", "selection_range": "selection", "validation_range": "validation"}
+    for one, other in itertools.combinations(named, 2):
+        with pytest.raises(ConfigError) as caught:
+            DataConfig(**{one: train, other: validation})  # type: ignore[arg-type]
+        assert f"{named[one]} samples {train[0]}–{train[1] - 1}" in str(caught.value)
+        assert f"{named[other]} samples {validation[0]}–{validation[1] - 1}" in str(caught.value)
+        assert f"overlap in {shared[0]}–{shared[-1]}" in str(caught.value)
+
+
+def test_a_record_without_a_selection_text_was_chosen_on_the_judged_one() -> None:
+    """Before there was a selection text, so what records and names leave out is not the default."""
+    assert DataConfig().selection_range == (980, 1000)
+    earlier = DataConfig(selection_range=None)
+    assert "selection_range" not in config_values(earlier) and config_hash(earlier) != config_hash(DataConfig())
+    for data in (DataConfig(), earlier):
+        assert from_sections(Settings, {"data": config_values(data)}).data == data
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_one() -> None:
@@ -218,7 +240,7 @@ def test_extra_names_are_left_out_and_named_in_errors() -> None:
 UNLIKE_THE_DEFAULT = {
     "train_range": (0, 5), "device_batch_size": 8, "diversity_algorithm": "ODCM", "initial_exponent": -0.1,
     "logit_scale": 0.5, "dropout": 0.1, "unseen_sample": 5, "cache_weight": 0.1, "min_p": 0.1, "shuffle_segment": 5,
-    "multiplier": 3.0,
+    "multiplier": 3.0, "selection_range": (960, 980),
 }  # fmt: skip
 
 
@@ -237,7 +259,11 @@ def changed(value: Any, spec: dataclasses.Field[Any]) -> Any:
 
 @pytest.mark.parametrize(
     ("config_type", "name"),
-    [pair for pair in FIELDS if pair[1] not in ("conversations_file", "missing_text", "copy_to", "memory_budget_gb")],
+    [
+        pair
+        for pair in FIELDS
+        if pair[1] not in ("conversations_file", "missing_text", "tokenizer", "copy_to", "memory_budget_gb")
+    ],
 )
 def test_the_hash_changes_with_any_field(config_type: type, name: str) -> None:
     spec = next(spec for spec in dataclasses.fields(config_type) if spec.name == name)
@@ -249,6 +275,8 @@ def test_the_hash_changes_with_any_field(config_type: type, name: str) -> None:
 def test_a_file_is_no_part_of_the_hash_by_its_place_but_what_is_left_out_of_it_is() -> None:
     one, other = (DataConfig(corpus="file", conversations_file=name) for name in "ab")
     skipping = DataConfig(corpus="file", conversations_file="a", missing_text="skip-message")
+    words = (DataConfig(tokenizer=kind, embeddings="random") for kind in ("gpt2", "words", "words-of-corpus"))
+    assert len(set(map(config_hash, words))) == 3
     assert config_hash(one) == config_hash(other) != config_hash(skipping)
     assert config_values(one)["conversations_file"] is None and "missing_text" not in config_values(one)
     assert config_values(skipping)["missing_text"] == "skip-message"

@@ -1,6 +1,7 @@
 """Conversations, which of them are trained on, and the validation text."""
 
 import dataclasses
+import functools
 import json
 import logging
 import sys
@@ -27,7 +28,7 @@ from newllm_core.data.corpus import chitchat_conversations, load_conversations, 
 from newllm_core.data.errors import DataError
 from newllm_core.data.packages import CHITCHAT, GPT2_ENCODER, WHISPER_TINY_EN, locate
 from newllm_core.data.samples import conversations_needed, load_samples, select_samples
-from newllm_core.data.validation import RECORD_NAME, TEXT_NAME, validation_folder, validation_text
+from newllm_core.data.validation import RECORD_NAME, TEXT_NAME, held_out_folder, held_out_text
 from newllm_core.runs.files import read_json, write_json
 
 # --- packaged files
@@ -156,31 +157,34 @@ def test_missing_datasets_package_names_the_install_command(monkeypatch: pytest.
 
 def test_default_training_samples_skip_the_validation_range() -> None:
     chosen = select_samples(DataConfig(num_samples=1500), 3101)
-    assert chosen == [*range(1000), *range(1020, 1520)]
+    assert chosen == [*range(980), *range(1020, 1540)]
 
 
 ranges = st.tuples(st.integers(0, 30), st.integers(1, 30)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 
 
 @hypothesis_settings(deadline=None, max_examples=200)
-@given(ranges, st.none() | st.integers(0, 40), st.integers(1, 40), st.integers(1, 40))
-def test_selected_samples_are_disjoint_from_validation_and_prefixes(
-    validation: tuple[int, int], train_first: int | None, width: int, count: int
+@given(ranges, st.none() | ranges, st.none() | st.integers(0, 40), st.integers(1, 40), st.integers(1, 40))
+def test_selected_samples_are_disjoint_from_what_is_held_out_and_prefixes(
+    validation: tuple[int, int], selection: tuple[int, int] | None, train_first: int | None, width: int, count: int
 ) -> None:
+    if selection is not None and set(range(*selection)) & set(range(*validation)):
+        selection = None
     train = None if train_first is None else (train_first, train_first + width)
-    if train is not None and train[0] < validation[1] and validation[0] < train[1]:
+    held_out = {i for bounds in (validation, selection) if bounds for i in range(*bounds)}
+    if train is not None and held_out & set(range(*train)):
         train = None
-    config = DataConfig(num_samples=count, train_range=train, validation_range=validation)
+    config = DataConfig(num_samples=count, train_range=train, validation_range=validation, selection_range=selection)
     if train is not None and count > width:
         with pytest.raises(DataError, match=f"{count} training samples asked for, {width} exist"):
             select_samples(config, conversations_needed(config))
         return
     chosen = select_samples(config, conversations_needed(config))
     assert len(chosen) == count and chosen == sorted(set(chosen))
-    assert not set(chosen) & set(range(*validation))
+    assert not set(chosen) & held_out
     assert set(chosen) <= set(range(*(train or (0, 1000))))
     # Nothing is read beyond the last sample used.
-    assert conversations_needed(config) == max(chosen[-1] + 1, validation[1])
+    assert conversations_needed(config) == max(chosen[-1] + 1, max(held_out) + 1)
     assert select_samples(config, 1000) == chosen
     for fewer in range(1, count):
         assert select_samples(dataclasses.replace(config, num_samples=fewer), 1000) == chosen[:fewer]
@@ -188,7 +192,7 @@ def test_selected_samples_are_disjoint_from_validation_and_prefixes(
 
 def test_more_samples_than_exist_are_refused_with_both_numbers() -> None:
     config = DataConfig(num_samples=4000)
-    with pytest.raises(DataError, match=r"chitchat: 4000 training samples asked for, 3081 exist \(of 3101"):
+    with pytest.raises(DataError, match=r"chitchat: 4000 training samples asked for, 3061 exist \(of 3101"):
         load_samples(config, open_corpus(config))
 
 
@@ -232,11 +236,12 @@ def test_texts_that_only_look_equal_are_refused_too(other: str, tmp_path: Path) 
 
 def _validation(config: DataConfig, data_dir: Path) -> str:
     corpus = open_corpus(config)
-    return validation_text(config, corpus, data_dir, lambda: load_samples(config, corpus).validation).text
+    read = functools.partial(load_samples, config, corpus)
+    return held_out_text("validation", config.validation_range, corpus, data_dir, lambda: read().validation).text
 
 
 def _folder(config: DataConfig, data_dir: Path) -> Path:
-    return validation_folder(config, open_corpus(config), data_dir)
+    return held_out_folder("validation", config.validation_range, open_corpus(config), data_dir)
 
 
 @pytest.fixture
@@ -255,7 +260,7 @@ def test_validation_text_is_written_once_and_read_ever_after(small_config: DataC
         raise AssertionError("the corpus was read")
 
     more = dataclasses.replace(small_config, num_samples=9)
-    assert validation_text(more, open_corpus(more), tmp_path, must_not_read).text == first
+    assert held_out_text("validation", (12, 14), open_corpus(more), tmp_path, must_not_read).text == first
 
 
 @pytest.mark.parametrize("name", [TEXT_NAME, RECORD_NAME])

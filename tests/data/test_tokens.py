@@ -26,7 +26,7 @@ from newllm_core.data.tokens import (
     token_cache_path,
     token_statistics,
 )
-from newllm_core.data.vocabulary import VOCAB_SIZE, check_tokenizer, load_tokenizer
+from newllm_core.data.vocabulary import TOKENIZER_SHA256, VOCAB_SIZE, check_tokenizer, load_tokenizer
 from newllm_core.runs.files import checksum_path, sha256_bytes, sha256_file, write_text
 
 
@@ -189,7 +189,7 @@ def test_unseen_share_is_none_of_itself_and_falls_with_more_training(first: list
 
 
 def cache_of(config: DataConfig, data_dir: Path) -> Path:
-    return token_cache_path(config, open_corpus(config), data_dir)
+    return token_cache_path(config, open_corpus(config), TOKENIZER_SHA256, data_dir)
 
 
 def _flip_byte(path: Path) -> None:

@@ -37,8 +37,10 @@ from newllm_core.training.evaluation import evaluate, evaluation_head
 from newllm_core.training.phase1 import all_contexts
 
 SMALL = Settings(
-    # 546 and 640 tokens.
-    data=DataConfig(num_samples=2, train_range=(4, 6), validation_range=(15, 17), embeddings="random"),
+    # 546 and 640 tokens, and some that choose.
+    data=DataConfig(
+        num_samples=2, train_range=(4, 6), validation_range=(15, 17), selection_range=(17, 19), embeddings="random"
+    ),
     model=ModelConfig(context_dim=24, embed_dim=16),
     phase1=Phase1Config(
         max_iterations=5, batch_tokens=400, min_last_batch=100, effective_rank_tokens=300, validation_passes=3

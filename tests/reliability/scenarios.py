@@ -74,7 +74,8 @@ def _sentence(number: int, turn: int) -> str:
 
 BASE = Settings(
     data=DataConfig(
-        corpus="file", conversations_file=TEXT, num_samples=3, validation_range=(10, 12), embeddings="random"
+        corpus="file", conversations_file=TEXT, num_samples=3, validation_range=(10, 12), selection_range=None,
+        embeddings="random",
     ),
     model=ModelConfig(context_dim=12, embed_dim=8),
     phase1=Phase1Config(

@@ -19,6 +19,7 @@ from newllm_core.comparison.groups import ComparisonError
 from newllm_core.comparison.leaderboard import (
     contexts_table,
     expectation_sentences,
+    flattery,
     standings,
     standings_table,
 )
@@ -76,7 +77,8 @@ def row(name: str, nats: list[float], seed: int = 1, tokens: int = 100) -> Recor
     """What `run_row` writes, without the run."""
     return {
         "variant": variant(name).record(), "seed": seed, "tokens": {"train": tokens, "validation": 31},
-        "corpus": "made up", "embeddings": "none", "validation_conversations": {"nats": nats, "tokens": [10, 20]},
+        "corpus": "made up", "embeddings": "none", "chosen_on": "validation",
+        "validation_conversations": {"nats": nats, "tokens": [10, 20]},
         "validation_perplexity": math.exp(sum(nats) / 30), "bits_per_byte": 1.5, "trainable_parameters": 7,
         "cpu_seconds": 60.0, "config": {} if variant(name).kind == "counts" else {"run": {"seed": seed}},
     }  # fmt: skip
@@ -196,7 +198,8 @@ def test_every_committed_row_is_found_and_says_what_it_is() -> None:
     committed = read_rows(ROWS)
     assert len(committed) >= 97
     for row in committed:
-        base = changed(centre(), {"num_samples": row["config"]["data"]["num_samples"]})
+        data = row["config"]["data"]
+        base = changed(centre(), {name: data.get(name) for name in ("num_samples", "selection_range")})
         (point,) = Sweep(base, [variant(row["variant"]["name"])], [row["seed"]], runner).points
         assert runner.finished(point) == row
         assert row["variant"].keys() == point.variant.record().keys()
@@ -239,6 +242,20 @@ def test_standings_are_sorted_and_their_intervals_hold_the_value() -> None:
         assert one.interval is not None and one.interval[0] < one.value < one.interval[1]
     record = found[0].record()
     assert record["seeds"] == [1, 2] and record["cpu_seconds"] == 60 and record["name"] == "gru"
+
+
+def test_rows_that_another_text_chose_count_alone_and_say_by_how_much_the_others_were_flattered() -> None:
+    def apart(one: Record) -> Record:
+        config = {**one["config"], "data": {"selection_range": [0, 2]}}
+        return {**one, "config": config, "chosen_on": "selection" if one["variant"]["name"] == "gru" else "training"}
+
+    before = [row("gru", [20, 50]), row("gru", [20, 50], 2), row("unigram", [60, 110])]
+    honest = [apart(row("gru", [20, 53])), apart(row("gru", [20, 50], 3)), apart(row("unigram", [60, 110]))]
+    gru, _ = standings([*before, *honest])
+    assert gru.seeds == (1, 3) and gru.chosen_on == "selection"
+    (shares,) = flattery([*before, *honest]).values()  # counts choose nothing
+    assert shares == pytest.approx([1 - math.exp(-3 / 30)])
+    assert flattery(before) == {}
 
 
 def test_what_phase_1_trains_and_throws_away_is_named() -> None:

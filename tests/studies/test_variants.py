@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from newllm_core.baselines.registry import BASELINES, baseline_config, build_network
-from newllm_core.config.hyperparameters import ModelConfig, Settings
+from newllm_core.config.hyperparameters import DataConfig, ModelConfig, Settings
 from newllm_core.config.profiles import load_profile
-from newllm_core.config.schema import ConfigError
+from newllm_core.config.schema import ConfigError, changed
 from newllm_core.model import NewLLM
 from newllm_core.runs.files import PROJECT_ROOT
 from newllm_core.studies.variants import VARIANTS, known_variants, variant
@@ -45,7 +45,7 @@ def test_the_parts_differ_from_the_best_in_what_they_say_alone() -> None:
 
 def test_the_profile_of_the_better_model_is_its_variant() -> None:
     cpu, best = (Settings.from_parameters(load_profile(PROFILES / f"{name}.yaml")) for name in ("cpu", "best"))
-    assert variant("best").settings(cpu) == best
+    assert variant("best").settings(changed(cpu, {"selection_range": DataConfig.selection_range})) == best
 
 
 def test_neural_rows_train_about_as_many_parameters() -> None:

@@ -16,11 +16,14 @@ from newllm_core.baselines import train as baseline_training
 from newllm_core.baselines.registry import baseline_config
 from newllm_core.baselines.train import train_baseline
 from newllm_core.runs.checkpoint import CheckpointPlace
+from newllm_core.runs.disk import RunError
 from newllm_core.runs.world import current_world
 from newllm_core.training import fixed_point, predictive
 from newllm_core.training.loop import TrainingLoop
 from newllm_core.training.phase1 import finish_phase1, train_phase1
 from newllm_core.training.phase2 import train_phase2
+from newllm_core.vision.experiment import run_vision
+from newllm_core.vision.settings import VisionSettings
 
 TRAIN, VALIDATION = make_tokens(430, seed=1), make_tokens(120, seed=2)
 ITERATIONS = 20 if os.environ.get("NEWLLM_ALL_RANKS") else 3
@@ -204,3 +207,11 @@ def test_a_killed_rank_stops_the_others_and_another_number_of_ranks_goes_on(tmp_
     for found in on_ranks(2, with_checkpoints, folder, None):
         for figure, value in found.items():
             assert value is None or difference(value, whole[figure]) < 1e-8, figure
+
+
+def test_image_runs_are_refused_under_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "tests", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError, match="image runs: expected one process, given 2 of torchrun"):
+        run_vision(VisionSettings(), tmp_path)
+    assert not list(tmp_path.iterdir())
