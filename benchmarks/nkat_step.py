@@ -58,11 +58,14 @@ from newllm_core.runs.reproducibility import seed_everything
 from newllm_core.vision.data import load_image_data
 from newllm_core.vision.training import train_vision
 from reproduce.reference_nkat import centre
-seed, images, epochs = map(int, sys.argv[1:])
-settings = changed(centre(), {"seed": seed, "num_train_images": images, "epochs": epochs})
-seed_everything(seed, 1)
-result = train_vision(load_image_data(settings.data), settings, torch.device("cpu"), show_progress=False)
-print(json.dumps(result.best.selection_accuracy), flush=True)
+images, epochs, *seeds = map(int, sys.argv[1:])
+settings = changed(centre(), {"num_train_images": images, "epochs": epochs})
+data, found = load_image_data(settings.data), []
+for seed in seeds:
+    seed_everything(seed, 1)
+    result = train_vision(data, changed(settings, {"seed": seed}), torch.device("cpu"), show_progress=False)
+    found.append(result.best.selection_accuracy)
+print(json.dumps(found), flush=True)
 """
 
 
@@ -113,11 +116,10 @@ def steps(builds: dict[str, Path], threads: int) -> dict[str, Any]:
 
 
 def accuracy(builds: dict[str, Path]) -> dict[str, Any]:
-    """Selection accuracy of the best epoch, by build and seed, and the paired difference with its 95 % interval."""
-    found = {
-        name: [answer(start(build, _ACCURACY, seed, FEW_IMAGES, EPOCHS)) for seed in SEEDS]
-        for name, build in builds.items()
-    }
+    """Selection accuracy of the best epoch, by build and seed, and the paired difference with its 95 % interval; both
+    builds at once, a core each."""
+    running = {name: start(build, _ACCURACY, FEW_IMAGES, EPOCHS, *SEEDS) for name, build in builds.items()}
+    found = {name: answer(process) for name, process in running.items()}
     difference = paired_difference(found["project"], found["earlier"])
     return {"seeds": SEEDS, "images": FEW_IMAGES, "epochs": EPOCHS, **found, "difference": vars(difference)}
 

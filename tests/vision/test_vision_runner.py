@@ -176,7 +176,7 @@ def test_an_estimate_grows_with_epochs_and_images() -> None:
 def test_the_reference_runs_are_possible_and_none_is_another() -> None:
     """What `reference_nkat` will train: the profile's sweeps, before any image is read."""
     sweeps = reference_nkat.all_sweeps()
-    assert [len(one.points) for one in sweeps.values()] == [6, 15, 15, 1, 21, 1, 1, 1]
+    assert [len(one.points) for one in sweeps.values()] == [6, 15, 15, 2, 21, 1, 1, 1]
     baseline, rescue = (
         [one.settings for one in sweeps["rescue"].points if one.variant.name == name] for name in ("baseline", "rescue")
     )
@@ -185,7 +185,22 @@ def test_the_reference_runs_are_possible_and_none_is_another() -> None:
     keys = [sweeps[name].runner.key(one) for name in ("rescue", "long mnist-5k", "long fashion-mnist")
             for one in sweeps[name].points]  # fmt: skip
     assert len(set(keys)) == len(keys)
-    reference_nkat.search_plan().check()
+    for objective in reference_nkat.SEARCHES.values():
+        reference_nkat.search_plan(objective).check()
+
+
+def test_what_theta_became_is_tabled_for_runs_whose_weights_are_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference_nkat, "NKAT", tmp_path)
+    monkeypatch.setattr(reference_nkat, "RUNS", tmp_path)
+    kinds = [one for one in term_variants() if one.name in ("off", "key_bias")]
+    sweep = sweep_of(kinds, [1], tmp_path, read_test=False)
+    sweep.run()
+    reference_nkat._report_theta("term colour", sweep)
+    header, *rows = (tmp_path / "term_colour_theta.txt").read_text("utf-8").splitlines()
+    assert header.split()[:3] == ["variant", "seed", "block"] and len(rows) == 1, "one block; off has no θ"
+    assert rows[0].split()[:3] == ["key_bias", "1", "0"] and float(rows[0].split()[-1]) > 0
 
 
 def test_every_committed_run_is_found() -> None:

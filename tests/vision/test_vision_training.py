@@ -20,6 +20,7 @@ from newllm_core.runs.files import RunError, read_json
 from newllm_core.runs.folder import RECORD_NAME
 from newllm_core.runs.identity import figures_of
 from newllm_core.studies.sweep import Sweep
+from newllm_core.vision import training
 from newllm_core.vision.__main__ import main
 from newllm_core.vision.config import (
     DATASET_NAMES,
@@ -128,6 +129,29 @@ def test_checkpoint_holds_all_weights_and_goes_when_the_run_is_finished(images: 
     assert not (tmp_path / RECORD_NAME).exists()
     run_vision(SHORT, tmp_path, images=images, show_progress=False)
     assert not folder.exists() and (tmp_path / RECORD_NAME).is_file()
+
+
+def test_rounded_products_train_alike_and_are_judged_by_exact_ones(
+    images: ImageData, finished: Path, tmp_path: Path
+) -> None:
+    rounded = changed(SHORT, {"products": "bfloat16"})
+    record = run_vision(rounded, tmp_path / "run", images=images, read_test=False, show_progress=False)
+    exact = read_json(finished / RECORD_NAME)
+    losses = [[epoch["train_loss"] for epoch in one["training"]["epochs"]] for one in (record, exact)]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
+    model, _ = load_trained(tmp_path / "run")
+    assert evaluate(model, images.selection, images.normalisation).loss == record["selection"]["loss"]
+
+
+@pytest.mark.parametrize(("asked", "device", "fast", "expected"), [
+    ("float32", "cpu", True, False), ("auto", "cpu", True, True), ("auto", "cpu", False, False),
+    ("auto", "cuda", True, False), ("bfloat16", "cuda", False, True),
+])  # fmt: skip
+def test_products_are_rounded_where_that_is_faster_or_asked_for(
+    asked: str, device: str, fast: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "has_bf16_products", lambda: fast)
+    assert training.rounded_products(asked, torch.device(device)) == expected
 
 
 def test_report_sees_every_epoch_also_those_before_an_interruption(images: ImageData, tmp_path: Path) -> None:
