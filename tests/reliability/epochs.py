@@ -116,7 +116,9 @@ def _read(text: Text, folder: Path, threads: int, num_ranks: int, done: Path) ->
         reading.run()
         if world.is_first:
             found = [bytes(row.tolist()).hex() for row in reading.digests]
-            done.write_text(" ".join([str(int(reading.lost.sum())), *found]))
+            whole = done.with_suffix(".whole")  # whoever sees the name sees all of it
+            whole.write_text(" ".join([str(int(reading.lost.sum())), *found]))
+            whole.replace(done)
 
 
 @dataclass(frozen=True)
