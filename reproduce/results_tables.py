@@ -91,6 +91,26 @@ def flattered() -> str:
     return markdown(head, lines)
 
 
+def last_epoch() -> str:
+    """How much lower the kept epoch's perplexity is than the last one's, which no text chooses, on the judged text."""
+    lines = []
+    for one in _at(57_173):
+        if one.variant["group"] != "leaderboard" or one.chosen_on != "validation":
+            continue
+        shares = []
+        for row in one.records:
+            every = [epoch if isinstance(epoch, float) else epoch["validation_perplexity"] for epoch in _epochs(row)]
+            shares.append(1 - min(every) / every[-1])
+        kept = ", ".join(f"{row['details']['best_epoch']} of {len(_epochs(row))}" for row in one.records)
+        lines.append([one.name, kept, ", ".join(f"{100 * share:.2f} %" for share in shares)])
+    return markdown(["variant", "epochs kept, by seed", "lower than the last epoch by"], lines)
+
+
+def _epochs(row: Mapping[str, Any]) -> list[Any]:
+    epochs: list[Any] = row["details"]["epochs"]
+    return epochs
+
+
 def ratios() -> str:
     """The pairs that the text speaks of."""
     rows = []
@@ -339,6 +359,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "leaderboard-more-text": lambda: leaderboard(259_763),
     "ratios": ratios,
     "flattered": flattered,
+    "last-epoch": last_epoch,
     "brown": brown,
     "objectives": lambda: group("objectives"),
     "contexts": contexts,
