@@ -45,8 +45,8 @@ def variants() -> list[Variant]:
     """Phase 1 in 36 ways; a group is an objective."""
     found = [
         _variant("untrained", "untrained", max_iterations=0),
-        _variant("untrained", "untrained, exponent -0.15", max_iterations=0, initial_exponent=-0.15),
-        _variant("untrained", "untrained, exponent -0.3", max_iterations=0, initial_exponent=-0.3),
+        _variant("untrained", "untrained, weights of 0.1", max_iterations=0, weight_std=0.1),
+        _variant("untrained", "untrained, weights of 0.02", max_iterations=0, weight_std=0.02),
         _variant("fixed point", "fixed point alone", **FIXED_POINT, dist_reg_weight=0.0),
         _variant("contrastive", "contrastive alone"),
         _variant("contrastive", "contrastive, no noise", context_noise=0.0),
