@@ -1,8 +1,7 @@
 """Records of earlier versions in today's format; what was not recorded then stays missing.
 
-Until November 2026 iteration and epoch were chosen on the validation text, and no record said so. Format 1 had no
-number, its checks stood in a list, exponent and horizon did not say their tokens, and nothing said which processor
-computed.
+Up to format 2 iteration and epoch were chosen on the validation text, and no record said so. Format 1 had no number, its
+checks stood in a list, exponent and horizon did not say their tokens, and nothing said which processor computed.
 """
 
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ _CHECKS = {"effective rank": "rank", "identity mapping": "identity", "CVFP conve
 def migrated_run(record: Mapping[str, Any]) -> Record:
     """A language run's record in today's format; one that has it already comes back equal."""
     if "format" in record:
-        return {"chosen_on": "validation", **record}
+        return {"chosen_on": "validation", **record, "format": FORMAT}
     phase1 = _phase1(record["phase1"], record["tokens"]["validation"])
     config, paths = _without_paths(record["config"])
     return {
@@ -71,7 +70,7 @@ def _checks(listed: list[Mapping[str, Any]], ranks: Mapping[str, Any], identity_
 def migrated_row(record: Mapping[str, Any]) -> Record:
     """A row of format 1 in today's: exponent and horizon with the tokens that they were measured on."""
     if "format" in record:
-        return {"chosen_on": chosen_on(record["variant"]["kind"], "validation"), **record}
+        return {"chosen_on": chosen_on(record["variant"]["kind"], "validation"), **record, "format": FORMAT}
     details = dict(record["details"])
     if "contraction_rate" in details:
         details["forgetting_tokens"] = min(FORGETTING_TOKENS, record["tokens"]["validation"])
@@ -83,7 +82,7 @@ def migrated_row(record: Mapping[str, Any]) -> Record:
 def migrated_vision(record: Mapping[str, Any]) -> Record:
     """A record of format 1 in today's format; what was read follows from its source, where there was only one file."""
     if "format" in record:
-        return dict(record)
+        return {**record, "format": FORMAT}
     sources = record["data"]["sources"]
     found = {"format": FORMAT, **record, "arithmetic": None}
     if "read" not in record and "generator" in sources:

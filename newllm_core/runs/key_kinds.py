@@ -16,7 +16,7 @@ from typing import Any
 from newllm_core.runs.files import RunError
 
 # Of every record. 1: records without this key, up to November 2026.
-FORMAT = 2
+FORMAT = 3
 SAME_SUM = 1e-9  # relative difference that rounding can make between two ways to add up
 
 # What a value of each kind must be; missing is null, and only where the key says so.

@@ -73,7 +73,7 @@ def test_the_page_is_made_of_the_descriptions() -> None:
         ("phase1.history.1", to(7), "phase1.history[1]: expected an object, given 7"),
         ("seconds", to(math.nan), "seconds: expected a finite number above 0, given nan"),
         ("config.model.width", to(5), "config.model.width: unknown key"),
-        ("format", to(1), "expected a record of format 2, given 1"),
+        ("format", to(1), "expected a record of format 3, given 1"),
     ],
 )
 def test_a_wrong_key_is_named_with_its_path(committed: dict[str, Any], path: str, change: Change, message: str) -> None:
