@@ -85,10 +85,15 @@ class Kind:
     check: Callable[[Mapping[str, Any], Path], None]
 
 
+def _phase1_alone(record: Mapping[str, Any], path: Path) -> None:
+    """Has keys of a run without being one, and no description of its own."""
+
+
 KINDS = (
     Kind(frozenset({"phase1", "phase2", "provenance"}), migrated_run, check_run_record),
     Kind(frozenset({"variant", "details", "provenance"}), migrated_row, check_row_record),
     Kind(frozenset({"dataset", "training", "tpe_score"}), migrated_vision, check_vision_record),
+    Kind(frozenset({"format", "phase1", "provenance"}), migrated_run, _phase1_alone),
 )
 
 
