@@ -1,7 +1,7 @@
 """Records of earlier versions in today's format; what was not recorded then stays missing.
 
-Up to format 2 iteration and epoch were chosen on the validation text, and no record said so. Format 1 had no number, its
-checks stood in a list, exponent and horizon did not say their tokens, and nothing said which processor computed.
+Up to format 2 iteration and epoch were chosen on the validation text, and no record said so. Format 1 had no number,
+its checks stood in a list, exponent and horizon did not say their tokens, and nothing said which processor computed.
 """
 
 from collections.abc import Mapping
