@@ -2,12 +2,9 @@
 
 from dataclasses import dataclass
 
-from newllm_core.config.schema import LARGEST_EPOCHS, ConfigError, number, validate
+from newllm_core.config.schema import LARGEST_EPOCHS, LARGEST_ORDER, ConfigError, later, number, validate
 
-NGRAM_ORDER = 5
-# Discounts tried on the last tenth of the training text; the best is kept for the model of all of it.
-KNESER_NEY_DISCOUNTS = (0.6, 0.7, 0.8, 0.9, 0.95)
-KNESER_NEY_HELD_OUT = 0.1
+NGRAM_ORDER = 5  # of the counts that stand alone
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,8 @@ class BaselineConfig:
     cache_weight: float = number(0.0, low=0, high=0.99)  # of the continuous cache, as in Phase2Config
     cache_scale: float = number(10.0, above=0)
     cache_tokens: int = number(2000, low=1)
+    ngram_weight: float = later(number(0.0, low=0, high=0.99))  # of counted n-grams, as in Phase2Config
+    ngram_order: int = later(number(5, low=1, high=LARGEST_ORDER))
 
     def __post_init__(self) -> None:
         validate(self)

@@ -18,6 +18,7 @@ from newllm_core.data.stream import ring_segments
 from newllm_core.gpu_memory import DeviceBatch
 from newllm_core.head.continuous_cache import cached_nats
 from newllm_core.head.cross_entropy import Head, choose_head, with_output_bias, with_unit_columns
+from newllm_core.head.kneser_ney import count_ngrams
 from newllm_core.head.sampled_softmax import SampledHead, epochs_head
 from newllm_core.head.unigram_bias import fit_unigram
 from newllm_core.losses import refuse_not_finite
@@ -56,6 +57,7 @@ class BaselineResult:
     best_epoch: int
     nats: Tensor
     trainable_parameters: int
+    counted_ngrams: int  # 0 where none are mixed in
     seconds: Seconds
     earlier: Seconds
 
@@ -64,6 +66,7 @@ class BaselineResult:
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "best_epoch": self.best_epoch,
             "trainable_parameters": self.trainable_parameters,
+            **({"counted_ngrams": self.counted_ngrams} if self.counted_ngrams else {}),
             "seconds": self.seconds.wall,
             "cpu_seconds": self.seconds.cpu,
         }
@@ -138,6 +141,7 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
             self.bias = fit_unigram(train_tokens, len(self.weight)).log_probabilities.to(self.weight)
             self.weight = with_output_bias(self.weight, self.bias)
         self.head = Head(self.weight, self.method)
+        self.ngrams = count_ngrams(train_tokens, len(model.head_weight), config.ngram_weight, config.ngram_order)
         parameters = list(self.network.parameters())
         self.optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
@@ -202,7 +206,10 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
         exact = Head(self.weight, "direct" if self.method == "direct" else "blocks")
         nats = self.world.from_first(lambda: self._judged_nats(exact))
         trained = sum(parameter.numel() for parameter in self.network.parameters())
-        return BaselineResult(self.rows, self.best.number, nats, trained, self.watch.total(), self.watch.earlier)
+        counted = 0 if self.ngrams is None else self.ngrams.counts.num_ngrams
+        return BaselineResult(
+            self.rows, self.best.number, nats, trained, counted, self.watch.total(), self.watch.earlier
+        )  # fmt: skip
 
     def _segments(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """`[B, T]` tokens and the targets that follow them."""
@@ -232,15 +239,15 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
 
     @torch.no_grad()
     def _judged_nats(self, head: Head) -> Tensor:
-        """The same of the validation text, with the continuous cache where there is one."""
+        """The same of the validation text, with the continuous cache and counted n-grams where there are any."""
         nats, config = self._nats(self.judges, head), self.config
-        if not config.cache_weight:
-            return nats
-        states = torch.cat([hidden.cpu() for hidden, _ in self._read(self.judges)])
-        return cached_nats(
-            nats, states, self.judges.cpu(),
-            weight=config.cache_weight, scale=config.cache_scale, num_cached=config.cache_tokens,
-        )  # fmt: skip
+        if config.cache_weight:
+            states = torch.cat([hidden.cpu() for hidden, _ in self._read(self.judges)])
+            nats = cached_nats(
+                nats, states, self.judges.cpu(),
+                weight=config.cache_weight, scale=config.cache_scale, num_cached=config.cache_tokens,
+            )  # fmt: skip
+        return nats if self.ngrams is None else self.ngrams.mixed_nats(nats, self.judges)
 
     def _read(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Hidden states and targets of ``tokens`` `[M]`, window by window."""

@@ -29,6 +29,8 @@ LARGEST = {int: 2**53, float: 1e38}  # in size: what a float still counts exactl
 LARGEST_EPOCHS = 1000  # far above what was ever of use, and even then a run has an end
 LARGEST_RATE = 1e37  # of learning: Adam's first step is ten times that, and has to fit single precision
 
+LARGEST_ORDER = 32  # of n-grams: beyond a few tokens nearly none occurs twice
+
 
 def number(default: Any, low: float | None = None, high: float | None = None, above: float | None = None) -> Any:
     """A numeric field: ``low <= value <= high``; with ``above``, ``value > above``."""

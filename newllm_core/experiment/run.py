@@ -31,7 +31,7 @@ from newllm_core.runs.identity import refuse_other_run
 from newllm_core.runs.reproducibility import resolve_device
 from newllm_core.runs.world import current_world
 from newllm_core.training.phase1 import Phase1Result, train_phase1
-from newllm_core.training.phase2 import set_output_bias, train_phase2
+from newllm_core.training.phase2 import set_counts, train_phase2
 
 logger = logging.getLogger("newllm")
 
@@ -181,7 +181,7 @@ def load_model(record: Mapping[str, Any], run_dir: Path, phase1_dir: Path, data_
     prepared = prepare(settings.data, settings.model, settings.run, data_dir)
     prepared.model.context_block.load_state_dict(load_tensors(phase1_dir / CONTEXT_WEIGHTS))
     prepared.model.load_state_dict(load_tensors(run_dir / TOKEN_WEIGHTS), strict=False)
-    set_output_bias(prepared.model, prepared.train_tokens, settings.phase2)
+    set_counts(prepared.model, prepared.train_tokens, settings.phase2)
     prepared.model.continuous_cache = continuous_cache(settings.phase2)
     return prepared
 

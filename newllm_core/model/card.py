@@ -103,15 +103,18 @@ def _origin(embedding: Mapping[str, Any] | None, record: Mapping[str, Any] | Non
 
 def _figures(record: Mapping[str, Any]) -> str:
     best = record["phase2"]["best"]
-    cache = record["config"]["phase2"]["cache_weight"]
+    config = record["config"]["phase2"]
+    mixed = {"a continuous cache": config["cache_weight"], "counted n-grams": config.get("ngram_weight", 0)}
     rows = [
         "| figure | value | of |",
         "|---|---|---|",
         f"| validation perplexity | {best['validation_perplexity']:.2f} | {record['tokens']['validation']:,} tokens |",
         f"| bits per byte | {best['validation_bits_per_byte']:.4f} | the same text |",
-        f"| accuracy | {100 * best['validation_accuracy']:.2f} % | the most probable token, without cache |",
+        f"| accuracy | {100 * best['validation_accuracy']:.2f} % | the most probable token of the model alone |",
         f"| seed | {record['seed']} | one run |",
     ]
-    mixed = f"With a continuous cache of weight {cache:g}." if cache else "Without a continuous cache."
+    sentence = " ".join(
+        f"With {words} of weight {weight:g}." if weight else f"Without {words}." for words, weight in mixed.items()
+    )
     made_by = f" Commit `{record['commit']}`." if record["commit"] else ""
-    return "\n".join(rows) + f"\n\n{mixed}{made_by}"
+    return "\n".join(rows) + f"\n\n{sentence}{made_by}"

@@ -14,6 +14,7 @@ from newllm_core.config.hyperparameters import GenerationConfig, ModelConfig
 from newllm_core.config.schema import ConfigError, from_mapping
 from newllm_core.head.continuous_cache import ContinuousCache
 from newllm_core.head.cross_entropy import with_output_bias, with_unit_columns
+from newllm_core.head.kneser_ney import CountedNGrams
 from newllm_core.model.card import model_card
 from newllm_core.model.dropout import RowsOf, batch_dropout
 from newllm_core.model.generation import generate, stream_text
@@ -41,6 +42,7 @@ class NewLLM(nn.Module):
     # What text is read and written with, beside the weights.
     tokenizer: Tokenizer | None = None
     continuous_cache: ContinuousCache | None = None
+    ngrams: CountedNGrams | None = None  # of the training text; Phase 2 counts them
     embedding_source: Mapping[str, Any] | None = None  # where the matrix came from: ``EmbeddingMatrix.provenance``
 
     def __init__(self, model_config: ModelConfig, embedding_matrix: Tensor, seed: int = 42) -> None:
@@ -184,7 +186,7 @@ class NewLLM(nn.Module):
         self, folder: str | Path, *, embedding: str = "stored", record: Mapping[str, Any] | None = None,
         name: str | None = None,
     ) -> None:  # fmt: skip
-        """Write the model to ``folder``: weights, configuration, tokenizer and cache if it has them, and a card.
+        """Write the model to ``folder``: weights, configuration, card, and what it has of tokenizer, cache and n-grams.
 
         Args:
             embedding: "stored", so that it can be read from the folder alone; or "referenced": a frozen embedding
@@ -203,8 +205,8 @@ class NewLLM(nn.Module):
             require_published(self.embedding_source)
             del tensors[EMBEDDING]
         saved = SavedModel(
-            self.config, tensors, self.tokenizer, self.continuous_cache, self.embedding_source, self.vocab_size,
-            embedding == "stored",
+            self.config, tensors, self.tokenizer, self.continuous_cache, self.ngrams, self.embedding_source,
+            self.vocab_size, embedding == "stored",
         )  # fmt: skip
         write_model(Path(folder), saved)
         card = model_card(name or Path(folder).resolve().name, self.config, self.embedding_source, record)
@@ -238,6 +240,7 @@ class NewLLM(nn.Module):
         except RuntimeError as error:
             raise RunError(f"{folder}: the weights do not fit the configuration: {error}") from error
         model.tokenizer, model.continuous_cache = saved.tokenizer, saved.continuous_cache
+        model.ngrams = saved.ngrams
         model.embedding_source = saved.embedding_source
         return model
 

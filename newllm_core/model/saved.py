@@ -1,7 +1,8 @@
 """A model in a folder of its own: weights, configuration and tokenizer, readable without the text it learnt from.
 
-`model.safetensors` holds every tensor, the output's bias among them, and each matrix once; the embedding matrix may be
-left out where it can be read again from its source. `config.json` holds the `ModelConfig`, the continuous cache, where
+`model.safetensors` holds every tensor, the output's bias and counted n-grams among them, and each matrix once; the
+embedding matrix may be left out where it can be read again from its source. `config.json` holds the `ModelConfig`, the
+continuous cache, the weight of the n-grams, where
 the embeddings came from, and the hashes of the other files; `tokenizer.json` the tokenizer, where there is one. Loading
 is strict: a tensor or a field that is missing or unknown is an error.
 """
@@ -19,11 +20,12 @@ from torch import Tensor
 from newllm_core.config.hyperparameters import ModelConfig
 from newllm_core.config.schema import ConfigError, from_mapping
 from newllm_core.head.continuous_cache import ContinuousCache
+from newllm_core.head.kneser_ney import CountedNGrams, KneserNey
 from newllm_core.runs.files import RunError, read_json, save_tensors, sha256_file, write_json, write_text
 from newllm_core.runs.key_kinds import Key, wrong_keys
 
 WEIGHTS_NAME, CONFIG_NAME, TOKENIZER_NAME, CARD_NAME = "model.safetensors", "config.json", "tokenizer.json", "README.md"
-FORMAT = 2
+FORMAT = 3
 EMBEDDING = "embedding"  # the tensor's name
 _KEYS = {
     "format": Key("count", "number of this description"),
@@ -32,6 +34,7 @@ _KEYS = {
     "vocab_size": Key("count", "V"),
     "continuous_cache": Key("object", "of the text that is read", missing="none"),
     **{f"continuous_cache.{spec.name}": Key("positive", "of it") for spec in dataclasses.fields(ContinuousCache)},
+    "ngram_weight": Key("positive", "of the counted n-grams", missing="none"),
     "embedding_stored": Key("truth", f"whether {WEIGHTS_NAME} holds the embedding matrix"),
     "embedding_source": Key("object", "where the matrix came from", missing="not known"),
     "embedding_source.name": Key("text", "as in DataConfig.embeddings"),
@@ -42,7 +45,7 @@ _KEYS = {
     "weights_sha256": Key("hash", f"of {WEIGHTS_NAME}"),
     "tokenizer_sha256": Key("hash", f"of {TOKENIZER_NAME}", missing="saved without a tokenizer"),
 }
-_MODEL_TYPE = "newllm"
+_MODEL_TYPE, _NGRAMS = "newllm", "ngrams."  # the latter's tensors' names begin so
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class SavedModel:
     tensors: Mapping[str, Tensor]
     tokenizer: Tokenizer | None
     continuous_cache: ContinuousCache | None
+    ngrams: CountedNGrams | None
     embedding_source: Mapping[str, Any] | None
     vocab_size: int
     embedding_stored: bool = True
@@ -60,7 +64,9 @@ class SavedModel:
 
 def write_model(folder: Path, saved: SavedModel) -> None:
     """What ``read_model`` gives back."""
-    save_tensors(folder / WEIGHTS_NAME, saved.tensors)
+    counted = {} if saved.ngrams is None else saved.ngrams.counts.tensors()
+    counted = {f"{_NGRAMS}{name}": tensor for name, tensor in counted.items()}
+    save_tensors(folder / WEIGHTS_NAME, {**saved.tensors, **counted})
     if saved.tokenizer is not None:
         write_text(folder / TOKENIZER_NAME, saved.tokenizer.to_str())
     described = {
@@ -69,6 +75,7 @@ def write_model(folder: Path, saved: SavedModel) -> None:
         "model": dataclasses.asdict(saved.config),
         "vocab_size": saved.vocab_size,
         "continuous_cache": None if saved.continuous_cache is None else dataclasses.asdict(saved.continuous_cache),
+        "ngram_weight": None if saved.ngrams is None else saved.ngrams.weight,
         "embedding_stored": saved.embedding_stored,
         "embedding_source": saved.embedding_source,
         "weights_sha256": sha256_file(folder / WEIGHTS_NAME),
@@ -84,15 +91,33 @@ def read_model(folder: Path) -> SavedModel:
     tokenizer_sha256, cache = described["tokenizer_sha256"], described["continuous_cache"]
     if tokenizer_sha256 is not None:
         _require_hash(folder / TOKENIZER_NAME, tokenizer_sha256)
+    tensors = load_file(folder / WEIGHTS_NAME)
+    counted = {name.removeprefix(_NGRAMS): tensors.pop(name) for name in list(tensors) if name.startswith(_NGRAMS)}
     return SavedModel(
         config=_model_config(folder, described["model"]),
-        tensors=load_file(folder / WEIGHTS_NAME),
+        tensors=tensors,
         tokenizer=None if tokenizer_sha256 is None else Tokenizer.from_file(str(folder / TOKENIZER_NAME)),
         continuous_cache=None if cache is None else ContinuousCache(**cache),
+        ngrams=_ngrams(folder, described, counted),
         embedding_source=described["embedding_source"],
         vocab_size=described["vocab_size"],
         embedding_stored=described["embedding_stored"],
     )
+
+
+def _ngrams(folder: Path, described: Mapping[str, Any], counted: Mapping[str, Tensor]) -> CountedNGrams | None:
+    weight = described["ngram_weight"]
+    if (weight is None) != (not counted):
+        raise RunError(
+            f"{folder}: expected counted n-grams and a weight of theirs, or neither; given {len(counted)} tensors and "
+            f"ngram_weight={weight}"
+        )
+    if weight is None:
+        return None
+    try:
+        return CountedNGrams(weight, KneserNey.from_tensors(described["vocab_size"], counted))
+    except (KeyError, ValueError) as error:
+        raise RunError(f"{folder / WEIGHTS_NAME}: not the tensors of counted n-grams: {error}") from error
 
 
 def _described(folder: Path) -> dict[str, Any]:

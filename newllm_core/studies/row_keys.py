@@ -58,7 +58,7 @@ ROW_KEYS: dict[str, Key] = {
     **_details("seconds", Key("number", "of a network's training", "seconds")),
     **_details("cpu_seconds", Key("number", "of all cores in it", "seconds")),
     **_details("added_count", Key("positive", "of the unigram's additive smoothing")),
-    **_details("discount", Key("positive", "of Kneser-Ney smoothing")),
+    **_details("counted_ngrams", Key("count", "different ones of the training text, of all lengths", "n-grams")),
     "seconds": Key("positive", "of the session that finished the row", "seconds"),
     "cpu_seconds": Key("positive", "of all cores, over all sessions, both phases", "seconds"),
     **{f"config.{name}": Key("object", _BASELINE, optional=True) for name in ("model", "phase1", "phase2", "run")},

@@ -109,6 +109,7 @@ def _fit_model(
         **figures,
         "best_epoch": phase2.best_epoch,
         "epochs": [epoch.validation_perplexity for epoch in phase2.epochs],
+        **({"counted_ngrams": model.ngrams.counts.num_ngrams} if model.ngrams is not None else {}),
     }
     return _Fitted(phase2.validation.nats.double(), trained, details, phase1_seconds + phase2.earlier.cpu)
 

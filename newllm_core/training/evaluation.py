@@ -1,4 +1,4 @@
-"""How well frozen contexts predict: nats and accuracy of each target, exactly, and with the continuous cache."""
+"""How well frozen contexts predict: nats and accuracy of each target, exactly, with cache and counted n-grams."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -35,33 +35,36 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: NewLLM, contexts: Tensor, tokens: Tensor, head: Head, cache: Phase2Config | None = None
+    model: NewLLM, contexts: Tensor, tokens: Tensor, head: Head, mixed: Phase2Config | None = None
 ) -> Evaluation:
     """Context i predicts token i + 1. `contexts [N, L, C], tokens [N]`, N >= 2 -> figures of N - 1 targets.
 
-    ``cache``: whose continuous cache, if it has one, is mixed into the losses; its states are the `[n, E]` hidden
-    states. Accuracy stays the model's. Each rank reads its part, and has the figures of all.
+    ``mixed``: whose continuous cache, if it has one, is mixed into the losses, as are then the model's counted n-grams;
+    the cache's states are the `[n, E]` hidden states. Accuracy stays the model's. Each rank reads its part, and has the
+    figures of all.
     """
-    mixes = cache is not None and cache.cache_weight > 0
+    caches = mixed is not None and mixed.cache_weight > 0
     parts, world, num_targets = list[_Part](), current_world(), len(tokens) - 1
     own = world.part(slice(0, num_targets))
 
     def read_all(size: int) -> None:
         parts.clear()
         for batch in context_batches(contexts, tokens, torch.arange(own.start, own.stop).split(size)):
-            parts.append(_read(model, batch, head, keep_states=mixes))
+            parts.append(_read(model, batch, head, keep_states=caches))
 
     find_executable(read_all, _BATCH)
     nats, correct = torch.cat([part.nats for part in parts]).cpu(), torch.cat([part.correct for part in parts]).cpu()
     plain = Evaluation(world.gathered(nats, num_targets), world.gathered(correct, num_targets))
-    if cache is None or not mixes:
+    if mixed is None:
         return plain
-    states = torch.cat([part.states for part in parts if part.states is not None])
-    mixed = cached_nats(
-        plain.nats, world.gathered(states, num_targets), tokens.cpu(),
-        weight=cache.cache_weight, scale=cache.cache_scale, num_cached=cache.cache_tokens,
-    )  # fmt: skip
-    return Evaluation(mixed, plain.correct)
+    nats = plain.nats
+    if caches:
+        states = torch.cat([part.states for part in parts if part.states is not None])
+        nats = cached_nats(
+            nats, world.gathered(states, num_targets), tokens.cpu(),
+            weight=mixed.cache_weight, scale=mixed.cache_scale, num_cached=mixed.cache_tokens,
+        )  # fmt: skip
+    return Evaluation(nats if model.ngrams is None else model.ngrams.mixed_nats(nats, tokens), plain.correct)
 
 
 class _Part(NamedTuple):

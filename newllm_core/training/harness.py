@@ -106,6 +106,8 @@ class HarnessModel(LM):
         kept = cache_hook.dbdict
         if kept is not None:
             mine = sha256_tensors(*(value for _, value in sorted(self.model.state_dict().items())))
+            if (ngrams := self.model.ngrams) is not None:
+                mine += f" {ngrams.weight} {sha256_tensors(*ngrams.counts.tensors().values())}"
             mine += f" {self.model.continuous_cache} {self.tokenizer_name}"
             if len(kept) and kept.get(_MODEL_KEY) != mine:
                 raise RunError("use_cache: the file holds results of another model; give each model a file of its own")

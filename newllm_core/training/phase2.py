@@ -14,6 +14,7 @@ from newllm_core.contexts.store import Batch, context_batches
 from newllm_core.data.order import epoch_batches
 from newllm_core.gpu_memory import DeviceBatch, device_batch_size
 from newllm_core.head.cross_entropy import Head, choose_head
+from newllm_core.head.kneser_ney import count_ngrams
 from newllm_core.head.sampled_softmax import SampledHead, epochs_head
 from newllm_core.head.unigram_bias import fit_unigram
 from newllm_core.losses import refuse_not_finite
@@ -91,11 +92,13 @@ class Phase2Result:
         }
 
 
-def set_output_bias(model: NewLLM, train_tokens: Tensor, config: Phase2Config) -> None:
-    """Give the head the unigram of ``train_tokens`` `[N]` as its bias `[V]`, where the config asks for it.
+def set_counts(model: NewLLM, train_tokens: Tensor, config: Phase2Config) -> None:
+    """Give the model what is counted in ``train_tokens`` `[N]`, where the config asks for it: the head the unigram as
+    its bias `[V]`, evaluation the n-grams.
 
-    Raises ConfigError where the head itself is trained.
+    Raises ConfigError where the head that would have a bias is trained itself.
     """
+    model.ngrams = count_ngrams(train_tokens, len(model.embedding), config.ngram_weight, config.ngram_order)
     if not config.unigram_bias:
         return
     _demand_frozen_head(model, "unigram_bias")
@@ -154,7 +157,7 @@ class _Trainer(TrainingLoop[EpochRecord]):
             self.chooses = phase1.selection_contexts, selection_tokens
         self.num_targets = len(train_tokens) - 1
         device, effective = train_tokens.device, config.effective_batch_size
-        set_output_bias(model, train_tokens, config)
+        set_counts(model, train_tokens, config)
         if config.unseen_sample is not None:
             _demand_frozen_head(model, "unseen_sample")
         self.method = choose_head(config.head, device)

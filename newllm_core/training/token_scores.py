@@ -1,4 +1,5 @@
-"""Log probabilities of given texts, token by token, with the model's continuous cache, if it has one."""
+"""Log probabilities of given texts, token by token, with the model's continuous cache and counted n-grams, if it has
+them."""
 
 from collections.abc import Iterator, Sequence
 
@@ -21,7 +22,7 @@ class TextScores:
     """One text `[N]`, N >= 2, read once from the zero context.
 
     Attributes:
-        nats: `[N - 1]`, float64, of the targets ``tokens[1:]``; the cache is mixed in.
+        nats: `[N - 1]`, float64, of the targets ``tokens[1:]``; cache and counts are mixed in.
     """
 
     def __init__(self, model: NewLLM, tokens: Tensor, hidden: Tensor) -> None:
@@ -36,26 +37,30 @@ class TextScores:
             self.nats = cached_nats(
                 self.nats, self.states, tokens, weight=cache.weight, scale=cache.scale, num_cached=cache.num_cached
             )
+        if model.ngrams is not None:
+            self.nats = model.ngrams.mixed_nats(self.nats, tokens)
 
     def greedy_from(self, first: int) -> bool:
         """Whether greedy writing after the first ``first`` tokens, >= 1, gives the rest of the text."""
-        if self.model.continuous_cache is None:
+        if self.model.continuous_cache is None and self.model.ngrams is None:
             return bool(self._plain_greedy[first - 1 :].all())
         return all(self._mixed_best(row) == int(self.tokens[row + 1]) for row in range(first - 1, len(self.states)))
 
     @torch.no_grad()
     def _mixed_best(self, row: int) -> int:
-        """The most probable token after token ``row``, cache included."""
-        cache = self.model.continuous_cache
-        assert cache is not None
+        """The most probable token after token ``row``, cache and counts included."""
+        cache, ngrams = self.model.continuous_cache, self.model.ngrams
         # Without unit columns: ``NewLLM.logits`` adds the bias itself.
         probabilities = self.model.logits(self.states[row : row + 1])[0].double().softmax(dim=0)
-        oldest = max(0, row - cache.num_cached)
-        if oldest < row:
+        oldest = row if cache is None else max(0, row - cache.num_cached)
+        if cache is not None and oldest < row:
             keys = functional.normalize(self.states[oldest : row + 1], dim=1)
             shares = (cache.scale * keys[:-1] @ keys[-1]).softmax(dim=0)
             probabilities *= 1 - cache.weight
             probabilities.index_add_(0, self.tokens[oldest + 1 : row + 1], cache.weight * shares.double())
+        if ngrams is not None:
+            history = self.tokens[max(0, row + 2 - ngrams.counts.order) : row + 1]
+            probabilities = ngrams.mixed(probabilities[None], history[None])[0]
         return int(probabilities.argmax())
 
 
@@ -86,7 +91,7 @@ def score_texts(model: NewLLM, texts: Sequence[Tensor]) -> Iterator[tuple[int, T
 def _read_together(model: NewLLM, texts: Sequence[Tensor]) -> Tensor:
     """Hidden states before each target, `[B, T, E]`; what follows the end of a text is arbitrary."""
     padded = torch.nn.utils.rnn.pad_sequence(list(texts), batch_first=True)
-    reader, hidden = Reader(model, len(texts), with_cache=False), []
+    reader, hidden = Reader(model, len(texts), mixes=False), []
     for tokens in padded[:, :-1].unbind(1):
         reader.read(tokens)
         assert reader.hidden is not None

@@ -7,8 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nltk.lm.models import KneserNeyInterpolated
-from nltk.util import everygrams
 from torch import Tensor
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -16,7 +14,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from newllm_core.baselines import train as train_module
 from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.gpt2 import gpt2_nats
-from newllm_core.baselines.ngrams import _fit, fit_kneser_ney
 from newllm_core.baselines.registry import BASELINES, baseline_config, build_network
 from newllm_core.baselines.rows_drawn import rows_drawn
 from newllm_core.baselines.train import _Trainer, train_baseline
@@ -25,6 +22,7 @@ from newllm_core.config.schema import ConfigError
 from newllm_core.data import DataError
 from newllm_core.gpu_memory import DeviceBatch
 from newllm_core.head.cross_entropy import Head, with_output_bias, with_unit_columns
+from newllm_core.head.kneser_ney import count_ngrams
 from newllm_core.head.unigram_bias import UNIGRAM_ADDED, fit_unigram
 from newllm_core.losses import NotFiniteError
 from newllm_core.model import NewLLM
@@ -100,32 +98,6 @@ def test_unigram_is_a_distribution_and_its_added_count_is_the_best_when_each_tok
         )
 
     assert left_out(found.added) == pytest.approx(min(map(left_out, UNIGRAM_ADDED)))
-
-
-@given(TEXTS, st.lists(st.integers(0, VOCABULARY - 1), max_size=2))
-@settings(deadline=None, max_examples=30)
-def test_kneser_ney_is_a_distribution_after_any_context(text: list[int], context: list[int]) -> None:
-    model = _fit(text, 3, 0.8, VOCABULARY)
-    assert sum(model.unmasked_score(word, tuple(context)) for word in range(VOCABULARY)) == pytest.approx(1)
-
-
-@given(TEXTS)
-@settings(deadline=None, max_examples=15)
-def test_kneser_ney_counts_continuations_as_nltk_does(text: list[int]) -> None:
-    ours, theirs = _fit(text, 3, 0.8, VOCABULARY), KneserNeyInterpolated(3, discount=0.8)
-    theirs.counts.update([everygrams([-1, -1, *text], max_len=3)])
-    for word in range(VOCABULARY):
-        one = (text[3],)
-        expected = theirs.estimator._continuation_counts(word, one)
-        assert ours.estimator._continuation_counts(word, one) == expected
-        context = tuple(text[2:4])
-        assert ours.estimator.alpha_gamma(word, context) == theirs.estimator.alpha_gamma(word, context)
-
-
-def test_kneser_ney_learns_a_cycle() -> None:
-    model = fit_kneser_ney(cycle(200), VOCABULARY, order=3)
-    assert model.log_probabilities(cycle(50))[2:].exp().min() > 0.9
-    assert len(model.log_probabilities(cycle(50))) == 49
 
 
 # --- head with a bias -----------------------------------------------------------------------------------------------
@@ -236,6 +208,19 @@ def test_the_continuous_cache_is_mixed_in_when_the_network_is_judged() -> None:
     )
     assert [epoch.validation_loss for epoch in plain.epochs] == [epoch.validation_loss for epoch in cached.epochs]
     assert cached.nats.mean() < plain.nats.mean() and cached.nats[0] == plain.nats[0]
+
+
+def test_counted_ngrams_are_mixed_in_when_the_network_is_judged() -> None:
+    tokens = cycle(60)
+    alone, mixed = (
+        train_baseline(
+            small_model(), cycle(200), tokens, small_config("gru", ngram_weight=weight, ngram_order=3), seed=1
+        )
+        for weight in (0.0, 0.4)
+    )
+    counts = count_ngrams(cycle(200), VOCABULARY, 0.4, 3)
+    assert counts is not None and mixed.counted_ngrams == counts.counts.num_ngrams > alone.counted_ngrams == 0
+    assert torch.equal(mixed.nats, counts.mixed_nats(alone.nats, tokens)) and mixed.nats.mean() < alone.nats.mean()
 
 
 def test_a_sampled_vocabulary_that_keeps_all_changes_nothing() -> None:

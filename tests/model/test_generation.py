@@ -15,6 +15,7 @@ from newllm_core.config.hyperparameters import GenerationConfig, ModelConfig
 from newllm_core.config.schema import ConfigError
 from newllm_core.data import load_tokenizer
 from newllm_core.head.continuous_cache import ContinuousCache, cached_nats
+from newllm_core.head.kneser_ney import CountedNGrams, count_ngrams, fit_kneser_ney
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.model.generation import stream_tokens
 from newllm_core.runs.files import PROJECT_ROOT, RunError
@@ -83,9 +84,15 @@ def test_greedy_generation_is_the_repeated_arg_max_of_full_passes(
 
 
 @pytest.mark.parametrize("values", KINDS)
-def test_greedy_generation_with_the_cache_is_the_arg_max_of_what_evaluation_measures(values: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "counts", [None, CountedNGrams(0.7, fit_kneser_ney(torch.arange(VOCAB_SIZE).flip(0).repeat(5), VOCAB_SIZE, 3))]
+)
+def test_greedy_generation_is_the_arg_max_of_what_evaluation_measures(
+    values: dict[str, Any], counts: CountedNGrams | None
+) -> None:
     model = biased(make_model(weight_std=1.0, **values))
     model.continuous_cache = cache = ContinuousCache(weight=0.6, scale=20.0, num_cached=7)
+    model.ngrams = counts
     tokens = make_tokens(9).tolist()
     (found,) = continued(model, [torch.tensor(tokens)], temperature=0, num_tokens=20)
     for token in found:
@@ -96,18 +103,21 @@ def test_greedy_generation_with_the_cache_is_the_arg_max_of_what_evaluation_meas
             text = torch.tensor([*tokens, candidate])
             plain = -log_probabilities.gather(1, text[1:, None])[:, 0]
             states = hidden[:, : model.config.embed_dim]
-            nats.append(cached_nats(plain, states, text, weight=cache.weight, scale=cache.scale, num_cached=7)[-1])
+            mixed = cached_nats(plain, states, text, weight=cache.weight, scale=cache.scale, num_cached=7)
+            nats.append((mixed if counts is None else counts.mixed_nats(mixed, text))[-1])
         assert token == int(torch.stack(nats).argmin())
         tokens.append(token)
-    model.continuous_cache = None
-    assert continued(model, [make_tokens(9)], temperature=0, num_tokens=20) != [found], "the cache must count"
+    part = "ngrams" if counts else "continuous_cache"
+    setattr(model, part, None)
+    assert continued(model, [make_tokens(9)], temperature=0, num_tokens=20) != [found], f"{part} must count"
 
 
-@pytest.mark.parametrize("cache", [None, ContinuousCache(0.5, 10.0, 4)])
+@pytest.mark.parametrize("cache", [None, ContinuousCache(0.5, 10.0, 4)], ids=["plain", "mixed"])
 @pytest.mark.parametrize("values", [{}, {"temperature": 0}, {"repetition_penalty": 1.5, "top_k": None}])
 def test_a_text_does_not_depend_on_those_beside_it(cache: ContinuousCache | None, values: dict[str, Any]) -> None:
     model = make_model(num_layers=2, num_input_tokens=2)
     model.continuous_cache = cache
+    model.ngrams = count_ngrams(make_tokens(80, seed=3), VOCAB_SIZE, 0.4, 3) if cache else None
     prompts = [make_tokens(length, seed=length) for length in (3, 1, 12, 7)]
     together = continued(model, prompts, num_tokens=10, **values)
     alone = [continued(model, [prompt], seed, num_tokens=10, **values)[0] for seed, prompt in enumerate(prompts)]

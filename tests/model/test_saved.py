@@ -16,6 +16,7 @@ from newllm_core.config.schema import ConfigError
 from newllm_core.data import load_tokenizer
 from newllm_core.data.embeddings import whisper_embeddings
 from newllm_core.head.continuous_cache import ContinuousCache
+from newllm_core.head.kneser_ney import count_ngrams
 from newllm_core.model import NewLLM
 from newllm_core.runs.files import PROJECT_ROOT, RunError, read_json, save_tensors, write_json
 from newllm_core.training.phase1 import all_contexts
@@ -40,6 +41,7 @@ import torch
 from newllm_core.model import NewLLM
 from newllm_core.training.phase1 import all_contexts
 
+torch.set_num_threads(1)  # as the tests: on some CPUs the last bits of a product depend on it
 model, prompt = NewLLM.from_pretrained(sys.argv[1]), sys.argv[2]
 tokens = torch.tensor(model.tokenizer.encode(prompt).ids)
 logits = model.logits(model.hidden(all_contexts(model, tokens), tokens)).detach()
@@ -62,8 +64,14 @@ def test_a_loaded_model_gives_the_same_logits(values: dict[str, Any], biased: bo
     if biased:
         model.output_bias = torch.randn(len(model.embedding), generator=rng(5))
     model.continuous_cache = ContinuousCache(0.25, 8.0, 100) if biased else None
+    model.ngrams = count_ngrams(make_tokens(60), model.vocab_size, 0.3, 3) if biased else None
     model.save_pretrained(tmp_path)
     loaded = NewLLM.from_pretrained(tmp_path)
+    assert (loaded.ngrams is None) == (not biased)
+    if loaded.ngrams is not None and model.ngrams is not None:
+        assert loaded.ngrams.weight == 0.3
+        found, expected = (one.counts.log_probabilities(tokens) for one in (loaded.ngrams, model.ngrams))
+        assert torch.equal(found, expected)
     assert loaded.continuous_cache == model.continuous_cache
     assert torch.equal(logits_of(loaded, tokens), logits_of(model, tokens))
     assert loaded.config == model.config and loaded.state_dict().keys() == model.state_dict().keys()
@@ -76,8 +84,9 @@ def test_a_fresh_process_without_corpus_packages_writes_the_same_text(tmp_path: 
     model.output_bias = torch.randn(len(matrix), generator=rng(4))
     model.tokenizer = tokenizer
     model.continuous_cache = ContinuousCache(0.25, 8.0, 100)
-    model.save_pretrained(tmp_path / "model")
     tokens = torch.tensor(tokenizer.encode(prompt).ids)
+    model.ngrams = count_ngrams(tokens, model.vocab_size, 0.3, 3)
+    model.save_pretrained(tmp_path / "model")
     logits = logits_of(model, tokens)
     expected = [
         float(logits.double().square().sum()),
@@ -102,6 +111,9 @@ def test_what_was_altered_is_refused(tmp_path: Path) -> None:
         NewLLM.from_pretrained(tmp_path)
     write_json(tmp_path / "config.json", {**config, "model": {**config["model"], "readout": "summ"}})
     with pytest.raises(RunError, match="expected one of 'token-block'"):
+        NewLLM.from_pretrained(tmp_path)
+    write_json(tmp_path / "config.json", {**config, "ngram_weight": 0.3})
+    with pytest.raises(RunError, match="expected counted n-grams and a weight of theirs, or neither; given 0 tensors"):
         NewLLM.from_pretrained(tmp_path)
     del config["model"]["time_scales"]
     write_json(tmp_path / "config.json", config)

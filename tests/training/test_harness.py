@@ -24,6 +24,7 @@ from newllm_core.data.errors import DataError  # noqa: E402
 from newllm_core.data.tokens import TokenStream, load_token_streams  # noqa: E402
 from newllm_core.data.vocabulary import load_tokenizer  # noqa: E402
 from newllm_core.head.continuous_cache import ContinuousCache  # noqa: E402
+from newllm_core.head.kneser_ney import count_ngrams  # noqa: E402
 from newllm_core.metrics.prediction import bits_per_byte, perplexity  # noqa: E402
 from newllm_core.model import NewLLM  # noqa: E402
 from newllm_core.model.generation import stream_tokens  # noqa: E402
@@ -37,6 +38,7 @@ from newllm_core.training.token_scores import score_texts  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # of the harness and what it imports
 CACHE = ContinuousCache(0.3, 8.0, 20)
+NGRAM_WEIGHT, COUNTED = 0.2, "Who are you? I am who I am, and you are who you are."
 
 
 @pytest.fixture(scope="module", params=[None, CACHE], ids=["plain", "cache"])
@@ -46,6 +48,8 @@ def model(request: pytest.FixtureRequest) -> NewLLM:
     model = NewLLM(config, torch.randn(50257, 8, generator=rng(3)))
     model.output_bias = torch.randn(50257, generator=rng(4))
     model.tokenizer, model.continuous_cache = load_tokenizer(), request.param
+    if request.param is not None:
+        model.ngrams = count_ngrams(torch.tensor(ids_of(COUNTED)), model.vocab_size, NGRAM_WEIGHT, 5)
     return model
 
 
