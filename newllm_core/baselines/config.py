@@ -30,6 +30,7 @@ class BaselineConfig:
     cache_weight: float = number(0.0, low=0, high=0.99)  # of the continuous cache, as in Phase2Config
     cache_scale: float = number(10.0, above=0)
     cache_tokens: int = number(2000, low=1)
+    cache_horizon: float | None = later(number(None, above=0))
     ngram_weight: float = later(number(0.0, low=0, high=0.99))  # of counted n-grams, as in Phase2Config
     ngram_order: int = later(number(5, low=1, high=LARGEST_ORDER))
 

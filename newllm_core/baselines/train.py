@@ -16,7 +16,7 @@ from newllm_core.baselines.registry import build_network
 from newllm_core.baselines.rows_drawn import rows_drawn
 from newllm_core.data.stream import ring_segments
 from newllm_core.gpu_memory import DeviceBatch
-from newllm_core.head.continuous_cache import cached_nats
+from newllm_core.head.continuous_cache import cached_nats, configured_cache
 from newllm_core.head.cross_entropy import Head, choose_head, with_output_bias, with_unit_columns
 from newllm_core.head.kneser_ney import count_ngrams
 from newllm_core.head.sampled_softmax import SampledHead, epochs_head
@@ -240,13 +240,10 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
     @torch.no_grad()
     def _judged_nats(self, head: Head) -> Tensor:
         """The same of the validation text, with the continuous cache and counted n-grams where there are any."""
-        nats, config = self._nats(self.judges, head), self.config
-        if config.cache_weight:
+        nats, cache = self._nats(self.judges, head), configured_cache(self.config)
+        if cache is not None:
             states = torch.cat([hidden.cpu() for hidden, _ in self._read(self.judges)])
-            nats = cached_nats(
-                nats, states, self.judges.cpu(),
-                weight=config.cache_weight, scale=config.cache_scale, num_cached=config.cache_tokens,
-            )  # fmt: skip
+            nats = cached_nats(nats, states, self.judges.cpu(), cache)
         return nats if self.ngrams is None else self.ngrams.mixed_nats(nats, self.judges)
 
     def _read(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

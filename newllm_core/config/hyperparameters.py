@@ -214,6 +214,8 @@ class Phase2Config:
     cache_weight: float = number(0.0, low=0, high=0.99)  # of the continuous cache in every evaluation; 0: none
     cache_scale: float = number(10.0, above=0)  # of its similarities, cosines
     cache_tokens: int = number(2000, low=1)  # how far back it looks
+    # Tokens after which a cached one weighs 1/e of what it did; None: it always weighs the same.
+    cache_horizon: float | None = later(number(None, above=0))
     # Of the training text's counted n-grams in every evaluation (head/kneser_ney.py), beside model and cache; 0: none.
     ngram_weight: float = later(number(0.0, low=0, high=0.99))
     ngram_order: int = later(number(5, low=1, high=LARGEST_ORDER))  # tokens of the longest ones

@@ -20,7 +20,7 @@ from newllm_core.experiment.measure import describe, measure_phase1, phase2_reco
 from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS, PHASE1_RECORD, phase1_files, phase1_in_folder
 from newllm_core.experiment.prepare import Prepared, check_phase1, prepare
 from newllm_core.experiment.record_keys import check_run_record
-from newllm_core.head.continuous_cache import ContinuousCache
+from newllm_core.head.continuous_cache import configured_cache
 from newllm_core.head.cross_entropy import choose_head
 from newllm_core.model import NewLLM
 from newllm_core.runs.checkpoint import CheckpointPlace
@@ -182,12 +182,5 @@ def load_model(record: Mapping[str, Any], run_dir: Path, phase1_dir: Path, data_
     prepared.model.context_block.load_state_dict(load_tensors(phase1_dir / CONTEXT_WEIGHTS))
     prepared.model.load_state_dict(load_tensors(run_dir / TOKEN_WEIGHTS), strict=False)
     set_counts(prepared.model, prepared.train_tokens, settings.phase2)
-    prepared.model.continuous_cache = continuous_cache(settings.phase2)
+    prepared.model.continuous_cache = configured_cache(settings.phase2)
     return prepared
-
-
-def continuous_cache(config: Phase2Config) -> ContinuousCache | None:
-    """What evaluation mixes in, for text that is written."""
-    if config.cache_weight == 0:
-        return None
-    return ContinuousCache(config.cache_weight, config.cache_scale, config.cache_tokens)

@@ -103,7 +103,7 @@ class CachedStates:
     """The continuous cache of texts that are still being written; ``head.continuous_cache`` says what it is.
 
     Args:
-        cache: its weight, scale and size M.
+        cache: what it is like; M tokens.
         num_texts: B.
         width: E, of the states; what they have beyond it (the unit columns of an output bias) does not count.
         device: where they lie.
@@ -128,7 +128,9 @@ class CachedStates:
         if not filled:
             return probabilities
         keys, present = self.keys[rows, :filled], self._normalised(states[rows])
-        shares = (self.cache.scale * torch.einsum("nme,ne->nm", keys, present)).softmax(dim=1)
+        slots = torch.arange(filled, device=keys.device)
+        ages = 1 + (self.count - 1 - slots) % self.cache.num_cached
+        shares = self.cache.scores(torch.einsum("nme,ne->nm", keys, present), ages).softmax(dim=1)
         weight = self.cache.weight
         return ((1 - weight) * probabilities).scatter_add_(1, self.followed[rows, :filled], weight * shares.double())
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from newllm_core.config.hyperparameters import Phase2Config
 from newllm_core.contexts.store import Batch, context_batches
 from newllm_core.gpu_memory import find_executable
-from newllm_core.head.continuous_cache import cached_nats
+from newllm_core.head.continuous_cache import cached_nats, configured_cache
 from newllm_core.head.cross_entropy import Head
 from newllm_core.model import NewLLM
 from newllm_core.runs.world import current_world
@@ -43,14 +43,14 @@ def evaluate(
     the cache's states are the `[n, E]` hidden states. Accuracy stays the model's. Each rank reads its part, and has the
     figures of all.
     """
-    caches = mixed is not None and mixed.cache_weight > 0
+    cache = configured_cache(mixed)
     parts, world, num_targets = list[_Part](), current_world(), len(tokens) - 1
     own = world.part(slice(0, num_targets))
 
     def read_all(size: int) -> None:
         parts.clear()
         for batch in context_batches(contexts, tokens, torch.arange(own.start, own.stop).split(size)):
-            parts.append(_read(model, batch, head, keep_states=caches))
+            parts.append(_read(model, batch, head, keep_states=cache is not None))
 
     find_executable(read_all, _BATCH)
     nats, correct = torch.cat([part.nats for part in parts]).cpu(), torch.cat([part.correct for part in parts]).cpu()
@@ -58,12 +58,9 @@ def evaluate(
     if mixed is None:
         return plain
     nats = plain.nats
-    if caches:
+    if cache is not None:
         states = torch.cat([part.states for part in parts if part.states is not None])
-        nats = cached_nats(
-            nats, world.gathered(states, num_targets), tokens.cpu(),
-            weight=mixed.cache_weight, scale=mixed.cache_scale, num_cached=mixed.cache_tokens,
-        )  # fmt: skip
+        nats = cached_nats(nats, world.gathered(states, num_targets), tokens.cpu(), cache)
     return Evaluation(nats if model.ngrams is None else model.ngrams.mixed_nats(nats, tokens), plain.correct)
 
 

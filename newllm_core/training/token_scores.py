@@ -34,9 +34,7 @@ class TextScores:
         self._plain_greedy = torch.cat([one.correct for one in figures])
         cache = model.continuous_cache
         if cache is not None:
-            self.nats = cached_nats(
-                self.nats, self.states, tokens, weight=cache.weight, scale=cache.scale, num_cached=cache.num_cached
-            )
+            self.nats = cached_nats(self.nats, self.states, tokens, cache)
         if model.ngrams is not None:
             self.nats = model.ngrams.mixed_nats(self.nats, tokens)
 
@@ -55,7 +53,8 @@ class TextScores:
         oldest = row if cache is None else max(0, row - cache.num_cached)
         if cache is not None and oldest < row:
             keys = functional.normalize(self.states[oldest : row + 1], dim=1)
-            shares = (cache.scale * keys[:-1] @ keys[-1]).softmax(dim=0)
+            ages = torch.arange(row - oldest, 0, -1, device=keys.device)
+            shares = cache.scores(keys[:-1] @ keys[-1], ages).softmax(dim=0)
             probabilities *= 1 - cache.weight
             probabilities.index_add_(0, self.tokens[oldest + 1 : row + 1], cache.weight * shares.double())
         if ngrams is not None:

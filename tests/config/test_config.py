@@ -240,7 +240,7 @@ def test_extra_names_are_left_out_and_named_in_errors() -> None:
 UNLIKE_THE_DEFAULT = {
     "train_range": (0, 5), "device_batch_size": 8, "diversity_algorithm": "ODCM", "initial_exponent": -0.1,
     "logit_scale": 0.5, "dropout": 0.1, "unseen_sample": 5, "cache_weight": 0.1, "min_p": 0.1, "shuffle_segment": 5,
-    "multiplier": 3.0, "selection_range": (960, 980),
+    "cache_horizon": 5.0, "ngram_weight": 0.1, "multiplier": 3.0, "selection_range": (960, 980),
 }  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def test_greedy_generation_is_the_arg_max_of_what_evaluation_measures(
     values: dict[str, Any], counts: CountedNGrams | None
 ) -> None:
     model = biased(make_model(weight_std=1.0, **values))
-    model.continuous_cache = cache = ContinuousCache(weight=0.6, scale=20.0, num_cached=7)
+    model.continuous_cache = cache = ContinuousCache(weight=0.6, scale=20.0, num_cached=7, horizon=9.0)
     model.ngrams = counts
     tokens = make_tokens(9).tolist()
     (found,) = continued(model, [torch.tensor(tokens)], temperature=0, num_tokens=20)
@@ -103,7 +103,7 @@ def test_greedy_generation_is_the_arg_max_of_what_evaluation_measures(
             text = torch.tensor([*tokens, candidate])
             plain = -log_probabilities.gather(1, text[1:, None])[:, 0]
             states = hidden[:, : model.config.embed_dim]
-            mixed = cached_nats(plain, states, text, weight=cache.weight, scale=cache.scale, num_cached=7)
+            mixed = cached_nats(plain, states, text, cache)
             nats.append((mixed if counts is None else counts.mixed_nats(mixed, text))[-1])
         assert token == int(torch.stack(nats).argmin())
         tokens.append(token)
@@ -112,7 +112,7 @@ def test_greedy_generation_is_the_arg_max_of_what_evaluation_measures(
     assert continued(model, [make_tokens(9)], temperature=0, num_tokens=20) != [found], f"{part} must count"
 
 
-@pytest.mark.parametrize("cache", [None, ContinuousCache(0.5, 10.0, 4)], ids=["plain", "mixed"])
+@pytest.mark.parametrize("cache", [None, ContinuousCache(0.5, 10.0, 4, 6.0)], ids=["plain", "mixed"])
 @pytest.mark.parametrize("values", [{}, {"temperature": 0}, {"repetition_penalty": 1.5, "top_k": None}])
 def test_a_text_does_not_depend_on_those_beside_it(cache: ContinuousCache | None, values: dict[str, Any]) -> None:
     model = make_model(num_layers=2, num_input_tokens=2)

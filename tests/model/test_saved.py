@@ -63,7 +63,7 @@ def test_a_loaded_model_gives_the_same_logits(values: dict[str, Any], biased: bo
     model.embedding.add_(1.0)  # as training moves it, away from what the ContextBlock reads
     if biased:
         model.output_bias = torch.randn(len(model.embedding), generator=rng(5))
-    model.continuous_cache = ContinuousCache(0.25, 8.0, 100) if biased else None
+    model.continuous_cache = ContinuousCache(0.25, 8.0, 100, 30.0) if biased else None
     model.ngrams = count_ngrams(make_tokens(60), model.vocab_size, 0.3, 3) if biased else None
     model.save_pretrained(tmp_path)
     loaded = NewLLM.from_pretrained(tmp_path)

@@ -37,7 +37,7 @@ from newllm_core.training.phase1 import all_contexts  # noqa: E402
 from newllm_core.training.token_scores import score_texts  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("default")  # of the harness and what it imports
-CACHE = ContinuousCache(0.3, 8.0, 20)
+CACHE = ContinuousCache(0.3, 8.0, 20, 12.0)
 NGRAM_WEIGHT, COUNTED = 0.2, "Who are you? I am who I am, and you are who you are."
 
 
@@ -174,7 +174,8 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> TokenStream:
 def test_the_harness_says_the_perplexity_that_a_run_says(model: NewLLM, stream: TokenStream) -> None:
     cache = model.continuous_cache
     phase2 = Phase2Config() if cache is None else Phase2Config(
-        cache_weight=cache.weight, cache_scale=cache.scale, cache_tokens=cache.num_cached
+        cache_weight=cache.weight, cache_scale=cache.scale, cache_tokens=cache.num_cached,
+        cache_horizon=cache.horizon,
     )  # fmt: skip
     own = evaluate_stream(
         model, all_contexts(model, stream.tokens), stream.tokens, evaluation_head(model, "blocks"), phase2
