@@ -38,7 +38,6 @@ from newllm_core.studies.variants import known_variants, variant
 from reproduce.reference_experiments import REFERENCE, centre
 
 ROWS = REFERENCE / "leaderboard"
-ALL = [name for name, one in known_variants().items() if one.group != "ceilings"]
 SEEDS = [42, 43, 44]
 PAIRED = ("trained", "untrained")
 PAIRED_SEEDS = [42, 43, 44, 45, 46]  # at least five pairs
@@ -86,8 +85,9 @@ def ratio_lines(here: Mapping[str, Standing]) -> list[str]:
 
 
 def main() -> None:
+    names = [name for name, one in known_variants().items() if one.group != "ceilings"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--names", nargs="+", choices=list(ALL), default=list(ALL))
+    parser.add_argument("--names", nargs="+", choices=names, default=names)
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 42 43 44, and 45 46 for trained and untrained")
     parser.add_argument("--samples", type=int, default=centre().data.num_samples, help="training conversations")
     parser.add_argument("--out", type=Path, default=ROWS, help="folder of the rows; default: the committed ones")

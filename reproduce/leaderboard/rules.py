@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from newllm_core.comparison.leaderboard import standings
+from newllm_core.comparison.leaderboard import discarded_parameters
 
 Row = Mapping[str, Any]
 
@@ -21,6 +21,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "model": _WHOLE, "control": _WHOLE, "network": ("data", "network", "run"), "counts": ("data",),
 }  # fmt: skip
 MAX_TRAINED_PARAMETERS = 1_150_000  # the networks' 1.05 million, within 10 %
+VOCABULARY = 50_257  # token ids: the perplexity of a guess among all
 FULL_SEEDS = 3  # fewer are marked
 JUDGED_TEXT = "validation"  # what `chosen_on` says where the judged text itself chose
 
@@ -65,7 +66,7 @@ EXPECTED: Mapping[str, Any] = {
         708, 1472, 688, 301, 1124, 1068, 1142, 1622, 371, 349, 966, 266, 145, 442, 1361, 4643, 541, 1214, 1099, 180,
     ],
 }  # fmt: skip
-_SAFE_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,49}")
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,49}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -76,8 +77,7 @@ def board_of(row: Row) -> Board | None:
 
 def trained_parameters(row: Row) -> int:
     """All that were trained at any time, those that Phase 1 throws away included."""
-    (standing,) = standings([dict(row)])
-    return standing.trainable_parameters + standing.discarded_parameters
+    return int(row["trainable_parameters"]) + discarded_parameters(row)
 
 
 def budget_marks(row: Row, board: Board) -> Iterator[str]:
@@ -135,7 +135,7 @@ def _who_problems(row: Row) -> Iterator[str]:
     """Name, group, device and commit."""
     variant, commit = row["variant"], row["commit"]
     if not _SAFE_NAME.fullmatch(variant["name"]):
-        yield f"variant.name: expected up to 50 of a–z, 0–9, '.' and '-', given {variant['name']!r:.60}"
+        yield f"variant.name: expected up to 50 letters of a–z, digits, '_', '.' and '-', given {variant['name']!r:.60}"
     if variant["group"] != GROUP:
         yield f"variant.group: expected {GROUP!r}, given {variant['group']!r:.60}: studies of a part are no entries"
     if not row["device"].startswith("CPU"):
@@ -168,6 +168,9 @@ def _figure_problems(row: Row) -> Iterator[str]:
     """What ``check_row_record`` leaves open; it holds perplexity and bits a byte against the conversations' sums."""
     if any(nats < 0 for nats in row["validation_conversations"]["nats"]):
         yield "validation_conversations.nats: expected at least 0 of every conversation: no probability is above 1"
+    perplexity = row["validation_perplexity"]
+    if perplexity > VOCABULARY:
+        yield f"validation_perplexity: expected at most {VOCABULARY:,}, of a guess, given {perplexity:.3g}"
     told = row["details"].get("trainable_parameters", row["trainable_parameters"])
     if told != row["trainable_parameters"]:
         yield f"trainable_parameters: {row['trainable_parameters']:,}, but details say {told:,}"
