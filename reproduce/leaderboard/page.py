@@ -10,7 +10,7 @@ from reproduce.leaderboard.rules import BOARDS, EXPECTED, FULL_SEEDS, MAX_TRAINE
 
 _TEMPLATE = Path(__file__).with_name("template.md")
 _HEAD = (
-    "",
+    "place",
     "entry",
     "PPL",
     "over the first",
