@@ -11,6 +11,7 @@ from newllm_core.studies.rows import read_rows
 from reproduce.leaderboard.place import Place
 
 Row = dict[str, Any]
+NAME = "entry-of-a-test"  # which nobody's real entry has
 SMALL, LARGE = 57_173, 259_763  # training tokens
 COMMITTED = read_rows(REFERENCE_DIR / "leaderboard")
 
@@ -23,14 +24,14 @@ def copied_place(folder: Path) -> Place:
 
 
 def new_rows(of: str = "gru", tokens: int = SMALL, seeds: Iterable[int] = (42, 43, 44)) -> list[Row]:
-    """Those of the variant ``of`` as somebody else's, called "mine": made at a commit, chosen on a text of its own."""
+    """Those of the variant ``of`` as somebody else's, called NAME: made at a commit, chosen on a text of its own."""
     found = {row["seed"]: row for row in COMMITTED if (row["variant"]["name"], row["tokens"]["train"]) == (of, tokens)}
     return [_new(found[seed]) for seed in seeds]
 
 
 def _new(committed: Row) -> Row:
     row = copy.deepcopy(committed)
-    row["variant"] |= {"name": "mine", "label": "mine", "sentence": "a network of my own", "group": "leaderboard"}
+    row["variant"] |= {"name": NAME, "label": NAME, "sentence": "a network of my own", "group": "leaderboard"}
     row["commit"] = "0123456789abcdef0123456789abcdef01234567"
     if row["chosen_on"] == "validation":  # a row from before the selection text
         judged = row["provenance"]["validation"]

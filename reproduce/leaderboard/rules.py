@@ -121,6 +121,11 @@ def row_problems(row: Row) -> list[str]:
     ]  # fmt: skip
 
 
+def _is_plain(text: str) -> bool:
+    """Tables and pictures take the words as they are."""
+    return 0 < len(text) <= 200 and text.isprintable() and set(text).isdisjoint("|<>`\\")
+
+
 def _section_problems(row: Row) -> Iterator[str]:
     kind, given = row["variant"]["kind"], row["config"].keys() - {"user_loss"}
     if kind not in SECTIONS:
@@ -132,10 +137,13 @@ def _section_problems(row: Row) -> Iterator[str]:
 
 
 def _who_problems(row: Row) -> Iterator[str]:
-    """Name, group, device and commit."""
+    """Name, words, group, device and commit."""
     variant, commit = row["variant"], row["commit"]
     if not _SAFE_NAME.fullmatch(variant["name"]):
         yield f"variant.name: expected up to 50 letters of a–z, digits, '_', '.' and '-', given {variant['name']!r:.60}"
+    for part in ("label", "sentence"):
+        if not _is_plain(variant[part]):
+            yield f"variant.{part}: expected one line of up to 200 letters without |<>`\\, given {variant[part]!r:.60}"
     if variant["group"] != GROUP:
         yield f"variant.group: expected {GROUP!r}, given {variant['group']!r:.60}: studies of a part are no entries"
     if not row["device"].startswith("CPU"):

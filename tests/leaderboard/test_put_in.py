@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from leaderboard_rows import LARGE, SMALL, copied_place, new_rows, written
+from leaderboard_rows import LARGE, NAME, SMALL, copied_place, new_rows, written
 
 from newllm_core.comparison.leaderboard import standings
 from newllm_core.report.manifest import manifest_problems
@@ -68,9 +68,9 @@ def test_an_entry_is_put_in_with_all_that_is_made_of_it(
     add(place, written(rows, tmp_path), "--command", f" {COMMAND} ")
     assert str(place.page) in capsys.readouterr().out
     new = sorted({path.name for path in place.rows.iterdir()} - before)
-    assert [name.rsplit("-", 1)[0] for name in new] == [f"mine-80s-seed{seed}" for seed in (42, 43, 44)]
+    assert [name.rsplit("-", 1)[0] for name in new] == [f"{NAME}-80s-seed{seed}" for seed in (42, 43, 44)]
     assert [read_json(place.rows / name) for name in new] == rows
-    mine = entry(place, "mine")
+    mine = entry(place, NAME)
     (standing,) = standings(rows)
     assert mine["validation_perplexity"] == pytest.approx(standing.perplexity.value, rel=1e-5)
     assert mine["interval"] == pytest.approx(standing.perplexity.interval, rel=1e-5)
@@ -84,8 +84,8 @@ def test_an_entry_is_put_in_with_all_that_is_made_of_it(
     assert mine["commits"] == ["0123456789abcdef0123456789abcdef01234567"]
     assert mine["date"] == max(row["start"] for row in rows)[:10]
     text = place.page.read_text(encoding="utf-8")
-    assert "| **mine**: a network of my own | " in text and f"\n{COMMAND}\n" in text and "`0123456`" in text
-    assert "mine" in place.picture.with_suffix(".svg").read_text(encoding="utf-8")
+    assert f"| **{NAME}**: a network of my own | " in text and f"\n{COMMAND}\n" in text and "`0123456`" in text
+    assert NAME in place.picture.with_suffix(".svg").read_text(encoding="utf-8")
     assert list(manifest_problems(place.reference)) == []
 
 
@@ -102,7 +102,7 @@ def test_further_seeds_join_those_that_are_there(place: Place, tmp_path: Path) -
     (tmp_path / "more").mkdir()
     add(place, written(new_rows("trained"), tmp_path), "--command", COMMAND)
     add(place, written(new_rows("trained", seeds=[45]), tmp_path / "more"), "--command", COMMAND)
-    assert entry(place, "mine")["seeds"] == [42, 43, 44, 45]
+    assert entry(place, NAME)["seeds"] == [42, 43, 44, 45]
 
 
 def everything(place: Place) -> dict[str, bytes]:
@@ -112,7 +112,7 @@ def everything(place: Place) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "more, sentence",
     [
-        ([], 'mine: expected --command "…" that makes its rows'),
+        ([], f'{NAME}: expected --command "…" that makes its rows'),
         (["--command", " "], "--command: expected one line of text"),
         (["--command", "one\ntwo"], "--command: expected one line of text"),
         (["--command", "```"], "--command: expected one line of text"),
@@ -147,7 +147,7 @@ def test_the_same_configuration_with_other_figures_is_no_new_entry(place: Place,
     add(place, written(rows, tmp_path), "--command", COMMAND)
     before = everything(place)
     rows[0]["cpu_seconds"] += 1.0
-    with pytest.raises(SystemExit, match=r"mine-80s-seed42-\w+\.json is on the board with other figures"):
+    with pytest.raises(SystemExit, match=rf"{NAME}-80s-seed42-\w+\.json is on the board with other figures"):
         add(place, written(rows, tmp_path), "--command", COMMAND)
     assert everything(place) == before
 
@@ -168,8 +168,8 @@ def test_what_falls_short_of_the_rules_is_said_beside_it(place: Place) -> None:
     rows[0]["chosen_on"], rows[0]["cpu_seconds"] = "validation", 16 * 60.0
     for row in rows:
         write_json(place.rows / file_name(row), row)
-    found = board_record(place, {("mine", SMALL): COMMAND, ("mine", LARGE): COMMAND})
-    marks = [one["marks"] for board in found["boards"] for one in board["entries"] if one["name"] == "mine"]
+    found = board_record(place, {(NAME, SMALL): COMMAND, (NAME, LARGE): COMMAND})
+    marks = [one["marks"] for board in found["boards"] for one in board["entries"] if one["name"] == NAME]
     assert marks == [
         ["chosen on the judged text", "over the budget: 16.0 CPU minutes, of at most 15", "one seed"], ["one seed"],
     ]  # fmt: skip
@@ -190,13 +190,13 @@ def test_ratios_are_paired_with_the_first(place: Place, tmp_path: Path) -> None:
     entries = read_json(place.board)["boards"][0]["entries"]
     assert entries[0]["over_the_first"] is None
     assert [one["validation_perplexity"] for one in entries] == sorted(one["validation_perplexity"] for one in entries)
-    first, mine = (perplexities(place, one) for one in (entries[0], entry(place, "mine")))
+    first, mine = (perplexities(place, one) for one in (entries[0], entry(place, NAME)))
     ratios = [mine[seed] / first[seed] for seed in mine.keys() & first.keys()]
-    low, high = entry(place, "mine")["over_the_first"]["interval"]
-    assert low <= entry(place, "mine")["over_the_first"]["ratio"] <= high
+    low, high = entry(place, NAME)["over_the_first"]["interval"]
+    assert low <= entry(place, NAME)["over_the_first"]["ratio"] <= high
     if len(ratios) == 3:  # the geometric mean
         product = ratios[0] * ratios[1] * ratios[2]
-        assert entry(place, "mine")["over_the_first"]["ratio"] == pytest.approx(product ** (1 / 3), rel=1e-5)
+        assert entry(place, NAME)["over_the_first"]["ratio"] == pytest.approx(product ** (1 / 3), rel=1e-5)
 
 
 def perplexities(place: Place, one: dict[str, Any]) -> dict[int, float]:

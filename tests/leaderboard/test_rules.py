@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from leaderboard_rows import COMMITTED, LARGE, SMALL, Row, copied_place, new_rows, written
+from leaderboard_rows import COMMITTED, LARGE, NAME, SMALL, Row, copied_place, new_rows, written
 
 from newllm_core.baselines.registry import BASELINES, Baseline, register_baseline
 from newllm_core.comparison.leaderboard import discarded_parameters
@@ -125,6 +125,8 @@ BROKEN: dict[str, tuple[Callable[[Row], None], str]] = {
     "another seed": (setting("seed", 45), "seed: 45, but config.run.seed is 42"),
     "a study": (setting("variant.group", "parts"), "variant.group: expected 'leaderboard', given 'parts'"),
     "a name that leads elsewhere": (setting("variant.name", "../mine"), "variant.name: expected up to 50 letters"),
+    "a sentence of several cells": (setting("variant.sentence", "a | b"), "variant.sentence: expected one line"),
+    "a label of several lines": (setting("variant.label", "a\nb"), "variant.label: expected one line"),
     "an unknown key": (_another_alike, "perplexity: unknown key"),
     "an earlier format": (setting("format", 2), "expected a record of format 3, given 2"),
 }  # fmt: skip
@@ -194,7 +196,7 @@ def test_a_missing_seed_is_named(seeds: tuple[int, ...], tmp_path: Path, place: 
     (sentence,) = problems(rows, tmp_path, place)
     given = ", ".join(map(str, seeds))
     assert sentence.endswith(
-        f"mine, 57,173 training tokens: expected the seeds 42, 43, 44 (more are welcome), given {given}"
+        f"{NAME}, 57,173 training tokens: expected the seeds 42, 43, 44 (more are welcome), given {given}"
     )
 
 
