@@ -5,6 +5,7 @@
     python -m reproduce.controls --report                      # table, sentences and pictures of what is there
     python -m reproduce.controls --names gru lstm --seeds 42   # some of it
     python -m reproduce.controls --samples 320                 # 259,763 tokens
+    python -m reproduce.controls --names mine --out results/mine   # rows in a folder of your own, and no report
 
 Finished rows are committed under results/reference/leaderboard; table, rows by variant and picture are made anew from
 all that are there. One thread, so that two sweeps can run side by side on two cores.
@@ -13,6 +14,7 @@ all that are there. One thread, so that two sweeps can run side by side on two c
 import argparse
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from newllm_core.comparison.figures import perplexity_ratio
 from newllm_core.comparison.leaderboard import (
@@ -36,7 +38,6 @@ from newllm_core.studies.variants import known_variants, variant
 from reproduce.reference_experiments import REFERENCE, centre
 
 ROWS = REFERENCE / "leaderboard"
-ALL = [name for name, one in known_variants().items() if one.group != "ceilings"]
 SEEDS = [42, 43, 44]
 PAIRED = ("trained", "untrained")
 PAIRED_SEEDS = [42, 43, 44, 45, 46]  # at least five pairs
@@ -49,8 +50,11 @@ RATIOS = (
 )  # fmt: skip
 
 
-def report() -> None:
-    """Table, ratios, sentences, `controls.json` and pictures per number of tokens, from every committed row."""
+def report(*, quiet: bool = False) -> None:
+    """Table, ratios, sentences, `controls.json` and pictures per number of tokens, from every committed row.
+
+    ``quiet``: nothing is printed.
+    """
     found = standings(read_rows(ROWS))
     write_json(REFERENCE / "controls.json", {"rows": [one.record() for one in found]})
     lines = [
@@ -64,7 +68,8 @@ def report() -> None:
             save_figure(figure, REFERENCE / f"controls_{tokens}{ending}.png")
     lines += ["", *expectation_sentences(found)]
     write_text(REFERENCE / "controls.txt", "\n".join(lines) + "\n")
-    print(*lines, sep="\n", flush=True)
+    if not quiet:
+        print(*lines, sep="\n", flush=True)
 
 
 def ratio_lines(here: Mapping[str, Standing]) -> list[str]:
@@ -80,10 +85,12 @@ def ratio_lines(here: Mapping[str, Standing]) -> list[str]:
 
 
 def main() -> None:
+    names = [name for name, one in known_variants().items() if one.group != "ceilings"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--names", nargs="+", choices=list(ALL), default=list(ALL))
+    parser.add_argument("--names", nargs="+", choices=names, default=names)
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 42 43 44, and 45 46 for trained and untrained")
     parser.add_argument("--samples", type=int, default=centre().data.num_samples, help="training conversations")
+    parser.add_argument("--out", type=Path, default=ROWS, help="folder of the rows; default: the committed ones")
     parser.add_argument("--estimate", action="store_true")
     parser.add_argument("--report", action="store_true", help="of the committed rows; runs nothing")
     arguments = parser.parse_args()
@@ -95,11 +102,11 @@ def main() -> None:
     base = changed(centre(), {"num_samples": arguments.samples, "selection_range": DataConfig.selection_range})
     for name in arguments.names:
         seeds = arguments.seeds or (PAIRED_SEEDS if name in PAIRED else SEEDS)
-        sweep = Sweep(base, [variant(name)], seeds, RowRunner(ROWS))
+        sweep = Sweep(base, [variant(name)], seeds, RowRunner(arguments.out))
         print(f"{name}: {sweep.estimate()}", flush=True)
         if not arguments.estimate:
             sweep.run()
-    if not arguments.estimate:
+    if not arguments.estimate and arguments.out == ROWS:
         report()
 
 

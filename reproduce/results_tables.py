@@ -380,15 +380,19 @@ def filled(page: str) -> str:
     return _BLOCK.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n\n{found[3]}", page)
 
 
+def write() -> None:
+    """Every table of the page anew."""
+    write_text(PAGE, filled(PAGE.read_text(encoding="utf-8")))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
     arguments = parser.parse_args()
     before = PAGE.read_text(encoding="utf-8")
-    after = filled(before)
     if not arguments.check:
-        write_text(PAGE, after)
-    elif after != before:
+        write()
+    elif filled(before) != before:
         sys.exit(f"{PAGE}: not what the records say; python -m reproduce.results_tables writes it anew")
     print(PAGE)
 

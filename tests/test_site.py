@@ -78,8 +78,8 @@ def test_the_reference_has_the_public_functions_with_what_they_say(site: Path) -
 
 def test_its_pages_are_accessible_and_ask_nobody_for_anything(site: Path) -> None:
     with chromium() as browser:
-        for name in ("index.html", "results.html", "api/contexts.html", "compatibility.html", "ja.html"):
-            watched = Watched(browser, site / name)
+        for name in ("index", "results", "leaderboard", "api/contexts", "compatibility", "ja"):
+            watched = Watched(browser, site / f"{name}.html")
             # The theme labels each part of the contents by its heading, and two parts of the code may share a name.
             assert watched.wrong == [] and watched.objections(passed_over="landmark-unique") == [], name
             watched.page.close()

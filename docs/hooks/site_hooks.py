@@ -113,7 +113,7 @@ def _current() -> _Site:
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     assert config.nav is not None
     notebooks = [{path.stem: f"notebooks/{path.stem}.md"} for path in _notebooks()]
-    config.nav.insert(4, {"Notebooks": [{"How they are run": "notebooks/index.md"}, *notebooks]})
+    config.nav.insert(5, {"Notebooks": [{"How they are run": "notebooks/index.md"}, *notebooks]})
     config.nav.append({"Code": [{name: f"api/{name}.md"} for name in _rooms()]})
     return config
 

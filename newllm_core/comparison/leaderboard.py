@@ -17,6 +17,15 @@ from newllm_core.comparison.tables import VERDICT, Cell, table_of
 from newllm_core.intervals import NOT_MEASURED, Estimate, seeds_text
 
 
+def discarded_parameters(row: Mapping[str, Any]) -> int:
+    """Of the linear map that a predicting Phase 1 trains and throws away."""
+    config = row["config"]
+    phase1 = config.get("phase1")
+    if phase1 is None or phase1["objective"] == "cvfp" or not phase1["max_iterations"]:
+        return 0
+    return int((config["model"]["context_dim"] + 1) * config["model"]["embed_dim"])
+
+
 @dataclass(frozen=True)
 class Standing(Runs):
     """One variant at one number of training tokens; ``records`` are its rows.
@@ -49,12 +58,7 @@ class Standing(Runs):
 
     @property
     def discarded_parameters(self) -> int:
-        """Of the linear map that a predicting Phase 1 trains and throws away."""
-        config = self.records[0]["config"]
-        phase1 = config.get("phase1")
-        if phase1 is None or phase1["objective"] == "cvfp" or not phase1["max_iterations"]:
-            return 0
-        return int((config["model"]["context_dim"] + 1) * config["model"]["embed_dim"])
+        return discarded_parameters(self.records[0])
 
     @property
     def parameters_text(self) -> str:
