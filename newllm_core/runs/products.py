@@ -31,6 +31,11 @@ def has_bf16_products() -> bool:
     return _ROUNDED_IS_FASTER[instruction_set()]
 
 
+def rounded_products(asked: str, device: torch.device) -> bool:
+    """Whether products are of bfloat16 numbers: "bfloat16", or "auto" on a CPU that is faster with them."""
+    return asked == "bfloat16" or (asked == "auto" and device.type == "cpu" and has_bf16_products())
+
+
 def instruction_set() -> str:
     """A key of the table: what this CPU and its kernel offer, within the cap that oneDNN is under.
 

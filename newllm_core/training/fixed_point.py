@@ -8,6 +8,7 @@ now (`exact`). That makes an iteration one large batch instead of a loop.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +22,17 @@ from newllm_core.metrics.convergence import count_converged
 from newllm_core.model import NewLLM, StreamEmbeddings
 from newllm_core.model.stream import PartsByType
 from newllm_core.runs.mapped import give_back_pages
-from newllm_core.runs.products import has_bf16_products
+from newllm_core.runs.products import rounded_products
 from newllm_core.runs.reproducibility import runs_kernels
 from newllm_core.runs.world import current_world
 from newllm_core.training.batch_gradient import BatchGradient
-from newllm_core.training.captured import RECORDABLE_LOSSES, CapturedStep, NotRecordedError, device_options
+from newllm_core.training.captured import RECORDABLE_LOSSES, device_options
 from newllm_core.training.context_noise import noise_blocks
 from newllm_core.training.loop import PassState
 from newllm_core.training.stream_parts import StreamParts
+
+if TYPE_CHECKING:
+    from newllm_core.training.recorded_iteration import RecordedIteration
 
 # Of the contexts that training starts from: as exact as everything that is reported.
 FIRST_TOLERANCE = 1e-5
@@ -84,11 +88,9 @@ def batch_slices(num_tokens: int, batch_tokens: int, min_last_batch: int) -> lis
 def training_products(asked: str, device: torch.device) -> bool:
     """Whether products of training are of bfloat16 numbers. Raises ValueError where that is asked for on a GPU, whose
     recorded steps and kernels are float32."""
-    if device.type == "cpu":
-        return asked == "bfloat16" or (asked == "auto" and has_bf16_products())
-    if asked == "bfloat16":
+    if device.type != "cpu" and asked == "bfloat16":
         raise ValueError("products='bfloat16' is for a CPU; on a GPU Phase 1 multiplies float32: expected 'auto'")
-    return False
+    return rounded_products(asked, device)
 
 
 class CvfpPass:
@@ -116,7 +118,7 @@ class CvfpPass:
         self.entering: Tensor | None = None
         # Iteration 0: contexts without training. Rewritten in place, batch by batch, by every iteration.
         buffer = context_file(len(train_tokens), self.block.num_layers, self.block.context_dim, device)
-        self.recorded: _RecordedIteration | None = None
+        self.recorded: RecordedIteration | None = None
         if self.world.is_alone:
             first = exact_contexts(self.block, self.embeds, self.zero, FIRST_TOLERANCE, out=buffer)
             self.previous = first.contexts
@@ -132,11 +134,13 @@ class CvfpPass:
         # What the next iteration depends on, beside the block's weights.
         self.parts = {"previous": InPlace(self.previous), "optimizer": self.optimizer}
 
-    def _recording(self, segment_length: int) -> "_RecordedIteration | None":
+    def _recording(self, segment_length: int) -> "RecordedIteration | None":
         few = len(self.batches) <= _MOST_RECORDED_BATCHES
         if not few or self.config.diversity_algorithm not in RECORDABLE_LOSSES:
             return None
-        return _RecordedIteration(self, segment_length)
+        from newllm_core.training.recorded_iteration import RecordedIteration
+
+        return RecordedIteration(self, segment_length)
 
     def iterate(self, iteration: int) -> PassFigures:
         """One pass over all batches and one step. Raises NotFiniteError."""
@@ -334,74 +338,6 @@ def _grouped(batches: Sequence[slice], most: int) -> Iterator[list[slice]]:
             group = []
         group.append(rows)
     yield group
-
-
-class _RecordedIteration:
-    """An iteration on a GPU: exact contexts of the whole stream first, all else as one CUDA graph.
-
-    The host reads the figures once, after the step that they may forbid; such a step's weights are never used.
-    """
-
-    def __init__(self, objective: CvfpPass, segment_length: int) -> None:
-        self.objective = objective
-        # A probe before every iteration would cost as much as the sweeps. Contexts are exact whatever this is.
-        self.segment_length = segment_length
-        previous = objective.previous
-        shape = len(previous) + 1, objective.block.num_layers, previous.shape[1]
-        exact = objective.config.context_source == "exact"
-        # What enters token i lies in row i, behind the carry-over.
-        self.entering = previous.new_empty(shape) if exact else None
-        self.step = CapturedStep(self._step)
-
-    def iterate(self, iteration: int) -> PassFigures | None:
-        """None where a whole batch does not fit at once, or the graph does not: then nothing has been done."""
-        from newllm_core.training.device_noise import noise_seed
-
-        objective = self.objective
-        whole = objective.device_batch.size >= max(rows.stop - rows.start for rows in objective.batches)
-        if not (whole and objective.device_batch.records):
-            return None
-        if self.entering is not None:
-            carried = objective.previous[-1]
-            self.entering[0, -1] = carried
-            exact_contexts(
-                objective.block, objective.embeds, carried, objective.config.context_tolerance,
-                out=self.entering[1:], segment_length=self.segment_length, near=objective.previous,
-            )  # fmt: skip
-        try:
-            (figures,) = self.step(noise_seed(objective.seed, iteration, objective.zero.device))
-        except NotRecordedError:
-            objective.device_batch.records = False
-            return None
-        cvfp, diversity, total, norm, largest, converged = figures.tolist()
-        named = {
-            "cvfp": cvfp, objective.config.diversity_algorithm: diversity, "gradient norm": norm,
-            "largest weight": largest,
-        }  # fmt: skip
-        refuse_not_finite(named)
-        return PassFigures(cvfp, diversity, None, total, norm, int(converged))
-
-    def _step(self, drawn: Tensor) -> tuple[Tensor]:
-        """All after the exact contexts; cvfp, diversity, total, gradient norm, largest weight, converged, `[6]`."""
-        objective = self.objective
-        objective.optimizer.zero_grad(set_to_none=True)
-        batches = objective.stale_inputs() if self.entering is None else self._exact_inputs(self.entering)
-        means, converged = objective.accumulate(batches, partial(self._with_noise, drawn))
-        norm = nn.utils.clip_grad_norm_(objective.block.parameters(), objective.config.gradient_clip)
-        objective.optimizer.step()
-        others = torch.stack([norm.double(), objective.largest_weight().double(), converged.double()])
-        return (torch.cat([means, others]),)
-
-    def _exact_inputs(self, entering: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        for rows in self.objective.batches:
-            yield rows, entering[rows, -1], self.objective.previous[rows]
-        self.objective.previous.copy_(entering[1:, -1])
-
-    def _with_noise(self, drawn: Tensor, inputs: Tensor, rows: slice) -> Tensor:
-        from newllm_core.training.device_noise import with_noise
-
-        std = self.objective.config.context_noise
-        return with_noise(inputs, rows.start, std, drawn) if std else inputs
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from newllm_core.gpu_memory import DeviceBatch
 from newllm_core.losses import refuse_not_finite
 from newllm_core.runs.checkpoint import CheckpointPlace, with_read_data
 from newllm_core.runs.disk import refuse_full_disk
-from newllm_core.runs.products import has_bf16_products
+from newllm_core.runs.products import rounded_products
 from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.training.loop import TrainingLoop
 from newllm_core.vision.data import ImageData, LabelledImages, Normalisation, normalised
@@ -135,11 +135,6 @@ def train_vision(
     trainer.run()
     trainer.model.load_state_dict(trainer.best.weights)
     return TrainingResult(trainer.model.eval(), trainer.rows, trainer.best.number, trainer.steps_per_pass)
-
-
-def rounded_products(asked: str, device: torch.device) -> bool:
-    """Whether products of training are of bfloat16 numbers: auto where this CPU is faster with them."""
-    return asked == "bfloat16" or (asked == "auto" and device.type == "cpu" and has_bf16_products())
 
 
 class _Trainer(TrainingLoop[EpochFigures]):

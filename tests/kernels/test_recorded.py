@@ -13,12 +13,13 @@ from core_helpers import make_model, make_tokens, phase1_config, phase2_config
 from torch import Tensor
 
 from newllm_core.contexts import shooting
-from newllm_core.training import captured, fixed_point, phase2, predictive
+from newllm_core.training import captured, fixed_point, phase2, predictive, recorded_iteration
 from newllm_core.training.captured import CapturedStep, DeviceRate, NotRecordedError
 from newllm_core.training.fixed_point import CvfpPass
 from newllm_core.training.loop import PassState
 from newllm_core.training.phase1 import Phase1Result, all_contexts
 from newllm_core.training.predictive import PredictivePass
+from newllm_core.training.recorded_iteration import RecordedIteration
 
 # Interpreted kernels take milliseconds a token.
 TOKENS = make_tokens(60)
@@ -29,7 +30,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recorded steps are called, and kernels run on the CPU."""
-    for module in (fixed_point, predictive, phase2):
+    for module in (recorded_iteration, predictive, phase2):
         monkeypatch.setattr(module, "CapturedStep", lambda step: step)
     for module in (fixed_point, predictive, shooting):
         monkeypatch.setattr(module, "runs_kernels", lambda device: True)
@@ -100,7 +101,7 @@ def test_an_iteration_that_does_not_fit_is_taken_as_usual(reason: str, monkeypat
     torch.testing.assert_close(_weights(objective), _weights(usual), rtol=1e-3, atol=1e-5)
     # A session that goes on takes the same way, even where there is room again.
     assert objective.device_batch.records == (reason == "a batch")
-    assert fixed_point._RecordedIteration(objective, 8).iterate(4) is None
+    assert RecordedIteration(objective, 8).iterate(4) is None
 
 
 def _without_memory(*inputs: Tensor) -> tuple[Tensor, ...]:

@@ -1,6 +1,7 @@
 """Which products are chosen: by instruction set, maker and oneDNN's cap, and never the slower ones."""
 
 import pytest
+import torch
 
 from newllm_core.runs import products
 from newllm_core.runs.products import has_bf16_products, instruction_set
@@ -54,3 +55,14 @@ def test_where_no_file_tells_of_the_processor_torch_is_asked(monkeypatch: pytest
     monkeypatch.setattr(products.platform, "processor", lambda: "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD")
     assert products.cpu_facts() == {}
     assert (instruction_set(), has_bf16_products()) == ("avx512-bf16, AMD", True)
+
+
+@pytest.mark.parametrize(("asked", "device", "fast", "expected"), [
+    ("float32", "cpu", True, False), ("auto", "cpu", True, True), ("auto", "cpu", False, False),
+    ("auto", "cuda", True, False), ("bfloat16", "cuda", False, True),
+])  # fmt: skip
+def test_products_are_rounded_where_that_is_faster_or_asked_for(
+    asked: str, device: str, fast: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "has_bf16_products", lambda: fast)
+    assert products.rounded_products(asked, torch.device(device)) == expected

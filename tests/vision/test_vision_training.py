@@ -20,7 +20,6 @@ from newllm_core.runs.files import RunError, read_json
 from newllm_core.runs.folder import RECORD_NAME
 from newllm_core.runs.identity import figures_of
 from newllm_core.studies.sweep import Sweep
-from newllm_core.vision import training
 from newllm_core.vision.__main__ import main
 from newllm_core.vision.config import (
     DATASET_NAMES,
@@ -141,17 +140,6 @@ def test_rounded_products_train_alike_and_are_judged_by_exact_ones(
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
     model, _ = load_trained(tmp_path / "run")
     assert evaluate(model, images.selection, images.normalisation).loss == record["selection"]["loss"]
-
-
-@pytest.mark.parametrize(("asked", "device", "fast", "expected"), [
-    ("float32", "cpu", True, False), ("auto", "cpu", True, True), ("auto", "cpu", False, False),
-    ("auto", "cuda", True, False), ("bfloat16", "cuda", False, True),
-])  # fmt: skip
-def test_products_are_rounded_where_that_is_faster_or_asked_for(
-    asked: str, device: str, fast: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(training, "has_bf16_products", lambda: fast)
-    assert training.rounded_products(asked, torch.device(device)) == expected
 
 
 def test_report_sees_every_epoch_also_those_before_an_interruption(images: ImageData, tmp_path: Path) -> None:
