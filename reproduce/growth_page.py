@@ -81,8 +81,9 @@ def findings(analysis: GrowthAnalysis) -> str:
     if held is None or held.whole is None:
         return f"`{analysis.reference}`, which the others are held against, has no two sizes yet."
     lines = [f"- **{held.label}**: α {_alpha_text(held.whole)}."]
-    for one in (one for one in analysis.contenders if one is not held and one.whole is not None):
-        lines.append(f"- **{one.label}**: α {_alpha_text(one.whole)}{_beside(analysis, one)}.")
+    for one in analysis.contenders:
+        if one is not held and one.whole is not None:
+            lines.append(f"- **{one.label}**: α {_alpha_text(one.whole)}{_beside(analysis, one)}.")
     return "\n".join(lines)
 
 
@@ -198,10 +199,10 @@ def pairs(analysis: GrowthAnalysis) -> str:
 
 def floors(analysis: GrowthAnalysis) -> str:
     rows = []
-    for one in (one for one in analysis.contenders if one.floor is not None):
-        assert one.floor is not None  # as chosen
-        interval = interval_text(one.floor.interval) if one.floor.identified else NOT_MEASURED
-        rows.append([one.name, one.floor.statement, interval])
+    for one in analysis.contenders:
+        if one.floor is not None:
+            interval = interval_text(one.floor.interval) if one.floor.identified else NOT_MEASURED
+            rows.append([one.name, one.floor.statement, interval])
     return markdown(["contender", "loss that stays", "95 %"], rows) if rows else "No contender has three sizes yet."
 
 

@@ -1,4 +1,4 @@
-"""α of every contender, from their rows at several sizes: windows, floor, ratios and differences paired with one of them.
+"""α of every contender, from their rows at several sizes: windows, floor, and ratios and differences that are paired.
 
 Rows are those of the leaderboard, one a variant, size and seed. One that has no seed stands beside every run of the
 others. Sizes are numbers of conversations: a configuration that holds less text out trains on a few tokens more.
@@ -24,7 +24,7 @@ from newllm_core.scaling.bootstrap import (
 from newllm_core.scaling.floor import FLOOR_PARAMETERS, bootstrap_floor_law
 from newllm_core.scaling.law import POWER_LAW_PARAMETERS, sliding_windows
 
-FLOOR_RESAMPLES = 1000  # each is an optimization
+FLOOR_RESAMPLES = 1000  # at most: each is an optimization
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class ContenderGrowth:
 
 @dataclass(frozen=True)
 class GrowthAnalysis:
-    """``windows``: each contender against the reference, window by window; ``pairs``: each two over all common sizes."""
+    """``windows``: each contender against the reference, window by window; ``pairs``: each two over all sizes that both
+    have."""
 
     reference: str
     contenders: tuple[ContenderGrowth, ...]
@@ -161,7 +162,7 @@ def _contender(mine: BySize, held: BySize, window_size: int, num_resamples: int)
         sizes=tuple(_size(size, one, held.get(size)) for size, one in mine.items()),
         whole=_window(points, sizes, num_resamples) if len(sizes) >= POWER_LAW_PARAMETERS else None,
         windows=tuple(_window(points, window, num_resamples) for window in _windows(sizes, window_size)),
-        floor=_floor(list(points.values())) if len(sizes) >= FLOOR_PARAMETERS else None,
+        floor=_floor(list(points.values()), num_resamples) if len(sizes) >= FLOOR_PARAMETERS else None,
     )
 
 
@@ -183,8 +184,8 @@ def _window(points: dict[int, ScalingPoint], sizes: Sequence[int], num_resamples
     return GrowthWindow(tuple(sizes), Estimate(found.alpha, found.alpha_interval, no_difference=0.0))
 
 
-def _floor(points: Sequence[ScalingPoint]) -> GrowthFloor:
-    found = bootstrap_floor_law(points, FLOOR_RESAMPLES)
+def _floor(points: Sequence[ScalingPoint], num_resamples: int) -> GrowthFloor:
+    found = bootstrap_floor_law(points, min(num_resamples, FLOOR_RESAMPLES))
     return GrowthFloor(found.statement, found.E_identified, found.fit.E, found.E_interval)
 
 
