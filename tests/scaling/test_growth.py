@@ -233,3 +233,20 @@ def test_only_rows_of_todays_rule_are_read(tmp_path: Path, monkeypatch: pytest.M
     assert "best" not in {one["variant"]["name"] for one in left} and left
     growth.report(plan)
     assert plan.picture.exists() and plan.page.exists()
+
+
+def test_the_command_runs_what_is_missing_and_reports_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = Plan(tmp_path)
+
+    def command(*sizes: int, estimate: bool) -> str:
+        growth.run(plan, ["kneser-ney-5"], sizes, [42], estimate=estimate)
+        return capsys.readouterr().out
+
+    assert "all that is missing: at most about" in command(2, estimate=True) and not plan.rows()
+    command(2, estimate=False)
+    assert [one["config"]["data"]["num_samples"] for one in plan.rows()] == [2]
+    again = command(5, 2, estimate=True).splitlines()  # smallest first
+    assert again[0] == "kneser-ney-5, 2 conversations: 1 runs, all finished" and "0 finished" in again[1]
+    growth.report(plan)
+    page = plan.page.read_text(encoding="utf-8")
+    assert "| kneser-ney-5 |" in page and "has no two sizes yet" in page  # nobody to hold it against
