@@ -79,7 +79,7 @@ def findings(analysis: GrowthAnalysis) -> str:
     """A sentence or two for each contender beside the reference, from the records alone."""
     held = analysis.named(analysis.reference)
     if held is None or held.whole is None:
-        return f"`{analysis.reference}`, which the others are held against, has no two sizes yet."
+        return f"`{analysis.reference}`, which the others are held against, has no three sizes yet."
     lines = [f"- **{held.label}**: α {_alpha_text(held.whole)}."]
     for one in analysis.contenders:
         if one is not held and one.whole is not None:

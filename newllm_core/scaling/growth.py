@@ -24,6 +24,8 @@ from newllm_core.scaling.bootstrap import (
 from newllm_core.scaling.floor import FLOOR_PARAMETERS, bootstrap_floor_law
 from newllm_core.scaling.law import POWER_LAW_PARAMETERS, sliding_windows
 
+# Of an α that is quoted: two sizes always lie on a line, so that nothing tells how far sizes deviate from it.
+MIN_SIZES = POWER_LAW_PARAMETERS + 1
 FLOOR_RESAMPLES = 1000  # at most: each is an optimization
 
 
@@ -72,7 +74,7 @@ class GrowthFloor:
 
 @dataclass(frozen=True)
 class ContenderGrowth:
-    """Everything said of one contender; ``whole`` and ``floor`` are None for fewer than two and three sizes."""
+    """Everything said of one contender; ``whole`` and ``floor`` are None for fewer than three sizes."""
 
     name: str
     label: str
@@ -125,7 +127,7 @@ def analyse_growth(
         _difference(found[one], found[other], sizes, num_resamples)
         for number, one in enumerate(present)
         for other in present[number + 1 :]
-        if len(sizes := _common(found[one], found[other])) >= POWER_LAW_PARAMETERS
+        if len(sizes := _common(found[one], found[other])) >= MIN_SIZES
     ]
     contenders = [_contender(found[name], held, window_size, num_resamples) for name in present]
     return GrowthAnalysis(
@@ -160,7 +162,7 @@ def _contender(mine: BySize, held: BySize, window_size: int, num_resamples: int)
         name=first.name,
         label=str(first.variant["label"]),
         sizes=tuple(_size(size, one, held.get(size)) for size, one in mine.items()),
-        whole=_window(points, sizes, num_resamples) if len(sizes) >= POWER_LAW_PARAMETERS else None,
+        whole=_window(points, sizes, num_resamples) if len(sizes) >= MIN_SIZES else None,
         windows=tuple(_window(points, window, num_resamples) for window in _windows(sizes, window_size)),
         floor=_floor(list(points.values()), num_resamples) if len(sizes) >= FLOOR_PARAMETERS else None,
     )

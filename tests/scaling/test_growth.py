@@ -98,12 +98,13 @@ def test_ratios_are_held_against_the_reference_alone(analysis: GrowthAnalysis) -
     assert ratio is not None and ratio.value == pytest.approx(165 / 170, abs=0.005) and len(ratio.by_seed) == 2
 
 
-def test_a_contender_alone_has_no_pairs_and_one_size_has_no_law() -> None:
+def test_a_contender_alone_has_no_pairs_and_two_sizes_have_no_law() -> None:
     alone = analyse_growth(planted_rows(names=["best"]), NAMES, REFERENCE_NAME, num_resamples=100)
     assert not alone.windows and not alone.pairs and alone.contenders[0].sizes[0].ratio is None
-    first = [one for one in planted_rows() if one["tokens"]["train"] == TOKENS[10]]
+    first = [one for one in planted_rows() if one["tokens"]["train"] <= TOKENS[20]]
     small = analyse_growth(first, NAMES, REFERENCE_NAME, num_resamples=100)
     assert all(one.whole is None and one.floor is None and not one.windows for one in small.contenders)
+    assert not small.pairs and all(len(one.sizes) == 2 for one in small.contenders)
     plot_growth(small)
 
 
@@ -249,4 +250,4 @@ def test_the_command_runs_what_is_missing_and_reports_it(tmp_path: Path, capsys:
     assert again[0] == "kneser-ney-5, 2 conversations: 1 runs, all finished" and "0 finished" in again[1]
     growth.report(plan)
     page = plan.page.read_text(encoding="utf-8")
-    assert "| kneser-ney-5 |" in page and "has no two sizes yet" in page  # nobody to hold it against
+    assert "| kneser-ney-5 |" in page and "has no three sizes yet" in page  # nobody to hold it against
