@@ -66,7 +66,7 @@ def analyse(records: Sequence[Record], window_size: int, num_resamples: int) -> 
     samples and seed, a perplexity not above 1, other seeds at other sizes, and fewer sizes than ``window_size``.
     """
     groups = _by_size(records)
-    points = [_point(group) for group in groups]
+    points = [scaling_point(group.train_tokens, group.records) for group in groups]
     sizes = tuple(_size(group, point) for group, point in zip(groups, points))
     tokens, perplexity = [size.tokens for size in sizes], [size.perplexity for size in sizes]
     progression = alpha_progression(tokens, [size.samples for size in sizes], perplexity, window_size)
@@ -114,11 +114,12 @@ def _best(group: Group, name: str) -> tuple[float, ...]:
     return tuple(float(record["phase2"]["best"][name]) for record in group.records)
 
 
-def _point(group: Group) -> ScalingPoint:
-    sums, counts = validation_losses(group.records)
+def scaling_point(train_tokens: int, records: Sequence[Record]) -> ScalingPoint:
+    """One size, of its runs or rows, a record a seed. Raises ComparisonError for different validation text."""
+    sums, counts = validation_losses(records)
     # A first conversation of one token has nothing that is predicted, and so nothing to say.
     said = counts > 0
-    return ScalingPoint(float(group.train_tokens), sums[:, said], counts[said])
+    return ScalingPoint(float(train_tokens), sums[:, said], counts[said])
 
 
 def _size(group: Group, point: ScalingPoint) -> Size:

@@ -2,7 +2,8 @@
 
 One resample draws the validation conversations once for all points, since every run is judged on the same text
 (a paired draw); then sizes with replacement; then, within each drawn size, its seeds. Efron & Tibshirani 1993,
-chapters 8 and 13 (percentile interval).
+chapters 8 and 13 (percentile interval). The difference of two configurations' α is drawn with the same sizes, seeds and
+conversations on both sides, so that what they share cancels.
 
 Sizes deviate from the line on their own, so intervals of α without the level "points" are far too narrow (17 % and
 47 % coverage instead of 95 %), with it alone a little (about 90 %), with all levels near nominal where seeds scatter
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from newllm_core.config.hyperparameters import ScalingConfig
-from newllm_core.intervals import CONFIDENCE, Floats, Interval
+from newllm_core.intervals import CONFIDENCE, Estimate, Floats, Interval
 from newllm_core.scaling.law import POWER_LAW_PARAMETERS, Numbers, ScalingError, checked_points
 
 LEVELS = ("points", "seeds", "conversations")
@@ -87,7 +88,7 @@ def bootstrap_alpha(
     Raises ScalingError for what ``draw_resamples`` refuses.
     """
     draws = draw_resamples(points, num_resamples, seed, levels, min_distinct=POWER_LAW_PARAMETERS)
-    sizes = np.log([[point.tokens for point in points]])
+    sizes = _log_tokens(points)
     losses = np.array([[point.loss for point in points]])
     slopes = _slopes(draws.log_tokens, draws.loss)
     return BootstrapInterval(
@@ -97,6 +98,53 @@ def bootstrap_alpha(
         num_used=len(slopes),
         levels=tuple(levels),
     )
+
+
+def bootstrap_alpha_difference(
+    points: Sequence[ScalingPoint],
+    others: Sequence[ScalingPoint],
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 42,
+    levels: Sequence[str] = LEVELS,
+) -> Estimate:
+    """α of ``points`` minus α of ``others``, with its 95 % percentile interval over draws that both sides share.
+
+    ``others[i]`` stands beside ``points[i]``: the same size of text, though the tokens may differ a little, and the
+    same seeds in the same order. ``by_seed`` is filled where every point has as many seeds. The interval is None when
+    fewer than 100 draws could be used. Raises ScalingError for what ``draw_resamples`` refuses on either side, for
+    sides of another length or number of seeds, and for other conversations.
+    """
+    sides = points, others
+    _check_pairs(*sides)
+    # Equal seeds of the generator: what is drawn depends on the number of points, conversations and seeds alone.
+    draws = [draw_resamples(side, num_resamples, seed, levels, POWER_LAW_PARAMETERS) for side in sides]
+    one, other = (_slopes(draw.log_tokens, draw.loss) for draw in draws)
+    whole = [_slopes(_log_tokens(side), np.array([[point.loss for point in side]])) for side in sides]
+    by_seed: tuple[float, ...] = ()
+    if len({len(point.loss_sums) for point in points}) == 1:
+        first, second = (_slopes(_log_tokens(side), _seed_losses(side)) for side in sides)
+        by_seed = tuple((first - second).tolist())
+    return Estimate(float((whole[0] - whole[1])[0]), percentile_interval(one - other), by_seed, no_difference=0.0)
+
+
+def _check_pairs(points: Sequence[ScalingPoint], others: Sequence[ScalingPoint]) -> None:
+    seeds = [[len(point.loss_sums) for point in side] for side in (points, others)]
+    if seeds[0] != seeds[1]:
+        raise ScalingError(
+            f"paired points must have the same sizes and seeds, given points of {seeds[0]} and of {seeds[1]} seeds"
+        )
+    if any(not np.array_equal(one.token_counts, other.token_counts) for one, other in zip(points, others)):
+        raise ScalingError("paired points must be judged on the same conversations: their token counts differ")
+
+
+def _log_tokens(points: Sequence[ScalingPoint]) -> Floats:
+    """[1, num_points]"""
+    return np.log([[point.tokens for point in points]])
+
+
+def _seed_losses(points: Sequence[ScalingPoint]) -> Floats:
+    """Nats per token of points with as many seeds each: [num_seeds, num_points]."""
+    return np.stack([point.loss_sums.sum(axis=1) / point.token_counts.sum() for point in points], axis=1)
 
 
 def _slopes(log_tokens: Floats, loss: Floats) -> Floats:
@@ -118,6 +166,7 @@ def draw_resamples(
 ) -> Resamples:
     """``num_resamples`` draws; those with fewer than ``min_distinct`` distinct sizes are left out.
 
+    With one ``seed`` two lists of points with as many sizes, conversations and seeds get the same draws.
     Raises ScalingError for too few points, sizes that do not increase, points judged on different conversations, an
     unknown level, and fewer than 100 resamples.
     """
