@@ -2,10 +2,10 @@
 
     python -m reproduce.growth --estimate                         # rows, finished rows, hours; runs nothing
     python -m reproduce.growth                                    # runs what is missing, smallest sizes first
-    python -m reproduce.growth --names best gru-cache --sizes 640 1280 --seeds 42
+    python -m reproduce.growth --names best gru-cache-ngrams --sizes 640 1280 --seeds 42
     python -m reproduce.growth --report                           # analysis, picture and page of what is there
     python -m reproduce.growth --page                             # the page alone, as after a change of the rule
-    python -m reproduce.growth --folder trial --sizes 5 10 20 --names best gru-cache kneser-ney-5
+    python -m reproduce.growth --folder trial --sizes 5 10 20 --names best kneser-ney-5
 
 Hyperparameters follow the rule of `newllm_core/studies/size_rule.py`. Rows of the leaderboard's size are the
 leaderboard's own, in its folder; all others are in results/reference/growth. Conversations 980–999 choose, 1,000–1,019

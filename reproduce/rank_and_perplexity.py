@@ -5,9 +5,10 @@
     python -m reproduce.rank_and_perplexity                # an hour and a half of one core; goes on where it ended
     python -m reproduce.rank_and_perplexity --page         # page and picture from the record; nothing is trained
 
-The `best` profile on a quarter of its text, without its cache, whose Phase 1 alone is changed: its objective, its
-diversity loss and that one's weight, noise, width, start. Rows go to ``results/reference/rank_and_perplexity.json`` as
-they come, the page to docs/rank.md. Dimension is that of TwoNN (Facco et al. 2017), by scikit-dimension.
+The `best` profile on a quarter of its text, with one layer, without cache and n-grams, whose Phase 1 alone is changed:
+its objective, its diversity loss and that one's weight, noise, width, start. Rows go to
+``results/reference/rank_and_perplexity.json`` as they come, the page to docs/rank.md. Dimension is that of TwoNN (Facco
+et al. 2017), by scikit-dimension.
 """
 
 import argparse
@@ -36,7 +37,10 @@ OUTPUT = REFERENCE_DIR / "rank_and_perplexity.json"
 FOLDER = RESULTS_DIR / "rank_and_perplexity"
 PROFILE = PROJECT_ROOT / "notebooks" / "profiles" / "best.yaml"
 SEEDS = (42, 43, 44)
-BASE = {"num_samples": 20, "validation_range": (1000, 1009), "cache_weight": 0.0, "num_threads": 1}
+BASE = {
+    "num_samples": 20, "validation_range": (1000, 1009), "cache_weight": 0.0, "ngram_weight": 0.0, "num_layers": 1,
+    "context_dim": 576, "num_threads": 1,
+}  # fmt: skip
 FIXED_POINT: Mapping[str, Any] = {"objective": "cvfp", "context_noise": 0.1}
 NEIGHBOURS_OF = 4000  # contexts whose two nearest neighbours are looked for, evenly taken
 
