@@ -23,7 +23,9 @@ from reproduce.growth_plan import NAMES, Plan
 from reproduce.results_tables import filled, markdown
 
 NO_ROWS = "No rows yet: `python -m reproduce.growth` runs them."
-_ALTERNATIVE = "Perplexity against training tokens with each contender's α, and ratios to the GRU with the same cache and n-grams"
+_ALTERNATIVE = (
+    "Perplexity against training tokens with each contender's α, and ratios to the GRU with the same cache and n-grams"
+)
 _SHARES = (1 / 8, 1, 8, 32)  # of REFERENCE_TOKENS, that the table of the rule shows
 
 
