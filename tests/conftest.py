@@ -8,6 +8,9 @@ from pathlib import Path
 
 # Triton's kernels run in its interpreter here. It asks when Triton is imported, which any test may be the first to do.
 os.environ["TRITON_INTERPRET"] = "1"
+# NumPy reads it when it is imported. Its threads wait by spinning: beside other work a bootstrap of small products took
+# 250 s of the clock in place of 10.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
