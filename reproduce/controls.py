@@ -46,7 +46,8 @@ RATIOS = (
     ("regularised", "regularised-last-token"), ("regularised-untrained", "regularised-last-token"),
     ("regularised", "kneser-ney-5"), ("contrastive", "regularised-untrained"),
     ("contrastive", "regularised-last-token"), ("contrastive", "kneser-ney-5"),
-    ("best", "notes"), ("best", "gru"), ("best", "gru-cache"), ("best", "best-earlier"),
+    ("best", "notes"), ("best", "gru"), ("best", "gru-cache"), ("best", "gru-cache-ngrams"),
+    ("best-no-ngrams", "gru-cache"), ("best", "best-earlier"),
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import yaml
 import newllm_core
 from newllm_core.comparison.leaderboard import Standing, perplexity_ratio, standings
 from newllm_core.runs.files import REFERENCE_DIR, read_json
+from newllm_core.scaling.growth import growth_from_record
 from newllm_core.studies.rows import read_rows
 from reproduce.results_tables import PAGE, TABLES, filled
 from reproduce.thumbnails import FOLDER
@@ -65,13 +66,15 @@ def test_the_first_screens_figures_are_the_records(name: str, found: dict[str, S
     text = " ".join((ROOT / name).read_text(encoding="utf-8").split())
     ratio = perplexity_ratio(found["trained"], found["untrained"])
     assert f"× {ratio.text('{:.2f}')}" in text and ratio.verdict == "not distinguishable"
-    assert {f"{found[one].perplexity.value:.0f}" for one in ("best", "gru-cache")} <= set(re.findall(r"\d+", text))
-    study = read_json(REFERENCE_DIR / "gpu_study.json")
-    perplexities = [
-        study[side]["study"][f"{row}, 2560 conversations"]["validation_perplexity"]
-        for side, row in (("best", "best"), ("gru", "gru-cache"))
-    ]
-    assert f"{100 * (perplexities[0] / perplexities[1] - 1):.0f} %" in text
+    network = "gru-cache-ngrams"
+    assert {f"{found[one].perplexity.value:.0f}" for one in ("best", network)} <= set(re.findall(r"\d+", text))
+    little = perplexity_ratio(found["best"], found[network])
+    best = growth_from_record(read_json(REFERENCE_DIR / "growth.json")).named("best")
+    assert best is not None
+    much = best.sizes[-1].ratio
+    assert much is not None
+    for ratio, tokens in ((little, found["best"].tokens), (much, best.sizes[-1].tokens)):
+        assert f"× {ratio.text('{:.2f}')}" in text and f"{tokens:,}" in text
     quick = next((REFERENCE_DIR / "quick" / "03_phase2").glob("*/run.json"))
     assert f"**{read_json(quick)['phase2']['best']['validation_perplexity']:,.0f}**" in text
     streams = read_json(REFERENCE_DIR / "benchmark_core.json")["parts"]["a"]["figures"]["streams"]

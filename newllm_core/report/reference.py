@@ -34,8 +34,8 @@ MODEL, CONTROL, NETWORK = "this model", "its controls", "trained end to end, or 
 COLOURS = {MODEL: BLUE, CONTROL: PLAIN_COLOUR, NETWORK: VERMILION}
 # Rows by name, with the words for somebody who knows nothing yet.
 SHOWN = {
-    "gru-cache": ("GRU with a cache of recent tokens", NETWORK),
-    "best": ("Contexts trained to predict, cache, all parts", MODEL),
+    "gru-cache-ngrams": ("GRU with the same cache and counts", NETWORK),
+    "best": ("Contexts trained to predict, cache, counts, all parts", MODEL),
     "gru": ("GRU", NETWORK),
     "contrastive": ("Contexts trained to predict", MODEL),
     "best-untrained": ("All parts, but contexts never trained", CONTROL),
@@ -179,7 +179,7 @@ def _compares_losses(record: Record) -> bool:
 def controls() -> Reference:
     """Notebook 6, and the README's picture: the model, its controls and a GRU."""
     there = leaderboard()
-    pairs = (("trained", "untrained"), ("best", "best-untrained"), ("best", "gru-cache"))
+    pairs = (("trained", "untrained"), ("best", "best-untrained"), ("best", "gru-cache-ngrams"))
     ratios = [(one, other, perplexity_ratio(there[one], there[other])) for one, other in pairs]
     lines = [
         f'"{SHOWN[one][0]}" over "{SHOWN[other][0]}": perplexity × {ratio.text("{:.2f}")}, {ratio.verdict}'
