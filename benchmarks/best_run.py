@@ -69,7 +69,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     parameters = {**load_profile(PROFILE), "num_threads": 1}
-    del parameters["selection_range"]
+    for name in ("selection_range", "cache_horizon", "ngram_weight"):  # no part of training, not in every build
+        del parameters[name]
     began, load = time.perf_counter(), os.getloadavg()
     figures = measure(arguments.against, parameters)
     write_json(
