@@ -6,6 +6,7 @@
     python -m reproduce.controls --names gru lstm --seeds 42   # some of it
     python -m reproduce.controls --samples 320                 # 259,763 tokens
     python -m reproduce.controls --names mine --out results/mine   # rows in a folder of your own, and no report
+    python -m reproduce.controls --file mine.jsonl --out results/mine   # of your own conversations (docs/data.md)
 
 Finished rows are committed under results/reference/leaderboard; table, rows by variant and picture are made anew from
 all that are there. One thread, so that two sweeps can run side by side on two cores.
@@ -85,6 +86,11 @@ def ratio_lines(here: Mapping[str, Standing]) -> list[str]:
     return lines
 
 
+def of_file(path: Path | None) -> dict[str, str]:
+    """The parameters that name another corpus; none for the embedded one."""
+    return {} if path is None else {"corpus": "file", "conversations_file": str(path)}
+
+
 def main() -> None:
     names = [name for name, one in known_variants().items() if one.group != "ceilings"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,15 +98,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 42 43 44, and 45 46 for trained and untrained")
     parser.add_argument("--samples", type=int, default=centre().data.num_samples, help="training conversations")
     parser.add_argument("--out", type=Path, default=ROWS, help="folder of the rows; default: the committed ones")
+    parser.add_argument("--file", type=Path, help="another corpus, .jsonl or .parquet; with --out")
     parser.add_argument("--estimate", action="store_true")
     parser.add_argument("--report", action="store_true", help="of the committed rows; runs nothing")
     arguments = parser.parse_args()
     if arguments.report:
         report()
         return
+    if arguments.file is not None and arguments.out == ROWS:
+        parser.error("--file: rows of another corpus are not the committed ones; expected --out FOLDER")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # The notes' configuration keeps its own rule, which its variant says.
-    base = changed(centre(), {"num_samples": arguments.samples, "selection_range": DataConfig.selection_range})
+    text = {"num_samples": arguments.samples, "selection_range": DataConfig.selection_range, **of_file(arguments.file)}
+    base = changed(centre(), text)
     for name in arguments.names:
         seeds = arguments.seeds or (PAIRED_SEEDS if name in PAIRED else SEEDS)
         sweep = Sweep(base, [variant(name)], seeds, RowRunner(arguments.out))

@@ -6,6 +6,7 @@
     python -m reproduce.growth --report                           # analysis, picture and page of what is there
     python -m reproduce.growth --page                             # the page alone, as after a change of the rule
     python -m reproduce.growth --folder trial --sizes 5 10 20 --names best kneser-ney-5
+    python -m reproduce.growth --folder mine --file mine.jsonl    # the same study of your own conversations
 
 Hyperparameters follow the rule of `newllm_core/studies/size_rule.py`. Rows of the leaderboard's size are the
 leaderboard's own, in its folder; all others are in results/reference/growth. Conversations 980–999 choose, 1,000–1,019
@@ -31,7 +32,7 @@ def run(plan: Plan, names: Sequence[str], sizes: Sequence[int] | None, seeds: Se
     wanted = sorted((size, number) for number, name in enumerate(names) for size in sizes_of(name, sizes))
     seconds = 0.0
     for size, number in wanted:
-        sweep = plan.sweep(names[number], size, training_tokens(names[number], size), seeds)
+        sweep = plan.sweep(names[number], size, training_tokens(names[number], size, plan.file), seeds)
         expected = sweep.estimate()
         seconds += expected.cost.seconds
         print(f"{names[number]}, {size:,} conversations: {expected}", flush=True)
@@ -57,11 +58,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--folder", type=Path, help="of rows and report, in place of the committed ones")
     parser.add_argument("--estimate", action="store_true")
+    parser.add_argument("--file", type=Path, help="another corpus, .jsonl or .parquet (docs/data.md); with --folder")
     parser.add_argument("--report", action="store_true", help="of the rows that are there; runs nothing")
     parser.add_argument("--page", action="store_true", help="from the last report's analysis; runs nothing")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    plan = Plan(arguments.folder)
+    plan = Plan(arguments.folder, arguments.file)
     if arguments.page:
         print(write_page(plan))
         return

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from newllm_core.config.hyperparameters import DataConfig, Settings
-from newllm_core.config.schema import changed
+from newllm_core.config.schema import ConfigError, changed
 from newllm_core.data import load_token_streams
 from newllm_core.runs.files import DATA_DIR, PROJECT_ROOT, REFERENCE_DIR, read_json
 from newllm_core.studies.runners import RowRunner
@@ -14,6 +14,7 @@ from newllm_core.studies.size_rule import size_changes
 from newllm_core.studies.sweep import Record, Sweep
 from newllm_core.studies.variants import variant
 from reproduce.controls import ROWS as LEADERBOARD
+from reproduce.controls import of_file
 from reproduce.reference_experiments import centre
 
 ROWS = REFERENCE_DIR / "growth"
@@ -32,14 +33,14 @@ def _centre() -> Settings:
     return centre()
 
 
-def base(samples: int) -> Settings:
+def base(samples: int, file: Path | None = None) -> Settings:
     """As `reproduce.controls`: one thread, a selection text of its own; the notes' variant keeps its own rule."""
-    return changed(_centre(), {"num_samples": samples, "selection_range": DataConfig.selection_range})
+    return changed(_centre(), {"num_samples": samples, "selection_range": DataConfig.selection_range, **of_file(file)})
 
 
-def training_tokens(name: str, samples: int) -> int:
+def training_tokens(name: str, samples: int, file: Path | None = None) -> int:
     """Of ``samples`` conversations without those that this variant holds out. Raises DataError for too many."""
-    return load_token_streams(variant(name).settings(base(samples)).data, DATA_DIR).train.num_tokens
+    return load_token_streams(variant(name).settings(base(samples, file)).data, DATA_DIR).train.num_tokens
 
 
 def sizes_of(name: str, asked: Sequence[int] | None = None) -> list[int]:
@@ -49,9 +50,15 @@ def sizes_of(name: str, asked: Sequence[int] | None = None) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Where rows and report are: ``folder`` None: where they are committed."""
+    """Where rows and report are: ``folder`` None: where they are committed. ``file``: another corpus than the embedded
+    one, whose rows are never committed: ConfigError without a folder."""
 
     folder: Path | None = None
+    file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.file is not None and self.folder is None:
+            raise ConfigError(f"rows of another corpus ({self.file}): expected a folder of their own, given none")
 
     @property
     def analysis(self) -> Path:
@@ -77,7 +84,7 @@ class Plan:
         is_network = one.kind == "network"
         if not is_network:
             one = dataclasses.replace(one, changes={**one.changes, **changes})
-        return Sweep(base(samples), [one], seeds, self._runner(samples, changes if is_network else {}))
+        return Sweep(base(samples, self.file), [one], seeds, self._runner(samples, changes if is_network else {}))
 
     def _runner(self, samples: int, network_changes: dict[str, object]) -> RowRunner:
         return RowRunner(self.rows_folder(samples), network_changes)

@@ -116,9 +116,11 @@ def phase2() -> Reference:
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(
-        xlabel="epoch of Phase 2", ylabel="validation perplexity", title="Perplexity (lower is better), a line a seed"
+        xlabel="epoch of Phase 2",
+        ylabel="perplexity on the text that chooses",
+        title="Perplexity (lower is better), a line a seed",
     )
-    axis.legend(fontsize=8, title="geometric mean over seeds")
+    axis.legend(fontsize=8, title="on the validation text, geometric mean over seeds")
     figure.suptitle(_row_source(there["trained"]), fontsize=9)
     return Reference(figure, [_standing_line(there[name], words) for name, (_, words) in _READOUTS.items()])
 

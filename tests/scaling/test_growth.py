@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from newllm_core.comparison.groups import ComparisonError
+from newllm_core.config.schema import ConfigError
 from newllm_core.data import DataError, load_token_streams
 from newllm_core.report.growth import plot_growth, spread
 from newllm_core.runs.files import DATA_DIR, read_json, write_json
@@ -250,3 +251,24 @@ def test_the_command_runs_what_is_missing_and_reports_it(tmp_path: Path, capsys:
     growth.report(plan)
     page = plan.page.read_text(encoding="utf-8")
     assert "| kneser-ney-5 |" in page and "has no three sizes yet" in page  # nobody to hold it against
+
+
+def test_another_corpus_in_ultrachats_schema_goes_through_the_same_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    talks = [[f"Who counts to {number}?", f"I do: {number}, and then {number + 1}."] for number in range(1030)]
+    roles = ("user", "assistant")
+    file.write_text(
+        "".join(
+            json.dumps({"messages": [{"role": role, "content": text} for role, text in zip(roles, talk)]}) + "\n"
+            for talk in talks
+        )
+    )
+    plan = Plan(tmp_path / "rows", file)
+    growth.run(plan, ["kneser-ney-5"], [10, 20], [42], estimate=False)
+    growth.report(plan)
+    assert {one["corpus"] for one in plan.rows()} == {"file"} and plan.page.exists()
+    assert "kneser-ney-5, 20 conversations: 1 runs, 0 finished" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="expected a folder of their own, given none"):
+        Plan(None, file)
