@@ -71,6 +71,7 @@ class KneserNey:
 
     def log_probabilities(self, tokens: Tensor) -> Tensor:
         """Of each target given up to n - 1 tokens before it, in nats. `[M]` -> float64 `[M - 1]`."""
+        tokens = tokens.long()
         found = torch.full((len(tokens) - 1,), 1 / self.vocab_size, dtype=torch.float64, device=tokens.device)
         history = torch.zeros_like(tokens)  # the number of the n-gram that ends here; of none of 0 tokens there is one
         for one in self.orders:
@@ -125,7 +126,7 @@ def fit_kneser_ney(tokens: Tensor, vocab_size: int, order: int) -> KneserNey:
         raise ValueError(f"Kneser-Ney: expected order >= 1 and at least 2 tokens, given {order} and {len(tokens)}")
     if len(tokens) * vocab_size >= 2**63:
         raise ValueError(f"Kneser-Ney: expected tokens · vocab_size < 2^63, given {len(tokens)} · {vocab_size}")
-    lengths = min(order, len(tokens) - 1)
+    tokens, lengths = tokens.long(), min(order, len(tokens) - 1)
     keys, ends = list[Tensor](), [torch.zeros_like(tokens)]  # number of the n-gram that ends at each token
     for _ in range(lengths):
         one, numbers = (ends[-1][: len(ends[-1]) - bool(keys)] * vocab_size + tokens[len(keys) :]).unique(

@@ -98,6 +98,13 @@ def test_it_learns_a_cycle_and_a_longer_one_needs_a_longer_history() -> None:
     assert long.exp() > 0.95 > short.exp()
 
 
+def test_token_ids_of_32_bits_are_numbers_of_64() -> None:
+    """Of two ids and a history a number is made that 32 bits do not hold."""
+    text = torch.arange(3000).repeat(2)
+    wide, narrow = (fit_kneser_ney(one, 1_000_000, 3) for one in (text, text.int()))
+    assert torch.equal(wide.log_probabilities(text), narrow.log_probabilities(text.int()))
+
+
 def test_discounts_of_counts_are_chen_and_goodmans_and_few_counts_fall_back() -> None:
     counts = torch.tensor([1] * 40 + [2] * 20 + [3] * 10 + [4] * 5)
     assert kneser_ney._discounts(counts) == pytest.approx((0.5, 1.25, 2.0))  # Y = 40 / 80
