@@ -196,7 +196,7 @@ def test_a_row_keeps_the_words_under_which_it_was_made(tmp_path: Path) -> None:
 def test_every_committed_row_is_found_and_says_what_it_is() -> None:
     runner = RowRunner(ROWS)
     committed = read_rows(ROWS)
-    assert len(committed) >= 97
+    assert len(committed) >= 80
     # Rows that a script made which registered its own baseline, as on the leaderboard, are known to it alone.
     for row in (one for one in committed if one["variant"]["name"] in known_variants()):
         data = row["config"]["data"]
