@@ -99,8 +99,8 @@ def nearest_neighbour_dimension(contexts: Tensor) -> float:
 
 @cache
 def normal_cloud() -> dict[str, float]:
-    """What TwoNN sees of as many points of a standard normal in all dimensions of the profile's contexts."""
-    width = Settings.from_parameters(load_profile(PROFILE)).model.context_dim
+    """What TwoNN sees of as many points of a standard normal in all dimensions of the contexts."""
+    width = Settings.from_parameters({**load_profile(PROFILE), **BASE}).model.context_dim
     return {
         "context_dim": width,
         "dimension": nearest_neighbour_dimension(
