@@ -98,12 +98,15 @@ def _best_nats(inputs: LanguageInputs, train: Tensor, validation: Tensor) -> tup
 
 def _gru_nats(inputs: LanguageInputs, train: Tensor, validation: Tensor) -> tuple[Tensor, dict[str, Any]]:
     # Imported here: the networks' list names minGRU too, whose library the other studies do without.
+    from newllm_core.baselines.judge import judge_network
     from newllm_core.baselines.registry import baseline_config
-    from newllm_core.baselines.train import train_baseline
+    from newllm_core.baselines.train import train_network
 
     model = NewLLM(ModelConfig(), inputs.embeddings, _SEED).to(GPU)
-    result = train_baseline(model, train, validation, baseline_config("gru-cache"), _SEED)
-    return result.nats, {"best_epoch": result.best_epoch, "epochs": [e.validation_perplexity for e in result.epochs]}
+    config = baseline_config("gru-cache")
+    trained = train_network(model, train, validation, config, _SEED)
+    nats = judge_network(trained.network, model, train, validation, config).nats
+    return nats, {"best_epoch": trained.best_epoch, "epochs": [e.validation_perplexity for e in trained.epochs]}
 
 
 def nkat(folder: Path, deadline: float, keep: Keep) -> None:

@@ -1,5 +1,6 @@
 """Every hyperparameter of the baselines; their own values are in `registry`: a weak baseline is a false result."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from newllm_core.config.schema import LARGEST_EPOCHS, LARGEST_ORDER, ConfigError, later, number, validate
@@ -40,3 +41,13 @@ class BaselineConfig:
             raise ConfigError(
                 f"BaselineConfig: expected width to be a multiple of num_heads={self.num_heads}, given {self.width}"
             )
+
+    def training_part(self) -> "BaselineConfig":
+        """What only the last judgement reads at its defaults: equal parts, equal networks."""
+        unread = {spec.name: spec.default for spec in dataclasses.fields(self) if spec.name in _READ_WHEN_JUDGED_ALONE}
+        return dataclasses.replace(self, **unread)
+
+
+_READ_WHEN_JUDGED_ALONE = (
+    "cache_weight", "cache_scale", "cache_tokens", "cache_horizon", "ngram_weight", "ngram_order",
+)  # fmt: skip

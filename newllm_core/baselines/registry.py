@@ -24,7 +24,7 @@ class Baseline:
     Attributes:
         label: words for pictures.
         sentence: what it is.
-        kind: "network" is trained end to end by `train_baseline`; "counts" and "pretrained" give figures at once.
+        kind: "network" is trained end to end by `train_network`; "counts" and "pretrained" give figures at once.
         builder: of a network BaselineConfig -> module (`networks.SequenceNetwork`); of the others training tokens
             `[N]`, validation tokens `[M]` and the vocabulary's size -> nats `[M - 1]` of the validation targets, and
             what else a record should say.

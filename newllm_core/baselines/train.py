@@ -11,16 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from newllm_core.baselines.config import BaselineConfig
+from newllm_core.baselines.judge import NetworkReader, output_bias_and_weight
 from newllm_core.baselines.networks import joined_states, mapped_state, split_state
 from newllm_core.baselines.registry import build_network
 from newllm_core.baselines.rows_drawn import rows_drawn
 from newllm_core.data.stream import ring_segments
 from newllm_core.gpu_memory import DeviceBatch
-from newllm_core.head.continuous_cache import cached_nats, configured_cache
-from newllm_core.head.cross_entropy import Head, choose_head, with_output_bias, with_unit_columns
-from newllm_core.head.kneser_ney import count_ngrams
+from newllm_core.head.cross_entropy import Head, choose_head
 from newllm_core.head.sampled_softmax import SampledHead, epochs_head
-from newllm_core.head.unigram_bias import fit_unigram
 from newllm_core.losses import refuse_not_finite
 from newllm_core.metrics.prediction import perplexity
 from newllm_core.model import NewLLM
@@ -29,8 +27,6 @@ from newllm_core.runs.checkpoint import CheckpointPlace, with_read_data
 from newllm_core.runs.progress import Seconds
 from newllm_core.runs.reproducibility import derived_generator, generator_states
 from newllm_core.training.loop import TrainingLoop
-
-_EVALUATION_TOKENS = 1024  # of the validation stream at once, for networks that carry a state
 
 
 @dataclass(frozen=True)
@@ -47,17 +43,15 @@ class BaselineEpoch:
 
 
 @dataclass(frozen=True)
-class BaselineResult:
-    """``nats`` `[M - 1]` of the validation targets with the weights of ``best_epoch``, exact products.
+class TrainedNetwork:
+    """A network with the weights of ``best_epoch``.
 
-    ``seconds`` of training and judging; ``earlier`` are those before an interruption.
+    ``seconds`` of training; ``earlier`` are those before an interruption.
     """
 
+    network: nn.Module
     epochs: list[BaselineEpoch]
     best_epoch: int
-    nats: Tensor
-    trainable_parameters: int
-    counted_ngrams: int  # 0 where none are mixed in
     seconds: Seconds
     earlier: Seconds
 
@@ -65,62 +59,61 @@ class BaselineResult:
         return {
             "epochs": [asdict(epoch) for epoch in self.epochs],
             "best_epoch": self.best_epoch,
-            "trainable_parameters": self.trainable_parameters,
-            **({"counted_ngrams": self.counted_ngrams} if self.counted_ngrams else {}),
+            "trainable_parameters": sum(parameter.numel() for parameter in self.network.parameters()),
             "seconds": self.seconds.wall,
             "cpu_seconds": self.seconds.cpu,
         }
 
 
-def train_baseline(
+def train_network(
     model: NewLLM,
     train_tokens: Tensor,
-    validation_tokens: Tensor,
+    selection_tokens: Tensor,
     config: BaselineConfig,
     seed: int,
     checkpoints: CheckpointPlace | None = None,
-    selection_tokens: Tensor | None = None,
-) -> BaselineResult:
+) -> TrainedNetwork:
     """Train a network between the embeddings and the tied head of ``model``, whose own blocks are not used.
 
     Of several ranks each reads some of the streams, and the first one judges.
 
     Args:
-        train_tokens: `[N]`, validation_tokens: `[M]`, on the model's device.
+        train_tokens: `[N]`, selection_tokens: `[S]`, what the epoch is chosen on; on the model's device.
         seed: of weights, streams and dropout.
         checkpoints: where they are written and gone on from, with the same result to the last bit; None: none. The
             caller deletes the last ones.
-        selection_tokens: `[S]`, what the epoch is chosen on; None: on ``validation_tokens``.
 
     Raises NotFiniteError when a loss is not finite, ValueError for too short a text, another width of the
     embeddings or more ranks than streams, RunError for a checkpoint that is not this run's.
     """
-    trainer = _Trainer(model, train_tokens, validation_tokens, config, seed, checkpoints, selection_tokens)
+    trainer = _Trainer(model, train_tokens, selection_tokens, config, seed, checkpoints)
     trainer.run()
-    return trainer.result()
+    trainer.network.load_state_dict(trainer.best.weights)
+    return TrainedNetwork(
+        trainer.network, trainer.rows, trainer.best.number, trainer.watch.total(), trainer.watch.earlier
+    )
 
 
 class _Trainer(TrainingLoop[BaselineEpoch]):
     row_kind = BaselineEpoch
 
     def __init__(
-        self, model: NewLLM, train_tokens: Tensor, validation_tokens: Tensor, config: BaselineConfig, seed: int,
-        checkpoints: CheckpointPlace | None, selection_tokens: Tensor | None = None,
+        self, model: NewLLM, train_tokens: Tensor, selection_tokens: Tensor, config: BaselineConfig, seed: int,
+        checkpoints: CheckpointPlace | None,
     ) -> None:  # fmt: skip
         least = config.num_streams * config.segment_tokens
         if len(train_tokens) <= least:
             raise ValueError(
-                f"train_baseline: expected more than num_streams · segment_tokens = {least} tokens, "
+                f"train_network: expected more than num_streams · segment_tokens = {least} tokens, "
                 f"given {len(train_tokens)}"
             )
         if config.embed_dim != model.config.embed_dim:
             raise ValueError(
-                f"train_baseline: expected the embeddings' embed_dim={model.config.embed_dim}, given {config.embed_dim}"
+                f"train_network: expected the embeddings' embed_dim={model.config.embed_dim}, given {config.embed_dim}"
             )
         self.model, self.config, self.seed, self.name = model, config, seed, config.network
         device = train_tokens.device
-        self.chooses = validation_tokens if selection_tokens is None else selection_tokens
-        read: dict[str, list[Tensor]] = {"tokens": [train_tokens, self.chooses], "embedding": [model.embedding]}
+        read: dict[str, list[Tensor]] = {"tokens": [train_tokens, selection_tokens], "embedding": [model.embedding]}
         self.method = choose_head("auto", device)
         super().__init__(
             device, config.max_epochs, checkpoints and with_read_data(checkpoints, device, read, head=self.method),
@@ -129,19 +122,15 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
         )  # fmt: skip
         if self.world.size > config.num_streams:
             raise ValueError(
-                f"train_baseline: expected at most num_streams = {config.num_streams} ranks, given {self.world.size}"
+                f"train_network: expected at most num_streams = {config.num_streams} ranks, given {self.world.size}"
             )
         self.streams = self.world.part(slice(0, config.num_streams))  # of the streams, those that this rank reads
-        self.train_tokens, self.judges = train_tokens, validation_tokens
+        self.train_tokens, self.chooses = train_tokens, selection_tokens
         torch.manual_seed(derived_generator("baseline", config.network, seed).initial_seed())
         self.network = build_network(config).to(device)
-        self.bias: Tensor | None = None
-        self.weight = model.head_weight.detach()
-        if config.unigram_bias:
-            self.bias = fit_unigram(train_tokens, len(self.weight)).log_probabilities.to(self.weight)
-            self.weight = with_output_bias(self.weight, self.bias)
+        self.bias, self.weight = output_bias_and_weight(model, train_tokens, config)
         self.head = Head(self.weight, self.method)
-        self.ngrams = count_ngrams(train_tokens, len(model.head_weight), config.ngram_weight, config.ngram_order)
+        self.reader = NetworkReader(self.network, model, config)
         parameters = list(self.network.parameters())
         self.optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
@@ -178,7 +167,7 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
         for part, part_targets, state, first in zip(tokens.split(size), targets.split(size), entering, places):
             with rows_drawn(RowsOf(first, count), len(part), drawn, self.device):
                 hidden, left = self.network(self.model.embed(part), state)
-            loss = head.loss(self._for_head(hidden), part_targets.reshape(-1)).mean_nats
+            loss = head.loss(self.reader.for_head(hidden), part_targets.reshape(-1)).mean_nats
             (loss * (len(part) / count)).backward()  # type: ignore[no-untyped-call]
             nats.append(loss.detach().double() * part.numel())
             states.append(left)
@@ -190,7 +179,7 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
     def _row(self, number: int) -> tuple[BaselineEpoch, float]:
         streams = self.config.num_streams
         train_loss = float(self.within.sums["training_loss"]) / (streams * (len(self.train_tokens) // streams - 1))
-        validation_loss = float(self._nats(self.chooses, self.head).mean())
+        validation_loss = float(self.reader.nats(self.chooses, self.head).mean())
         refuse_not_finite({"validation loss": validation_loss})
         rate = float(self.schedule.get_last_lr()[0])
         row = BaselineEpoch(number, train_loss, validation_loss, perplexity(validation_loss), rate, self.pass_seconds())
@@ -199,17 +188,6 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
     def shown(self) -> dict[str, str]:
         last, best = self.rows[-1], self.rows[self.best.number - 1]
         return {"PPL val": f"{last.validation_perplexity:.1f}", "best": f"{best.validation_perplexity:.1f}"}
-
-    def result(self) -> BaselineResult:
-        """Of the best weights, judged once more by exact products."""
-        self.network.load_state_dict(self.best.weights)
-        exact = Head(self.weight, "direct" if self.method == "direct" else "blocks")
-        nats = self.world.from_first(lambda: self._judged_nats(exact))
-        trained = sum(parameter.numel() for parameter in self.network.parameters())
-        counted = 0 if self.ngrams is None else self.ngrams.counts.num_ngrams
-        return BaselineResult(
-            self.rows, self.best.number, nats, trained, counted, self.watch.total(), self.watch.earlier
-        )  # fmt: skip
 
     def _segments(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """`[B, T]` tokens and the targets that follow them."""
@@ -225,44 +203,3 @@ class _Trainer(TrainingLoop[BaselineEpoch]):
             self.model.head_weight.detach(), self.bias, self.method, self.train_tokens,
             self.config.unseen_sample, self.seed, epoch,
         )  # fmt: skip
-
-    def _for_head(self, hidden: Tensor) -> Tensor:
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        return with_unit_columns(flat) if self.config.unigram_bias else flat
-
-    @torch.no_grad()
-    def _nats(self, tokens: Tensor, head: Head) -> Tensor:
-        """Nats of each target of ``tokens`` `[M]`, `[M - 1]`, on the CPU, float64."""
-        windows = self._read(tokens)
-        nats = [head.token_figures(self._for_head(hidden), targets).nats.double().cpu() for hidden, targets in windows]
-        return torch.cat(nats)
-
-    @torch.no_grad()
-    def _judged_nats(self, head: Head) -> Tensor:
-        """The same of the validation text, with the continuous cache and counted n-grams where there are any."""
-        nats, cache = self._nats(self.judges, head), configured_cache(self.config)
-        if cache is not None:
-            states = torch.cat([hidden.cpu() for hidden, _ in self._read(self.judges)])
-            nats = cached_nats(nats, states, self.judges.cpu(), cache)
-        return nats if self.ngrams is None else self.ngrams.mixed_nats(nats, self.judges)
-
-    def _read(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Hidden states and targets of ``tokens`` `[M]`, window by window."""
-        self.network.eval()
-        return self._windows(tokens) if self.config.network == "gpt" else self._stateful_windows(tokens)
-
-    def _stateful_windows(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        state = None
-        for first in range(0, len(tokens) - 1, _EVALUATION_TOKENS):
-            last = min(first + _EVALUATION_TOKENS, len(tokens) - 1)
-            hidden, state = self.network(self.model.embed(tokens[None, first:last]), state)
-            yield hidden[0], tokens[first + 1 : last + 1]
-
-    def _windows(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Windows that overlap by half, of which the later half is judged: no target has less than half a window."""
-        width = self.config.segment_tokens
-        half = width // 2
-        for judged in range(0, len(tokens) - 1, half):
-            first, last = max(0, judged + half - width), min(judged + half, len(tokens) - 1)
-            hidden, _ = self.network(self.model.embed(tokens[None, first:last]), None)
-            yield hidden[0, judged - first :], tokens[judged + 1 : last + 1]

@@ -1,16 +1,13 @@
 """A row of the leaderboard: one variant with one seed, on the same text, embeddings and head as all others."""
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.registry import BASELINES
-from newllm_core.baselines.train import train_baseline
 from newllm_core.config.hyperparameters import Phase1Config, Settings
 from newllm_core.config.schema import config_hash
 from newllm_core.data import corpus_key, token_byte_lengths
@@ -32,23 +29,15 @@ from newllm_core.runs.files import read_json
 from newllm_core.runs.progress import Stopwatch
 from newllm_core.runs.reproducibility import derived_generator
 from newllm_core.runs.world import current_world
+from newllm_core.studies.fitted import Fitted
+from newllm_core.studies.kept_networks import fit_network
 from newllm_core.studies.sweep import Point, Record
 from newllm_core.studies.variants import LeaderboardVariant
 from newllm_core.training.phase1 import Phase1Result, train_phase1
 from newllm_core.training.phase2 import train_phase2
 
-
-@dataclass(frozen=True)
-class _Fitted:
-    """``nats`` `[M - 1]` of the validation targets; parameters trained in both phases.
-
-    ``earlier_cpu_seconds``: of a Phase 1 that an earlier row had trained, and of all before an interruption.
-    """
-
-    nats: Tensor
-    trainable_parameters: int
-    details: dict[str, Any]
-    earlier_cpu_seconds: float = 0.0
+PHASE1_FOLDER = "phase1"  # beside the rows: weights that rows have in common
+NETWORKS_FOLDER = "networks"
 
 
 def read_rows(folder: Path) -> list[Record]:
@@ -57,7 +46,7 @@ def read_rows(folder: Path) -> list[Record]:
 
 
 def run_row(
-    point: Point, network: BaselineConfig | None, phase1_folder: Path, checkpoints: CheckpointPlace, data_dir: Path
+    point: Point, network: BaselineConfig | None, folder: Path, checkpoints: CheckpointPlace, data_dir: Path
 ) -> Record:
     """Prepare, train and judge: the figures of one row, without what says which run it is.
 
@@ -65,23 +54,20 @@ def run_row(
 
     Args:
         network: of a baseline that is trained.
-        phase1_folder: where every Phase 1 is kept, and found again.
-        checkpoints: of this row's readout or network.
+        folder: of the rows, beside which what several have in common is kept, and found again.
+        checkpoints: of this row's readout.
     """
     start, settings = datetime.now(UTC).isoformat(timespec="seconds"), point.settings
     prepared = prepare(settings.data, settings.model, settings.run, data_dir)
     train, validation, watch = prepared.train_tokens, prepared.validation_tokens, Stopwatch()
     if network is not None:
-        result = train_baseline(
-            prepared.model, train, validation, network, settings.run.seed, checkpoints, prepared.selection_tokens
-        )
-        fitted = _Fitted(result.nats, result.trainable_parameters, result.record(), result.earlier.cpu)
+        fitted = fit_network(prepared, network, folder / NETWORKS_FOLDER)
     elif isinstance(point.variant, LeaderboardVariant) and point.variant.kind in ("model", "control"):
-        fitted = _fit_model(point.variant.contexts, prepared, settings, phase1_folder, checkpoints)
+        fitted = _fit_model(point.variant.contexts, prepared, settings, folder / PHASE1_FOLDER, checkpoints)
     else:
         build, size = BASELINES[point.variant.name].builder, len(prepared.embeddings.matrix)
         nats, details = current_world().from_first(lambda: build(train, validation, size))
-        fitted = _Fitted(nats, 0, details)
+        fitted = Fitted(nats, 0, details)
     took = watch.total()
     seconds = {"seconds": took.wall, "cpu_seconds": took.cpu + fitted.earlier_cpu_seconds}
     row = {"variant": point.variant.record(), "start": start, **_figures(prepared, fitted), **seconds}
@@ -95,7 +81,7 @@ def chosen_on(kind: str, text: str) -> str:
 
 def _fit_model(
     contexts: str, prepared: Prepared, settings: Settings, phase1_folder: Path, checkpoints: CheckpointPlace
-) -> _Fitted:
+) -> Fitted:
     model, seed = prepared.model, settings.run.seed
     own, figures, phase1_seconds = _phase1(prepared, settings.phase1, phase1_folder)
     read = changed_contexts(own, contexts, seed)
@@ -111,7 +97,7 @@ def _fit_model(
         "epochs": [epoch.validation_perplexity for epoch in phase2.epochs],
         **({"counted_ngrams": model.ngrams.counts.num_ngrams} if model.ngrams is not None else {}),
     }
-    return _Fitted(phase2.validation.nats.double(), trained, details, phase1_seconds + phase2.earlier.cpu)
+    return Fitted(phase2.validation.nats.double(), trained, details, phase1_seconds + phase2.earlier.cpu)
 
 
 def _phase1(prepared: Prepared, config: Phase1Config, folder: Path) -> tuple[Phase1Result, dict[str, Any], float]:
@@ -179,7 +165,7 @@ def changed_contexts(phase1: Phase1Result, contexts: str, seed: int) -> Phase1Re
     return Phase1Result(changed["train"], changed["validation"], phase1.history, changed.get("selection"))
 
 
-def _figures(prepared: Prepared, fitted: _Fitted) -> Record:
+def _figures(prepared: Prepared, fitted: Fitted) -> Record:
     stream = prepared.token_data.validation
     num_bytes = int(token_byte_lengths(stream.vocabulary)[stream.tokens[1:]].sum())
     total = float(fitted.nats.double().sum())

@@ -7,7 +7,7 @@ from typing import Any
 
 from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.registry import BASELINES, baseline_config
-from newllm_core.baselines.train import train_baseline
+from newllm_core.baselines.train import train_network
 from newllm_core.config.hyperparameters import Settings
 from newllm_core.config.schema import config_hash
 from newllm_core.data import corpus_key, load_embeddings, load_token_streams
@@ -24,8 +24,7 @@ from newllm_core.studies.rows import run_row
 from newllm_core.studies.sweep import Cost, Point, Record, scaled_cost
 
 LEADERBOARD_DIR = RESULTS_DIR / "leaderboard"
-PHASE1_FOLDER = "phase1"  # beside the rows: weights that rows have in common
-CHECKPOINTS_FOLDER = "checkpoints"  # beside them too: of rows that were interrupted
+CHECKPOINTS_FOLDER = "checkpoints"  # beside the rows: of rows that were interrupted
 _TIMED_SEGMENTS = 4
 _TIMED_VALIDATION = 512  # tokens
 
@@ -197,7 +196,7 @@ class RowRunner:
             if held.record is not None:
                 return held.record
             network = self._sections(point).get("network")
-            row = run_row(point, network, self.folder / PHASE1_FOLDER, held.checkpoints, self.data_dir)
+            row = run_row(point, network, self.folder, held.checkpoints, self.data_dir)
             return held.finish(row, {})
 
     def take_up(self, point: Point) -> None:
@@ -215,6 +214,6 @@ def _network_cost(config: BaselineConfig, prepared: Prepared) -> Cost:
     if sample is not None:
         sample += len(prepared.train_tokens.unique()) - len(train.unique())
     short = replace(config, max_epochs=2, patience=2, unseen_sample=sample)
-    timed = train_baseline(prepared.model, train, validation, short, prepared.run.seed)
+    timed = train_network(prepared.model, train, validation, short, prepared.run.seed)
     whole = len(prepared.train_tokens), len(prepared.validation_tokens)
     return scaled_cost(config.max_epochs, timed.epochs[-1].seconds, (tokens, judged), whole)

@@ -9,8 +9,9 @@ from torch import Tensor
 from newllm_core.config.hyperparameters import Phase2Config
 from newllm_core.contexts.store import Batch, context_batches
 from newllm_core.gpu_memory import find_executable
-from newllm_core.head.continuous_cache import cached_nats, configured_cache
+from newllm_core.head.continuous_cache import configured_cache
 from newllm_core.head.cross_entropy import Head
+from newllm_core.head.mixture import mixed_nats
 from newllm_core.model import NewLLM
 from newllm_core.runs.world import current_world
 
@@ -57,11 +58,11 @@ def evaluate(
     plain = Evaluation(world.gathered(nats, num_targets), world.gathered(correct, num_targets))
     if mixed is None:
         return plain
-    nats = plain.nats
-    if cache is not None:
-        states = torch.cat([part.states for part in parts if part.states is not None])
-        nats = cached_nats(nats, world.gathered(states, num_targets), tokens.cpu(), cache)
-    return Evaluation(nats if model.ngrams is None else model.ngrams.mixed_nats(nats, tokens), plain.correct)
+
+    def states() -> Tensor:
+        return world.gathered(torch.cat([part.states for part in parts if part.states is not None]), num_targets)
+
+    return Evaluation(mixed_nats(plain.nats, tokens.cpu(), cache, model.ngrams, states), plain.correct)
 
 
 class _Part(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from newllm_core.head.continuous_cache import cached_nats
+from newllm_core.head.mixture import mixed_nats
 from newllm_core.model import NewLLM
 from newllm_core.model.reading import Reader
 from newllm_core.training.evaluation import evaluation_head
@@ -30,13 +30,9 @@ class TextScores:
         self.states = hidden[:, : model.config.embed_dim]  # without the unit columns of an output bias
         head = evaluation_head(model, "blocks")
         figures = [head.token_figures(*rows) for rows in zip(hidden.split(_ROWS), tokens[1:].split(_ROWS), strict=True)]
-        self.nats = torch.cat([one.nats for one in figures]).double().cpu()
+        plain = torch.cat([one.nats for one in figures]).double().cpu()
+        self.nats = mixed_nats(plain, tokens, model.continuous_cache, model.ngrams, lambda: self.states)
         self._plain_greedy = torch.cat([one.correct for one in figures])
-        cache = model.continuous_cache
-        if cache is not None:
-            self.nats = cached_nats(self.nats, self.states, tokens, cache)
-        if model.ngrams is not None:
-            self.nats = model.ngrams.mixed_nats(self.nats, tokens)
 
     def greedy_from(self, first: int) -> bool:
         """Whether greedy writing after the first ``first`` tokens, >= 1, gives the rest of the text."""

@@ -7,16 +7,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from network_helpers import trained_and_judged
 from torch import Tensor
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from newllm_core.baselines import judge as judge_module
 from newllm_core.baselines import train as train_module
 from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.gpt2 import gpt2_nats
+from newllm_core.baselines.judge import NetworkReader
 from newllm_core.baselines.registry import BASELINES, baseline_config, build_network
 from newllm_core.baselines.rows_drawn import rows_drawn
-from newllm_core.baselines.train import _Trainer, train_baseline
 from newllm_core.config.hyperparameters import ModelConfig
 from newllm_core.config.schema import ConfigError
 from newllm_core.data import DataError
@@ -149,8 +151,9 @@ def test_a_gpt_does_not_see_what_follows() -> None:
 
 def test_windows_judge_every_target_once_and_in_order() -> None:
     tokens = torch.randint(VOCABULARY, (101,))
-    trainer = _Trainer(small_model(), cycle(200), tokens, small_config("gpt"), seed=1, checkpoints=None)
-    judged = [(hidden, targets) for hidden, targets in trainer._windows(tokens)]
+    config = small_config("gpt")
+    reader = NetworkReader(build_network(config).eval(), small_model(), config)
+    judged = [(hidden, targets) for hidden, targets in reader.windows(tokens)]
     torch.testing.assert_close(torch.cat([targets for _, targets in judged]), tokens[1:])
     assert all(len(hidden) == len(targets) for hidden, targets in judged)
 
@@ -161,16 +164,20 @@ def test_windows_judge_every_target_once_and_in_order() -> None:
 @pytest.mark.parametrize("network", ["gru", "lstm", "mingru", "gpt"])
 def test_training_finds_a_text_without_surprise(network: str) -> None:
     config = small_config(network, max_epochs=12, learning_rate=0.02)
-    result = train_baseline(small_model(), cycle(400), cycle(100), config, seed=1)
+    result = trained_and_judged(small_model(), cycle(400), cycle(100), config, seed=1)
     assert result.nats.shape == (99,) and result.nats.dtype == torch.float64
     assert result.nats[20:].mean() < 0.3 < math.log(VOCABULARY)
-    assert result.epochs[result.best_epoch - 1].validation_loss == min(row.validation_loss for row in result.epochs)
-    assert result.seconds.cpu > 0 and result.record()["trainable_parameters"] > 0
+    assert result.trained.epochs[result.trained.best_epoch - 1].validation_loss == min(
+        row.validation_loss for row in result.trained.epochs
+    )
+    assert result.trained.seconds.cpu > 0 and result.trained.record()["trainable_parameters"] > 0
 
 
 def test_the_same_seed_gives_the_same_figures_and_another_seed_others() -> None:
     config = small_config("gru", max_epochs=2)
-    first, again, other = (train_baseline(small_model(), cycle(200), cycle(60), config, seed=n).nats for n in (1, 1, 2))
+    first, again, other = (
+        trained_and_judged(small_model(), cycle(200), cycle(60), config, seed=n).nats for n in (1, 1, 2)
+    )
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
@@ -178,21 +185,21 @@ def test_training_stops_when_validation_does_not_improve() -> None:
     config = small_config("gru", max_epochs=50, patience=2, learning_rate=0.05)
     generator = torch.Generator().manual_seed(3)
     noise = torch.randint(VOCABULARY, (300,), generator=generator)
-    result = train_baseline(small_model(), noise[:200], noise[200:], config, seed=1)
-    assert result.best_epoch == len(result.epochs) - 2 < 48
+    result = trained_and_judged(small_model(), noise[:200], noise[200:], config, seed=1)
+    assert result.trained.best_epoch == len(result.trained.epochs) - 2 < 48
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        train_module, "with_unit_columns", lambda hidden: torch.full((len(hidden), EMBED_DIM + 2), math.nan)
+        judge_module, "with_unit_columns", lambda hidden: torch.full((len(hidden), EMBED_DIM + 2), math.nan)
     )
     with pytest.raises((NotFiniteError, RuntimeError), match="training loss is nan|grad"):
-        train_baseline(small_model(), cycle(200), cycle(60), small_config("gru"), seed=1)
+        trained_and_judged(small_model(), cycle(200), cycle(60), small_config("gru"), seed=1)
 
 
 def test_too_short_a_text_and_impossible_values_are_refused() -> None:
     with pytest.raises(ValueError, match="num_streams · segment_tokens = 32 tokens, given 20"):
-        train_baseline(small_model(), cycle(20), cycle(60), small_config("gru"), seed=1)
+        trained_and_judged(small_model(), cycle(20), cycle(60), small_config("gru"), seed=1)
     with pytest.raises(ConfigError, match="multiple of num_heads"):
         baseline_config("gpt", width=33)
     with pytest.raises(ConfigError, match="Did you mean 'gru'"):
@@ -203,33 +210,38 @@ def test_the_continuous_cache_is_mixed_in_when_the_network_is_judged() -> None:
     """On a text that repeats, and with the same weights: only the last judgement differs."""
     tokens = torch.randint(VOCABULARY, (60,), generator=torch.Generator().manual_seed(1)).repeat(4)
     plain, cached = (
-        train_baseline(small_model(), cycle(200), tokens, small_config("gru", cache_weight=weight), seed=1)
+        trained_and_judged(small_model(), cycle(200), tokens, small_config("gru", cache_weight=weight), seed=1)
         for weight in (0.0, 0.3)
     )
-    assert [epoch.validation_loss for epoch in plain.epochs] == [epoch.validation_loss for epoch in cached.epochs]
+    assert [epoch.validation_loss for epoch in plain.trained.epochs] == [
+        epoch.validation_loss for epoch in cached.trained.epochs
+    ]
     assert cached.nats.mean() < plain.nats.mean() and cached.nats[0] == plain.nats[0]
 
 
 def test_counted_ngrams_are_mixed_in_when_the_network_is_judged() -> None:
     tokens = cycle(60)
     alone, mixed = (
-        train_baseline(
+        trained_and_judged(
             small_model(), cycle(200), tokens, small_config("gru", ngram_weight=weight, ngram_order=3), seed=1
         )
         for weight in (0.0, 0.4)
     )
     counts = count_ngrams(cycle(200), VOCABULARY, 0.4, 3)
-    assert counts is not None and mixed.counted_ngrams == counts.counts.num_ngrams > alone.counted_ngrams == 0
+    assert (
+        counts is not None
+        and mixed.judged.counted_ngrams == counts.counts.num_ngrams > alone.judged.counted_ngrams == 0
+    )
     assert torch.equal(mixed.nats, counts.mixed_nats(alone.nats, tokens)) and mixed.nats.mean() < alone.nats.mean()
 
 
 def test_a_sampled_vocabulary_that_keeps_all_changes_nothing() -> None:
     whole, sampled = (
-        train_baseline(small_model(), cycle(200), cycle(60), small_config("gru", unseen_sample=unseen), seed=1)
+        trained_and_judged(small_model(), cycle(200), cycle(60), small_config("gru", unseen_sample=unseen), seed=1)
         for unseen in (None, VOCABULARY)
     )
-    assert [e.validation_loss for e in whole.epochs] == pytest.approx(
-        [e.validation_loss for e in sampled.epochs], rel=1e-4
+    assert [e.validation_loss for e in whole.trained.epochs] == pytest.approx(
+        [e.validation_loss for e in sampled.trained.epochs], rel=1e-4
     )
 
 
@@ -237,10 +249,10 @@ def test_dropout_is_the_same_however_many_streams_are_read_at_once(monkeypatch: 
     """Three times out of memory: a stream at a time, in recurrent layers and in attention."""
     for network, layers in (("lstm", 2), ("gpt", 1)):
         config = small_config(network, num_layers=layers, dropout=0.5, max_epochs=1, num_streams=5, unigram_bias=False)
-        whole = train_baseline(small_model(), cycle(200), cycle(60), config, seed=1).nats
+        whole = trained_and_judged(small_model(), cycle(200), cycle(60), config, seed=1).nats
         with monkeypatch.context() as patch:
             patch.setattr(train_module, "DeviceBatch", lambda device, size: DeviceBatch(device, 1))
-            parts = train_baseline(small_model(), cycle(200), cycle(60), config, seed=1).nats
+            parts = trained_and_judged(small_model(), cycle(200), cycle(60), config, seed=1).nats
         torch.testing.assert_close(parts, whole, rtol=0, atol=1e-4)
 
 

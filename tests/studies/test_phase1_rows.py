@@ -14,7 +14,7 @@ from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS, PHASE1_RECORD
 from newllm_core.model import NewLLM
 from newllm_core.runs.files import RunError, read_json, write_json
 from newllm_core.studies import rows as rows_module
-from newllm_core.studies.runners import PHASE1_FOLDER
+from newllm_core.studies.rows import PHASE1_FOLDER
 from newllm_core.studies.sweep import Record
 from newllm_core.studies.variants import VARIANTS, LeaderboardVariant, variant
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from core_helpers import rng, save_always, stop_after
+from network_helpers import JudgedNetwork, trained_and_judged
 from test_baselines import VOCABULARY, cycle, small_config, small_model
 from test_phase1_rows import figures
 from test_runners import NETWORK, SMALL, run_one
 from torch import Tensor
 
-from newllm_core.baselines.train import BaselineResult, train_baseline
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.files import RunError, read_json, write_json
 from newllm_core.runs.progress import Seconds, Stopwatch
@@ -29,14 +29,14 @@ def noise(length: int, seed: int) -> Tensor:
     return torch.randint(VOCABULARY, (length,), generator=rng(seed))
 
 
-def train(network: str, folder: Path | None, seed: int = 4, text: Tensor | None = None) -> BaselineResult:
+def train(network: str, folder: Path | None, seed: int = 4, text: Tensor | None = None) -> JudgedNetwork:
     """Of noise, from which nothing can be learned: the best weights are not the last ones."""
     config = small_config(
         network, dropout=0.2, cache_weight=0.2, num_heads=2, max_epochs=9, patience=3, learning_rate=0.05
     )
     place = folder and CheckpointPlace(folder, {"run": {"seed": seed}})
     text = noise(100, seed=1) if text is None else text
-    return train_baseline(small_model(), text, noise(90, seed=2), config, seed, place)
+    return trained_and_judged(small_model(), text, noise(90, seed=2), config, seed, place)
 
 
 def without_clocks(figure: Any) -> Any:
@@ -50,15 +50,18 @@ def without_clocks(figure: Any) -> Any:
 @pytest.mark.parametrize("network", ["gru", "lstm", "mingru", "gpt"])
 def test_an_interrupted_network_goes_on_bit_for_bit(network: str, last: bool, tmp_path: Path) -> None:
     whole = train(network, None)
-    assert whole.best_epoch < len(whole.epochs)
+    assert whole.trained.best_epoch < len(whole.trained.epochs)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_after(network, len(whole.epochs) if last else whole.best_epoch, patch)
+        stop_after(network, len(whole.trained.epochs) if last else whole.trained.best_epoch, patch)
         train(network, tmp_path)
     resumed = train(network, tmp_path)
-    assert torch.equal(resumed.nats, whole.nats) and resumed.best_epoch == whole.best_epoch
-    assert without_clocks(resumed.record()) == without_clocks(whole.record())
-    assert whole.earlier == Seconds()
-    assert resumed.seconds.cpu > resumed.earlier.cpu > 0 and resumed.seconds.wall > resumed.earlier.wall > 0
+    assert torch.equal(resumed.nats, whole.nats) and resumed.trained.best_epoch == whole.trained.best_epoch
+    assert without_clocks(resumed.trained.record()) == without_clocks(whole.trained.record())
+    assert whole.trained.earlier == Seconds()
+    assert (
+        resumed.trained.seconds.cpu > resumed.trained.earlier.cpu > 0
+        and resumed.trained.seconds.wall > resumed.trained.earlier.wall > 0
+    )
 
 
 def test_a_checkpoint_of_another_run_or_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

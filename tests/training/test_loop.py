@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from core_helpers import make_model, make_tokens, phase1_config, phase2_config, save_always, state_of, stop_after
+from network_helpers import trained_and_judged
 from test_baselines import cycle, small_config, small_model
 from torch import Tensor
 
 from newllm_core.baselines.networks import MinGruNetwork, RecurrentNetwork
-from newllm_core.baselines.train import train_baseline
 from newllm_core.config.hyperparameters import RunConfig
 from newllm_core.gpu_memory import DeviceBatch
 from newllm_core.losses import NotFiniteError
@@ -67,8 +67,8 @@ def phase2(place: CheckpointPlace | None) -> Outcome:
 
 def network(place: CheckpointPlace | None, kind: str = "gru") -> Outcome:
     config = small_config(kind, max_epochs=3, patience=3, dropout=0.2, num_heads=2)
-    result = train_baseline(small_model(), cycle(100), cycle(60), config, 5, place)
-    return [dataclasses.asdict(row) for row in result.epochs], {"nats": result.nats}
+    result = trained_and_judged(small_model(), cycle(100), cycle(60), config, 5, place)
+    return [dataclasses.asdict(row) for row in result.trained.epochs], {"nats": result.nats}
 
 
 def nkat(place: CheckpointPlace | None) -> Outcome:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from core_helpers import make_model, make_tokens, phase1_config, phase2_config, save_always
+from network_helpers import trained_and_judged
 from rank_helpers import doubles, on_ranks
 
 from newllm_core import losses
 from newllm_core.baselines import train as baseline_training
 from newllm_core.baselines.registry import baseline_config
-from newllm_core.baselines.train import train_baseline
 from newllm_core.runs.checkpoint import CheckpointPlace
 from newllm_core.runs.disk import RunError
 from newllm_core.runs.world import current_world
@@ -129,10 +129,10 @@ def baseline_figures(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 def baseline_case(name: str, place: CheckpointPlace | None = None) -> dict[str, Any]:
     model = make_model().double()
     config = baseline_config(name, embed_dim=model.config.embed_dim, **{**_NETWORK, **BASELINES[name]})
-    found = train_baseline(model, TRAIN, VALIDATION, config, 5, place)
+    found = trained_and_judged(model, TRAIN, VALIDATION, config, 5, place)
     return {
-        "epochs": [[row.train_loss, row.validation_loss, row.learning_rate] for row in found.epochs],
-        "best": found.best_epoch,
+        "epochs": [[row.train_loss, row.validation_loss, row.learning_rate] for row in found.trained.epochs],
+        "best": found.trained.best_epoch,
         "nats": found.nats.tolist(),
     }
 

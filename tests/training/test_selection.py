@@ -9,11 +9,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from core_helpers import VOCAB_SIZE, make_model, make_tokens, phase1_config, phase2_config
+from network_helpers import trained_and_judged
 from test_predictive import PREDICTIVE
 from torch import Tensor
 
 from newllm_core.baselines.registry import baseline_config
-from newllm_core.baselines.train import train_baseline
 from newllm_core.training.phase1 import all_contexts, finish_phase1, train_phase1
 from newllm_core.training.phase2 import train_phase2
 
@@ -47,8 +47,8 @@ def network(validation: Tensor, selection: Tensor | None) -> Chosen:
     config = baseline_config(
         "gru", embed_dim=8, width=8, num_streams=2, segment_tokens=8, max_epochs=6, learning_rate=0.02, cache_weight=0.1
     )
-    result = train_baseline(make_model(), TRAIN, validation, config, SEED, None, selection)
-    return result.best_epoch, result.nats
+    result = trained_and_judged(make_model(), TRAIN, validation, config, SEED, None, selection)
+    return result.trained.best_epoch, result.nats
 
 
 @pytest.mark.parametrize("train", [phase1, phase2, network])
