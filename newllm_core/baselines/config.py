@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from newllm_core.config.schema import LARGEST_EPOCHS, LARGEST_ORDER, ConfigError, later, number, validate
 
@@ -44,7 +45,8 @@ class BaselineConfig:
 
     def training_part(self) -> "BaselineConfig":
         """What only the last judgement reads at its defaults: equal parts, equal networks."""
-        unread = {spec.name: spec.default for spec in dataclasses.fields(self) if spec.name in _READ_WHEN_JUDGED_ALONE}
+        names = _READ_WHEN_JUDGED_ALONE
+        unread: dict[str, Any] = {spec.name: spec.default for spec in dataclasses.fields(self) if spec.name in names}
         return dataclasses.replace(self, **unread)
 
 
