@@ -22,14 +22,13 @@ REFERENCE_TOKENS = 57_173  # 80 conversations of the embedded corpus, where ever
 class SizeLaw:
     """``own · (tokens / REFERENCE_TOKENS)^exponent``, not below ``low`` nor above ``high``.
 
-    An own value outside the bounds widens them, and 0, which switches a thing off, stays 0. Whole numbers are rounded
-    to multiples of ``multiple``, others to four digits, so that records stay readable.
+    An own value outside the bounds widens them, and 0, which switches a thing off, stays 0. Whole numbers stay whole,
+    others are rounded to four digits, so that records stay readable.
     """
 
     exponent: float
     low: float
     high: float
-    multiple: int = 1
 
     def value(self, own: float, tokens: int) -> float:
         """At ``tokens`` of training text, of the kind of ``own``. Raises ConfigError for fewer than one token."""
@@ -39,7 +38,7 @@ class SizeLaw:
             return own
         wanted = own * (tokens / REFERENCE_TOKENS) ** self.exponent
         bounded = min(max(wanted, min(self.low, own)), max(self.high, own))
-        return self.multiple * round(bounded / self.multiple) if isinstance(own, int) else float(f"{bounded:.4g}")
+        return round(bounded) if isinstance(own, int) else float(f"{bounded:.4g}")
 
 
 # The exponents lead from each contender's own values to those that did best, of a few tried, on the selection text at

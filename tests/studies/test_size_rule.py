@@ -20,7 +20,6 @@ laws = st.builds(
     st.floats(-2.0, 2.0),
     st.integers(1, 20),
     st.integers(21, 400),
-    st.sampled_from([1, 8]),
 )
 owns = st.integers(0, 60).map(lambda count: 8 * count) | st.integers(0, 5000).map(lambda count: count / 1000)
 
@@ -45,9 +44,7 @@ def test_a_value_moves_one_way_with_the_text_and_stays_in_its_bounds(
     low, high = min(law.low, own), max(law.high, own)
     for value in (fewer, more):
         assert type(value) is type(own)
-        # Rounding to a multiple may step over a bound that is none.
-        assert low - law.multiple / 2 <= value <= high + law.multiple / 2
-        assert not isinstance(own, int) or value % law.multiple == 0
+        assert low - 0.5 <= value <= high + 0.5  # a bound that is no whole number may be stepped over
 
 
 def test_the_law_is_the_power_law_it_says() -> None:
