@@ -4,6 +4,7 @@ The checks on text that is not trained on, and the choice of the iteration whose
 the objective's: `fixed_point.py` (the notes') or `predictive.py`.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ from newllm_core.runs.progress import Seconds
 from newllm_core.training.fixed_point import CvfpPass, PassFigures
 from newllm_core.training.loop import TrainingLoop
 from newllm_core.training.predictive import PredictivePass
+
+logger = logging.getLogger("newllm")
 
 # Tokens of the best pass that are kept to be held against exact contexts.
 _STALE_TOKENS = 8192
@@ -168,9 +171,27 @@ class _Trainer(TrainingLoop[IterationRecord]):
         kept = dict(self.best.weights)
         stale = kept.pop("stale")
         self.block.load_state_dict(kept)
+        self._warn_of_learning_by_heart()
         return Phase1History(
             untrained, self.rows, self.best.number, self.stopped_early, stale, self.watch.total().wall,
             self.watch.earlier,
+        )  # fmt: skip
+
+    def _warn_of_learning_by_heart(self) -> None:
+        """Where only the first check found text that is not trained on better predicted than before.
+
+        All figures look as usual then, and the readout makes up for a part of it: on the Brown corpus perplexity was
+        14 % worse for it.
+        """
+        checked = [row.iteration for row in self.rows if row.validation_prediction is not None]
+        if len(checked) < 2 or self.best.number != checked[0]:
+            return
+        config, names = self.config, ("context_noise", "prediction_dropout", "prediction_weight_decay")
+        given = ", ".join(f"{name}={getattr(config, name):g}" for name in names)
+        logger.warning(
+            "Phase 1 kept iteration %d of %d, the first that was checked: later ones predict held-out text worse, as "
+            "if the training text were learned by heart. Larger values of %s may help.",
+            self.best.number, len(self.rows), given,
         )  # fmt: skip
 
     def steps(self, number: int) -> Iterator[None]:

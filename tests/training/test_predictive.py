@@ -201,6 +201,23 @@ def test_training_predicts_unseen_text_better_and_keeps_its_best_iteration(objec
     assert history.iterations[-1].prediction < history.iterations[0].prediction  # type: ignore[operator]
 
 
+def test_a_text_that_is_learned_by_heart_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """What follows a token there precedes it here: every step after the first check is one too many."""
+    forth, back = torch.arange(300) % VOCAB_SIZE, -torch.arange(120) % VOCAB_SIZE
+    config = phase1_config(**{**PREDICTIVE, "max_iterations": 8, "check_interval": 2, "learning_rate": 0.03})
+    history = train_phase1(make_model(context_dim=32), forth, back, config, 5).history
+    assert history is not None and history.best_iteration == 2
+    (message,) = caplog.messages
+    assert "kept iteration 2 of 8, the first" in message and "prediction_weight_decay=0.01" in message
+
+
+def test_training_that_goes_on_helping_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    assert history_of(context_dim=32, max_iterations=15).best_iteration > 1
+    history_of(objective="cvfp", max_iterations=3)  # whose checks are of rank
+    history_of(max_iterations=1)  # one check decides nothing
+    assert not caplog.messages
+
+
 def test_the_fixed_point_objective_predicts_nothing() -> None:
     history = history_of(objective="cvfp")
     assert all(one.prediction is None and one.validation_prediction is None for one in history.iterations)
