@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from reproduce import rank_and_perplexity, rank_report
-from reproduce.rank_report import MEASURES, PERPLEXITY, rank_correlation, reproducibility, write_page
+from reproduce.rank_report import (
+    MEASURES,
+    PERPLEXITY,
+    rank_correlation,
+    reproducibility,
+    share_of_objective,
+    write_page,
+)
 
 CLOUD = {"context_dim": 576, "dimension": 100.0}
 
@@ -42,6 +49,17 @@ def test_reproducibility_is_the_share_of_variance_that_configurations_have(share
     found = reproducibility((configuration + np.sqrt(1 - share) * generator.normal(size=(400, 3))).tolist())
     assert found.value == pytest.approx(share, abs=0.07)
     assert found.interval is not None and found.interval[0] < share < found.interval[1]
+
+
+def test_the_objectives_share_is_one_where_they_alone_decide_and_none_where_they_do_not() -> None:
+    rows = [
+        {"variant": f"{objective}{number}", "objective": objective, PERPLEXITY: value}
+        for objective, value in (("a", 300.0), ("b", 500.0))
+        for number in range(3)
+    ]
+    assert share_of_objective(rows) == pytest.approx(1)
+    mixed = [{**row, PERPLEXITY: 300.0 + 50 * (place % 3)} for place, row in enumerate(rows)]
+    assert share_of_objective(mixed) == pytest.approx(0, abs=1e-12)
 
 
 def test_the_page_tells_signs_and_lists_the_best_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
