@@ -169,7 +169,7 @@ def main() -> None:
     if not arguments.page:
         measure(arguments.seeds)
     record = read_json(OUTPUT)
-    write_page(record["rows"], record["dimension_of_a_normal_cloud"])
+    write_page(record["rows"], record["dimension_of_a_normal_cloud"], len(variants()) * len(SEEDS))
 
 
 if __name__ == "__main__":

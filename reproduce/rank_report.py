@@ -73,12 +73,20 @@ def reproducibility(groups: Sequence[Sequence[float]]) -> Estimate:
     return Estimate(statistic(np.arange(len(values))), interval)
 
 
-def share_of_objective(rows: Rows) -> float:
-    """Of the variance of log perplexity over configurations, what lies between objectives: eta squared, 0 … 1."""
-    perplexities, objectives = means(rows, PERPLEXITY)
-    logs, groups = np.log(perplexities), np.array(objectives)
-    within = sum(float(((logs[groups == one] - logs[groups == one].mean()) ** 2).sum()) for one in set(objectives))
-    return 1 - within / float(((logs - logs.mean()) ** 2).sum())
+def share_of_objective(rows: Rows, name: str) -> float:
+    """Of a figure's variance over configurations, what lies between objectives: eta squared, 0 … 1; of perplexity its
+    logarithm's."""
+    values, objectives = means(rows, name)
+    figures, groups = np.log(values) if name == PERPLEXITY else values, np.array(objectives)
+    within = sum(
+        float(((figures[groups == one] - figures[groups == one].mean()) ** 2).sum()) for one in set(objectives)
+    )
+    return 1 - within / float(((figures - figures.mean()) ** 2).sum())
+
+
+def _shares(rows: Rows) -> str:
+    labels = {PERPLEXITY: "log perplexity", **MEASURES}
+    return ", ".join(f"{label} {100 * share_of_objective(rows, name):.0f} %" for name, label in labels.items())
 
 
 def _verdict(found: Estimate) -> str:
@@ -148,8 +156,8 @@ def plot(rows: Rows) -> Figure:
     return figure
 
 
-def write_page(rows: Rows, normal_cloud: Mapping[str, float]) -> None:
-    """``normal_cloud``: what the dimension's estimate sees of one.
+def write_page(rows: Rows, normal_cloud: Mapping[str, float], planned: int) -> None:
+    """``normal_cloud``: what the dimension's estimate sees of one; ``planned``: rows, with those that are missing.
 
     Raises ValueError for fewer than MIN_VARIANTS configurations.
     """
@@ -160,7 +168,8 @@ def write_page(rows: Rows, normal_cloud: Mapping[str, float]) -> None:
     rank, dimension = (rank_correlation(means(rows, name)[0], perplexities) for name in _PUBLISHED)
     save_figure(plot(rows), PICTURE)
     write_text(PAGE, _PAGE.format(
-        configurations=len({row["variant"] for row in rows}), share=f"{100 * share_of_objective(rows):.0f} %",
+        configurations=len({row["variant"] for row in rows}), shares=_shares(rows),
+        complete=len(groups_of(rows, PERPLEXITY)), there=len(rows), planned=planned,
         seeds=", ".join(f"{seed} ({count} of them)" for seed, count in sorted(seeds.items())),
         rank=_verdict(rank), dimension=_verdict(dimension),
         train_tokens=f"{first['train_tokens']:,}", tokens=f"{first['tokens']:,}", corpus=first["corpus"],
@@ -174,25 +183,26 @@ _PAGE = """# Rank, dimension and perplexity
 Does the rank of contexts tell how well they predict? {configurations} ways of Phase 1 under one readout, that of the
 `best` profile without its cache: {train_tokens} training tokens of {corpus}, embeddings {embeddings},
 seeds {seeds}; measures on the {tokens} validation contexts that perplexity is measured on. Made by
-`python -m reproduce.rank_and_perplexity`.
+`python -m reproduce.rank_and_perplexity`, of whose {planned} runs {there} are there.
 
 ![Perplexity against three measures of the contexts](../results/reference/rank_and_perplexity.png)
 
 Spearman's correlation with perplexity over configurations (means over seeds; below zero: more rank, better), 95 %
 intervals by the bootstrap over configurations; within an objective too, since objectives differ in both. The last
-column is the share of a figure's variance that is the configuration's and not the seed's, ICC(1).
+column, of the {complete} configurations with all seeds, is the share of a figure's variance that is the
+configuration's and not the seed's, ICC(1).
 
 {table}
 
-**What decides perplexity is the objective**: {share} of the variance of its logarithm over configurations lies between
-the four colours, and neither rank nor dimension tells them apart.
+**What decides perplexity is the objective.** Of the variance over configurations so much lies between the four
+colours: {shares}.
 
 **Beside public work of 2026.** NextLat finds lower rank with better models, a correlation above zero; here that of the
 effective rank is {rank}.
 A study of 260 models (TMLR) finds intrinsic dimension the most reliable measure; here its correlation is
-{dimension}, and seeds leave it no more alone than the other two
-(last column). TwoNN looks for neighbours among some thousand contexts, and is known to fall short of high dimensions:
-of a normal cloud in {width:.0f} dimensions it sees {seen:.0f}.
+{dimension}; how far seeds leave each measure alone is in the last
+column. TwoNN looks for neighbours among some thousand contexts, and is known to fall short of high dimensions: of a
+normal cloud in {width:.0f} dimensions it sees {seen:.0f}.
 
 ## Configurations, best first
 

@@ -18,7 +18,8 @@ COMMITTED = read_rows(REFERENCE_DIR / "leaderboard")
 
 def copied_place(folder: Path) -> Place:
     """The committed rows and their list, to write to."""
-    shutil.copytree(REFERENCE_DIR / "leaderboard", folder / "leaderboard", ignore=lambda *_: ("phase1", "checkpoints"))
+    kept = shutil.ignore_patterns("phase1", "networks", "checkpoints")
+    shutil.copytree(REFERENCE_DIR / "leaderboard", folder / "leaderboard", ignore=kept)
     shutil.copy(REFERENCE_DIR / "leaderboard.json", folder)
     return Place(folder, folder / "page.md")
 

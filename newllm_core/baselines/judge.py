@@ -86,8 +86,11 @@ class Judgement:
 def judge_network(
     network: nn.Module, model: NewLLM, train_tokens: Tensor, validation_tokens: Tensor, config: BaselineConfig
 ) -> Judgement:
-    """With the continuous cache and the n-grams of ``train_tokens`` `[N]` that ``config`` asks for; of several ranks
-    the first one judges."""
+    """On ``validation_tokens`` `[M]`, M >= 2, with the continuous cache and the n-grams of ``train_tokens`` `[N]` that
+    ``config`` asks for; of several ranks the first one judges.
+
+    Raises ValueError for a text whose n-grams cannot be counted (``fit_kneser_ney``).
+    """
     _, weight = output_bias_and_weight(model, train_tokens, config)
     exact = Head(weight, "direct" if choose_head("auto", weight.device) == "direct" else "blocks")
     ngrams = count_ngrams(train_tokens, len(model.head_weight), config.ngram_weight, config.ngram_order)

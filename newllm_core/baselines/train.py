@@ -44,16 +44,12 @@ class BaselineEpoch:
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network with the weights of ``best_epoch``.
-
-    ``seconds`` of training; ``earlier`` are those before an interruption.
-    """
+    """A network with the weights of ``best_epoch``; ``seconds`` of training, before interruptions too."""
 
     network: nn.Module
     epochs: list[BaselineEpoch]
     best_epoch: int
     seconds: Seconds
-    earlier: Seconds
 
     def record(self) -> dict[str, Any]:
         return {
@@ -89,9 +85,7 @@ def train_network(
     trainer = _Trainer(model, train_tokens, selection_tokens, config, seed, checkpoints)
     trainer.run()
     trainer.network.load_state_dict(trainer.best.weights)
-    return TrainedNetwork(
-        trainer.network, trainer.rows, trainer.best.number, trainer.watch.total(), trainer.watch.earlier
-    )
+    return TrainedNetwork(trainer.network, trainer.rows, trainer.best.number, trainer.watch.total())
 
 
 class _Trainer(TrainingLoop[BaselineEpoch]):

@@ -11,9 +11,11 @@ from newllm_core.runs.files import RunError, sha256_file, write_text
 
 MANIFEST_NAME = "SHA256SUMS"
 COMMAND = "python -m reproduce.records list"
+_BESIDE_ROWS = ("phase1", "networks", "checkpoints")
 # Below results/reference/, what a run makes and .gitignore leaves out.
 UNCOMMITTED = (
-    "leaderboard/phase1/", "leaderboard/checkpoints/", "brown/phase1/", "brown/checkpoints/", "nkat/search/",
+    *(f"{rows}/{kept}/" for rows in ("leaderboard", "brown", "growth") for kept in _BESIDE_ROWS),
+    "nkat/search/", "nkat/front/",
 )  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.judge import judge_network
 from newllm_core.baselines.registry import build_network
@@ -37,7 +39,7 @@ def fit_network(prepared: Prepared, config: BaselineConfig, folder: Path) -> Fit
     return Fitted(judged.nats, trained["trainable_parameters"], {**trained, **counted}, earlier)
 
 
-def _kept_network(prepared: Prepared, config: BaselineConfig, folder: Path) -> tuple[Any, dict[str, Any]]:
+def _kept_network(prepared: Prepared, config: BaselineConfig, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """A module with the kept weights, and `TrainedNetwork.record()`."""
     training = config.training_part()
     sections = {"data": prepared.data, "network": training, "run": prepared.run}
@@ -48,10 +50,10 @@ def _kept_network(prepared: Prepared, config: BaselineConfig, folder: Path) -> t
     )
     with run_folder.held() as held:
         if held.record is None:
-            chooses = prepared.validation_tokens if prepared.selection_tokens is None else prepared.selection_tokens
             found = train_network(
-                prepared.model, prepared.train_tokens, chooses, training, prepared.run.seed, held.checkpoints
-            )
+                prepared.model, prepared.train_tokens, prepared.selection_tokens, training, prepared.run.seed,
+                held.checkpoints,
+            )  # fmt: skip
             held.finish({"training": found.record()}, {NETWORK_WEIGHTS: found.network.state_dict()})
             return found.network, found.record()
         network = build_network(training).to(prepared.train_tokens.device)

@@ -127,7 +127,8 @@ class ExperimentRunner:
 class RowRunner:
     """Rows of the leaderboard, a file each: variants of `variants`, all on the same tokens and judged token by token.
 
-    An interrupted row goes on from its last checkpoint, and a Phase 1 that several have in common is trained once.
+    An interrupted row goes on from its last checkpoint, and what several have in common, a Phase 1 or a network, is
+    trained once.
 
     Attributes:
         network_changes: of every BaselineConfig. Raises ConfigError for an unknown name or an impossible value.

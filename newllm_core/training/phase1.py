@@ -178,10 +178,9 @@ class _Trainer(TrainingLoop[IterationRecord]):
         )  # fmt: skip
 
     def _warn_of_learning_by_heart(self) -> None:
-        """Where only the first check found text that is not trained on better predicted than before.
+        """Where no later check predicted held-out text better than the first one did.
 
-        All figures look as usual then, and the readout makes up for a part of it: on the Brown corpus perplexity was
-        14 % worse for it.
+        All figures look as usual then, and the readout makes up for a part of it: docs/findings.md, 2026-11-28.
         """
         checked = [row.iteration for row in self.rows if row.validation_prediction is not None]
         if len(checked) < 2 or self.best.number != checked[0]:

@@ -57,21 +57,21 @@ def test_the_objectives_share_is_one_where_they_alone_decide_and_none_where_they
         for objective, value in (("a", 300.0), ("b", 500.0))
         for number in range(3)
     ]
-    assert share_of_objective(rows) == pytest.approx(1)
+    assert share_of_objective(rows, PERPLEXITY) == pytest.approx(1)
     mixed = [{**row, PERPLEXITY: 300.0 + 50 * (place % 3)} for place, row in enumerate(rows)]
-    assert share_of_objective(mixed) == pytest.approx(0, abs=1e-12)
+    assert share_of_objective(mixed, PERPLEXITY) == pytest.approx(0, abs=1e-12)
 
 
 def test_the_page_tells_signs_and_lists_the_best_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_report, "PAGE", tmp_path / "rank.md")
     monkeypatch.setattr(rank_report, "PICTURE", tmp_path / "rank.png")
-    write_page(planted(), CLOUD)
+    write_page(planted(), CLOUD, 99)
     page = (tmp_path / "rank.md").read_text(encoding="utf-8")
     assert f"| {MEASURES['effective_rank']} | -1.00 [" in page
     assert f"| {MEASURES['participation_ratio']} | 1.00 [" in page
     assert page.index("| v0 |") < page.index("| v11 |")
     with pytest.raises(ValueError, match="at least 8 configurations, given 4 rows"):
-        write_page(planted(2), CLOUD)
+        write_page(planted(2), CLOUD, 99)
 
 
 def test_every_configuration_is_possible_and_another_run() -> None:

@@ -10,6 +10,9 @@ from test_runners import NETWORK, SMALL, run_one
 from test_runners_resume import without_clocks
 
 from newllm_core.baselines.config import BaselineConfig
+from newllm_core.baselines.registry import baseline_config
+from newllm_core.baselines.train import train_network
+from newllm_core.experiment.prepare import prepare
 from newllm_core.runs.files import RunError
 from newllm_core.studies import kept_networks
 from newllm_core.studies.kept_networks import NETWORK_RECORD, NETWORK_WEIGHTS
@@ -48,6 +51,19 @@ def test_rows_that_differ_in_cache_and_ngrams_share_a_network_and_have_the_figur
     assert without_clocks(figures(shared)) == without_clocks(figures(alone))
     assert len(list((rows / NETWORKS_FOLDER).glob(f"*/{NETWORK_RECORD}"))) == 1
     assert shared["cpu_seconds"] > shared["details"]["cpu_seconds"] > 0  # training counts, whoever has paid it
+
+
+def test_the_epoch_is_chosen_on_the_selection_text_and_the_validation_text_judged(tmp_path: Path) -> None:
+    config = baseline_config("gru", **{**NETWORK, "max_epochs": 2, "embed_dim": SMALL.model.embed_dim})
+    prepared = prepare(SMALL.data, SMALL.model, SMALL.run, tmp_path / "data")
+    chooses = dataclasses.replace(prepared, selection_tokens=prepared.train_tokens[:60])
+    found = [
+        kept_networks.fit_network(one, config, tmp_path / str(number)) for number, one in enumerate((prepared, chooses))
+    ]
+    alone = train_network(chooses.model, chooses.train_tokens, chooses.selection_tokens, config, SMALL.run.seed)
+    losses = [[epoch["validation_loss"] for epoch in one.details["epochs"]] for one in found]
+    assert losses[1] == [epoch.validation_loss for epoch in alone.epochs] != losses[0]
+    assert all(len(one.nats) == len(prepared.validation_tokens) - 1 for one in found)
 
 
 def test_another_kind_of_network_is_another_one(tmp_path: Path) -> None:
