@@ -333,24 +333,27 @@ def whole_corpus() -> str:
     return markdown(["training tokens", "`best`: PPL", "`gru-cache`: PPL", "ratio"], rows)
 
 
+def _brown_cells(one: Standing, reference: Standing | None) -> list[str]:
+    ratio = None if reference is None or one is reference else perplexity_ratio(one, reference)
+    return [
+        f"{one.name}: {one.variant['sentence']}", one.perplexity.text("{:.1f}"),
+        NOT_MEASURED if ratio is None else _verdict(ratio), one.chosen_on, one.parameters_text,
+        f"{one.cpu_seconds / 60:.0f}", NOT_MEASURED if one.is_seedless else str(len(one.seeds)),
+    ]  # fmt: skip
+
+
 def brown() -> str:
     """Rows on the Brown corpus among those of 2003, lowest perplexity first."""
     rows = read_rows(brown_rows.ROWS)
     found = standings(rows) if rows else []
-    lines = [
-        (
-            one.perplexity.value,
-            [
-                f"{one.name}: {one.variant['sentence']}", one.perplexity.text("{:.1f}"), one.chosen_on,
-                one.parameters_text, f"{one.cpu_seconds / 60:.0f}",
-                NOT_MEASURED if one.is_seedless else str(len(one.seeds)),
-            ],
-        )
-        for one in found
-    ]  # fmt: skip
-    blank = [NOT_MEASURED] * 4
+    reference = next((one for one in found if one.name == brown_rows.REFERENCE_NAME), None)
+    lines = [(one.perplexity.value, _brown_cells(one, reference)) for one in found]
+    blank = [NOT_MEASURED] * 5
     lines += [(value, [f"2003: {what}", f"{value:.0f}", *blank]) for what, value in brown_rows.PUBLISHED.items()]
-    head = ["variant", "PPL, test text", "chosen on", "trained parameters", "CPU minutes", "seeds"]
+    head = [
+        "variant", "PPL, test text", f"× {brown_rows.REFERENCE_NAME}", "chosen on", "trained parameters", "CPU minutes",
+        "seeds",
+    ]  # fmt: skip
     return markdown(head, [cells for _, cells in sorted(lines, key=lambda line: line[0])])
 
 
