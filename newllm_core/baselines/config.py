@@ -1,10 +1,8 @@
 """Every hyperparameter of the baselines; their own values are in `registry`: a weak baseline is a false result."""
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
-from newllm_core.config.schema import LARGEST_EPOCHS, LARGEST_ORDER, ConfigError, later, number, validate
+from newllm_core.config.schema import LARGEST_EPOCHS, LARGEST_ORDER, ConfigError, at_defaults, later, number, validate
 
 NGRAM_ORDER = 5  # of the counts that stand alone
 
@@ -45,9 +43,7 @@ class BaselineConfig:
 
     def training_part(self) -> "BaselineConfig":
         """What only the last judgement reads at its defaults: equal parts, equal networks."""
-        names = _READ_WHEN_JUDGED_ALONE
-        unread: dict[str, Any] = {spec.name: spec.default for spec in dataclasses.fields(self) if spec.name in names}
-        return dataclasses.replace(self, **unread)
+        return at_defaults(self, _READ_WHEN_JUDGED_ALONE)
 
 
 _READ_WHEN_JUDGED_ALONE = (

@@ -5,10 +5,8 @@ impossible value is an error where it is written, not an hour into a run. Unknow
 ``from_mapping`` and ``Settings.from_parameters`` say which name was given and which one is nearest to it.
 """
 
-import dataclasses
 import itertools
 from dataclasses import dataclass, field
-from typing import Any
 
 from newllm_core.config.notebook import NotebookSettings
 from newllm_core.config.schema import (
@@ -16,6 +14,7 @@ from newllm_core.config.schema import (
     LARGEST_ORDER,
     LARGEST_RATE,
     ConfigError,
+    at_defaults,
     choice,
     later,
     location,
@@ -129,10 +128,7 @@ class ModelConfig:
 
     def phase1_part(self) -> "ModelConfig":
         """What only Phase 2 reads at its defaults: equal parts, equal ContextBlocks."""
-        unread: dict[str, Any] = {
-            spec.name: spec.default for spec in dataclasses.fields(self) if spec.name in _READ_IN_PHASE2_ALONE
-        }
-        return dataclasses.replace(self, **unread)
+        return at_defaults(self, _READ_IN_PHASE2_ALONE)
 
 
 # Where two learned parameters start. No fields, since nobody varies them: no record is named by them, so after a change

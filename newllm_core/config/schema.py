@@ -187,6 +187,12 @@ def changed(settings: AnySettings, changes: Mapping[str, Any], own: typing.Colle
     return dataclasses.replace(settings, **replaced)
 
 
+def at_defaults(config: Config, names: typing.Collection[str]) -> Config:
+    """A config with the fields ``names`` at their defaults: equal for all that differ in these alone."""
+    specs: Any = dataclasses.fields(config)  # type: ignore[arg-type]
+    return dataclasses.replace(config, **{spec.name: spec.default for spec in specs if spec.name in names})  # type: ignore[type-var]
+
+
 def location_parameters(settings_type: type) -> set[str]:
     """The flat names of the fields that say where something lies."""
     specs = {
