@@ -36,9 +36,11 @@ class FolderKeeper:
     """The files themselves."""
 
     def names(self, folder: Path) -> list[str]:
-        """Every zip before its mark."""
-        found = (path for path in folder.glob("*/*") if is_copy(path.name))
-        return [str(path.relative_to(folder)) for path in sorted(found, key=lambda path: (path.suffix != ".zip", path))]
+        """Every zip before its mark; none without a mark, which is still being written."""
+        found = {path for path in folder.glob("*/*") if is_copy(path.name)}
+        marks = sorted(path for path in found if path.suffix != ".zip" and path.with_suffix(".zip") in found)
+        archives = [mark.with_suffix(".zip") for mark in marks]
+        return [str(path.relative_to(folder)) for path in (*archives, *marks)]
 
     def read(self, folder: Path, name: str, start: int) -> bytes:
         with (folder / name).open("rb") as stream:

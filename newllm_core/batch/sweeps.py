@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from newllm_core.batch.progress import ended_as_shown
 from newllm_core.batch.sweep_file import SweepFile
-from newllm_core.batch.tasks import SKIPPED, Ended, Engine, Task, times_begun
+from newllm_core.batch.tasks import FAILED, FINISHED, SKIPPED, Ended, Engine, Task, times_begun
 from newllm_core.comparison.accuracy import accuracy_table
 from newllm_core.comparison.leaderboard import standings, standings_table
 from newllm_core.comparison.paired import comparison_table
@@ -63,13 +63,16 @@ def run_sweep(sweep: Sweep, engine: Engine, folder: Path) -> list[Outcome]:
     for number, ended in ended_as_shown(engine, tasks):
         point = sweep.points[unfinished[number]]
         _take_up(sweep.runner, point, folder)
-        outcomes[unfinished[number]] = _outcome(point, ended, tasks[number].log)
+        outcomes[unfinished[number]] = _outcome(sweep.runner, point, ended, tasks[number].log)
     in_order = [outcomes[place] for place in range(len(sweep.points))]
     write_text(folder / "runs.csv", _runs_table(in_order).to_csv(index=False))
     return in_order
 
 
-def _outcome(point: Point, ended: Ended, log: Path) -> Outcome:
+def _outcome(runner: Runner, point: Point, ended: Ended, log: Path) -> Outcome:
+    """Finished is what has its record here, wherever the run was."""
+    if ended.status == FINISHED and runner.finished(point) is None:
+        ended = replace(ended, status=FAILED, error="it finished, but its record is not here; run the same again")
     return Outcome(point, ended.status, log, ended.seconds, times_begun(log), ended.error)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from test_reuse import settings_for, text_file
 from newllm_core.batch import carried as carried_module
 from newllm_core.batch.carried import FolderKeeper, carried
 from newllm_core.batch.sweeps import run_sweep
-from newllm_core.batch.tasks import FINISHED, Ended, Task, run_task
+from newllm_core.batch.tasks import FAILED, FINISHED, Ended, Task, run_task
 from newllm_core.runs.identity import figures_of
 from newllm_core.studies.runners import ExperimentRunner, Folders
 from newllm_core.studies.sweep import Sweep, grid
@@ -80,6 +81,52 @@ def test_a_run_of_two_other_machines_arrives_with_the_figures_of_one(
     assert figures_of(sweep(tmp_path / "results").finished()) == figures_of(sweep(tmp_path / "alone").run())
     assert len(list((tmp_path / "results").rglob("*.safetensors"))) == 2
     assert not any((tmp_path / "sweep" / "copies").iterdir())
+
+
+class Elsewhere(FolderKeeper):
+    """Has nothing, and keeps what arrives."""
+
+    def __init__(self) -> None:
+        self.arrived: dict[str, bytes] = {}
+
+    def names(self, folder: Path) -> list[str]:
+        return []
+
+    def write(self, folder: Path, name: str, start: int, chunk: bytes) -> None:
+        self.arrived[name] = self.arrived.get(name, b"")[:start] + chunk
+
+
+def test_a_copy_is_sent_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carried_module, "_LOOK_SECONDS", 0.001)
+    other, looks = Elsewhere(), threading.Semaphore(0)
+    names = FolderKeeper.names
+
+    def counted_names(keeper: FolderKeeper, folder: Path) -> list[str]:
+        looks.release()
+        return names(keeper, folder)
+
+    monkeypatch.setattr(FolderKeeper, "names", counted_names)
+    archive = tmp_path / "run" / "000001-finished.zip"
+    mark = archive.with_suffix("." + "0" * 64)
+    archive.parent.mkdir()
+    with carried(other, tmp_path):
+        archive.write_bytes(b"half")
+        for _ in range(5):
+            assert looks.acquire(timeout=60)
+        archive.write_bytes(b"half and half")
+        mark.touch()
+    assert other.arrived == {f"run/{archive.name}": b"half and half", f"run/{mark.name}": b""}
+
+
+def test_a_run_whose_record_did_not_arrive_has_failed(tmp_path: Path) -> None:
+    class Forgets:
+        def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Ended]]:
+            yield from ((place, Ended(FINISHED)) for place in range(len(tasks)))
+
+    folders = Folders(tmp_path / "experiments", tmp_path / "phase1", tmp_path / "reference", tmp_path / "data")
+    settings = settings_for(text_file(tmp_path / "my.jsonl"))
+    (outcome,) = run_sweep(Sweep(settings, grid({}), [1], ExperimentRunner(folders)), Forgets(), tmp_path / "sweep")
+    assert outcome.status == FAILED and "record is not here" in str(outcome)
 
 
 @pytest.mark.parametrize("name", ["../run/000001-finished.zip", "/etc/000001-finished.zip", "run/other.zip", "run"])
