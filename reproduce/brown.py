@@ -46,7 +46,6 @@ NAMES = (
     "unigram", "kneser-ney-5", "best", "gru-cache-ngrams", "gru-cache", "gru", "untrained", "lstm", "gpt", "notes",
 )  # fmt: skip
 SEEDS = [42, 43, 44]
-REFERENCE_NAME = "gru-cache-ngrams"  # that the others are held against, paired by seed and text
 # Table 1 of 2003: perplexity on its test text.
 PUBLISHED: Mapping[str, float] = {
     "neural network, mixed with a trigram": 252,

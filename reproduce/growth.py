@@ -23,8 +23,9 @@ from newllm_core.report.growth import plot_growth
 from newllm_core.report.style import save_figure
 from newllm_core.runs.files import write_json
 from newllm_core.scaling.growth import analyse_growth, growth_record
+from reproduce.controls import REFERENCE_NAME
 from reproduce.growth_page import write_page
-from reproduce.growth_plan import NAMES, REFERENCE_NAME, SEEDS, USUAL, Plan, sizes_of, training_tokens
+from reproduce.growth_plan import NAMES, SEEDS, USUAL, Plan, sizes_of, training_tokens
 
 
 def run(plan: Plan, names: Sequence[str], sizes: Sequence[int] | None, seeds: Sequence[int], *, estimate: bool) -> None:

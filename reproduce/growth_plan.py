@@ -13,12 +13,11 @@ from newllm_core.studies.runners import RowRunner
 from newllm_core.studies.size_rule import size_changes
 from newllm_core.studies.sweep import Record, Sweep
 from newllm_core.studies.variants import variant
+from reproduce.controls import REFERENCE_NAME, of_file
 from reproduce.controls import ROWS as LEADERBOARD
-from reproduce.controls import of_file
 from reproduce.reference_experiments import centre
 
 ROWS = REFERENCE_DIR / "growth"
-REFERENCE_NAME = "gru-cache-ngrams"  # that the others are held against
 NAMES = ("kneser-ney-5", REFERENCE_NAME, "gpt", "best", "notes", "untrained")
 USUAL = NAMES[:-1]  # that run where none are named
 # Doubled from 10. The corpus has 3,101 conversations, of which 3,061 are not held out: no larger double would fit.

@@ -32,7 +32,7 @@ from newllm_core.report.reference import DIVERSITY_ITERATIONS
 from newllm_core.runs.files import PROJECT_ROOT, REFERENCE_DIR, read_json, write_text
 from newllm_core.studies.rows import read_rows
 from reproduce import brown as brown_rows
-from reproduce.controls import RATIOS
+from reproduce.controls import RATIOS, REFERENCE_NAME
 
 PAGE = PROJECT_ROOT / "docs" / "results.md"
 _BLOCK = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
@@ -346,12 +346,12 @@ def brown() -> str:
     """Rows on the Brown corpus among those of 2003, lowest perplexity first."""
     rows = read_rows(brown_rows.ROWS)
     found = standings(rows) if rows else []
-    reference = next((one for one in found if one.name == brown_rows.REFERENCE_NAME), None)
+    reference = next((one for one in found if one.name == REFERENCE_NAME), None)
     lines = [(one.perplexity.value, _brown_cells(one, reference)) for one in found]
     blank = [NOT_MEASURED] * 5
     lines += [(value, [f"2003: {what}", f"{value:.0f}", *blank]) for what, value in brown_rows.PUBLISHED.items()]
     head = [
-        "variant", "PPL, test text", f"× {brown_rows.REFERENCE_NAME}", "chosen on", "trained parameters", "CPU minutes",
+        "variant", "PPL, test text", f"× {REFERENCE_NAME}", "chosen on", "trained parameters", "CPU minutes",
         "seeds",
     ]  # fmt: skip
     return markdown(head, [cells for _, cells in sorted(lines, key=lambda line: line[0])])

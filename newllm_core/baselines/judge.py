@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from newllm_core.baselines.config import BaselineConfig
 from newllm_core.head.continuous_cache import configured_cache
-from newllm_core.head.cross_entropy import Head, choose_head, with_output_bias, with_unit_columns
+from newllm_core.head.cross_entropy import Head, with_output_bias, with_unit_columns
 from newllm_core.head.kneser_ney import count_ngrams
 from newllm_core.head.mixture import mixed_nats
 from newllm_core.head.unigram_bias import fit_unigram
@@ -92,7 +92,7 @@ def judge_network(
     Raises ValueError for a text whose n-grams cannot be counted (``fit_kneser_ney``).
     """
     _, weight = output_bias_and_weight(model, train_tokens, config)
-    exact = Head(weight, "direct" if choose_head("auto", weight.device) == "direct" else "blocks")
+    exact = Head(weight, "blocks")  # whatever training rounds
     ngrams = count_ngrams(train_tokens, len(model.head_weight), config.ngram_weight, config.ngram_order)
     reader, cache, judges = NetworkReader(network, model, config), configured_cache(config), validation_tokens.cpu()
 

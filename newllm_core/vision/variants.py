@@ -9,7 +9,7 @@ from typing import Any
 
 from newllm_core.config.schema import ConfigError, changed, parameter_fields, unknown_name_message
 from newllm_core.studies.sweep import Variant
-from newllm_core.vision.config import AUGMENTATION_PACKS, PRESETS
+from newllm_core.vision.config import AUGMENTATION_PACKS, PRESETS, VisionModelConfig
 from newllm_core.vision.settings import VisionSettings, for_data_set
 
 
@@ -92,13 +92,16 @@ def term_variants(strengths: Mapping[str, Sequence[float]] = FURTHER_STRENGTHS) 
     All have the same parameters but the term's own two scalars a block, which "off" lacks; at strength 0 these do
     nothing, and a run is that of "off" to the last bit.
     """
-    kinds = [vision_variant("NKAT term", name, {"nkat": name}) for name in ("off", "literal", "key_bias")]
+    usual = [
+        VisionVariant(name, f"{name}, s = {VisionModelConfig.nkat_strength:g}", {"nkat": name}, "NKAT term")
+        for name in ("literal", "key_bias")
+    ]
     further = [
         vision_variant("NKAT term", f"{kind}, s = {strength:g}", {"nkat": kind, "nkat_strength": strength})
         for kind, values in strengths.items()
         for strength in values
     ]
-    return kinds + further
+    return [vision_variant("NKAT term", "off", {"nkat": "off"}), *usual, *further]
 
 
 def data_set_variants(names: Sequence[str]) -> list[VisionVariant]:

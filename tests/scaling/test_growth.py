@@ -23,8 +23,9 @@ from newllm_core.studies.size_rule import REFERENCE_TOKENS, size_changes
 from newllm_core.studies.sweep import Record, Sweep
 from newllm_core.studies.variants import variant
 from reproduce import growth, growth_page, growth_plan
+from reproduce.controls import REFERENCE_NAME
 from reproduce.growth_page import NO_ROWS, page_of, tables_of, write_page
-from reproduce.growth_plan import NAMES, REFERENCE_NAME, SIZES, Plan, sizes_of
+from reproduce.growth_plan import NAMES, SIZES, Plan, sizes_of
 
 SEEDS = (42, 43)
 COUNTS = [300, 700, 1000, 500, 900, 400]

@@ -200,7 +200,7 @@ def test_what_theta_became_is_tabled_for_runs_whose_weights_are_here(
     reference_nkat._report_theta("term colour", sweep)
     header, *rows = (tmp_path / "term_colour_theta.txt").read_text("utf-8").splitlines()
     assert header.split()[:3] == ["variant", "seed", "block"] and len(rows) == 1, "one block; off has no θ"
-    assert rows[0].split()[:3] == ["key_bias", "1", "0"] and float(rows[0].split()[-1]) > 0
+    assert rows[0].split()[:5] == ["key_bias,", "s", "=", "0.0024", "1"] and float(rows[0].split()[-1]) > 0
 
 
 def test_every_committed_run_is_found() -> None:
