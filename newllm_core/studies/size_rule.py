@@ -62,6 +62,7 @@ _END_TO_END: Mapping[str, SizeLaw] = {
 # the notes' configuration at every size, and counts choose their discount themselves.
 LAWS: Mapping[str, Mapping[str, SizeLaw]] = {
     "best": _PREDICTIVE,
+    "best-alone": _PREDICTIVE,
     "untrained": {"max_epochs": SizeLaw(-0.5, 2, 40)},
 }
 

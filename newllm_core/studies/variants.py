@@ -210,6 +210,7 @@ _PARTS = [
     _part("best-no-cache", "without the continuous cache", "a tenth worse", cache_weight=0.0),
     _part("best-no-fading", "with a cache that does not fade", "5 % worse", cache_horizon=None),
     _part("best-no-ngrams", "without counted n-grams", "5 % worse", ngram_weight=0.0),
+    _part("best-alone", "without cache and counted n-grams", "a sixth worse", cache_weight=0.0, ngram_weight=0.0),
     _part("best-no-bias", "without the unigram bias", "a tenth worse", unigram_bias=False),
     _part("best-no-dropout", "without dropout in Phase 2", "the same", dropout=0.0),
     _part("best-untrained", "on an untrained block", "much worse", max_iterations=0),
