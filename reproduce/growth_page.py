@@ -4,6 +4,7 @@ Each stands between ``<!-- table NAME -->`` and ``<!-- end -->``, as in docs/res
 hand.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -99,7 +100,7 @@ def _beside(analysis: GrowthAnalysis, one: ContenderGrowth) -> str:
     assert last.ratio is not None  # as chosen
     return (
         f"; minus that of `{analysis.reference}` over {_span(pair.samples)} conversations {_signed(pair.difference)}, "
-        f"{pair.difference.verdict}{_meaning(pair.difference)}. At {last.samples:,} conversations its perplexity is "
+        f"{pair.verdict}{_meaning(pair.difference)}. At {last.samples:,} conversations its perplexity is "
         f"{last.ratio.text()} of that of `{analysis.reference}`: {last.ratio.verdict}"
     )
 
@@ -116,7 +117,7 @@ def _pair(analysis: GrowthAnalysis, one: str, other: str) -> AlphaDifference | N
         if (pair.one, pair.other) == (one, other):
             return pair
         if (pair.one, pair.other) == (other, one):
-            return AlphaDifference(one, other, pair.samples, _negative(pair.difference))
+            return dataclasses.replace(pair, one=one, other=other, difference=_negative(pair.difference))
     return None
 
 
@@ -192,7 +193,7 @@ def pairs(analysis: GrowthAnalysis) -> str:
     rows = [
         [
             one.one, one.other, _span(one.samples), _signed(one.difference),
-            f"{one.difference.verdict}{_meaning(one.difference)}",
+            f"{one.verdict}{_meaning(one.difference)}",
         ]
         for one in analysis.pairs
     ]  # fmt: skip

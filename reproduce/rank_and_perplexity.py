@@ -103,6 +103,7 @@ def normal_cloud() -> dict[str, float]:
     width = Settings.from_parameters({**load_profile(PROFILE), **BASE}).model.context_dim
     return {
         "context_dim": width,
+        "points": NEIGHBOURS_OF,
         "dimension": nearest_neighbour_dimension(
             torch.randn(NEIGHBOURS_OF, width, generator=derived_generator("normal cloud"))
         ),
@@ -134,6 +135,10 @@ def row_of(point: Point, record: Record) -> dict[str, Any]:
         "intrinsic_dimension": nearest_neighbour_dimension(contexts),
         "validation_perplexity": record["phase2"]["best"]["validation_perplexity"],
     }  # fmt: skip
+
+
+def num_planned() -> int:
+    return len(variants()) * len(SEEDS)
 
 
 def rows_so_far() -> list[dict[str, Any]]:
@@ -169,7 +174,7 @@ def main() -> None:
     if not arguments.page:
         measure(arguments.seeds)
     record = read_json(OUTPUT)
-    write_page(record["rows"], record["dimension_of_a_normal_cloud"], len(variants()) * len(SEEDS))
+    write_page(record["rows"], record["dimension_of_a_normal_cloud"], num_planned())
 
 
 if __name__ == "__main__":

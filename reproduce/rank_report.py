@@ -103,20 +103,38 @@ def groups_of(rows: Rows, name: str) -> list[list[float]]:
     return [one for one in values.values() if len(one) == seeds]
 
 
-def _table(rows: Rows) -> str:
-    perplexities, objectives = means(rows, PERPLEXITY)
-    inner = [name for name in dict.fromkeys(objectives) if objectives.count(name) >= MIN_VARIANTS]
+def correlations(rows: Rows) -> dict[str, Estimate]:
+    """Of each measure with perplexity, over the rows' configurations.
+
+    Raises ValueError for fewer than MIN_VARIANTS of them.
+    """
+    if _num_variants(rows) < MIN_VARIANTS:
+        raise ValueError(f"expected rows of at least {MIN_VARIANTS} configurations, given {len(rows)} rows")
+    perplexities, _ = means(rows, PERPLEXITY)
+    return {name: rank_correlation(means(rows, name)[0], perplexities) for name in MEASURES}
+
+
+def rows_by_objective(rows: Rows, width: float) -> dict[str, Rows]:
+    """Of contexts of ``width`` components: a wider one can have more rank, and predicts otherwise too."""
+    alike = [row for row in rows if row["context_dim"] == width]
+    found = {
+        name: [row for row in alike if row["objective"] == name] for name in dict.fromkeys(means(rows, PERPLEXITY)[1])
+    }
+    return {name: own for name, own in found.items() if _num_variants(own) >= MIN_VARIANTS}
+
+
+def _num_variants(rows: Rows) -> int:
+    return len({row["variant"] for row in rows})
+
+
+def _table(rows: Rows, width: float, over_all: Mapping[str, Estimate]) -> str:
+    inner = rows_by_objective(rows, width)
+    within = {name: correlations(own) for name, own in inner.items()}
     several = len({row["seed"] for row in rows}) > 1
-    lines = [
-        "| measure | all | " + " | ".join(f"{name} ({objectives.count(name)})" for name in inner) + " | over seeds |",
-        "|---" * (3 + len(inner)) + "|",
-    ]
+    heads = [f"all ({_num_variants(rows)})", *(f"{name} ({_num_variants(own)})" for name, own in inner.items())]
+    lines = [f"| measure | {' | '.join(heads)} | over seeds |", "|---" * (2 + len(heads)) + "|"]
     for name, label in MEASURES.items():
-        values, _ = means(rows, name)
-        found = [rank_correlation(values, perplexities)]
-        for group in inner:
-            chosen = np.array([objective == group for objective in objectives])
-            found.append(rank_correlation(values[chosen], perplexities[chosen]))
+        found = [over_all[name], *(one[name] for one in within.values())]
         again = _text(reproducibility(groups_of(rows, name))) if several else "—"
         lines.append(f"| {label} | " + " | ".join(map(_text, found)) + f" | {again} |")
     if several:
@@ -141,8 +159,8 @@ def _all_rows(rows: Rows) -> str:
     return "\n".join(lines)
 
 
-def plot(rows: Rows) -> Figure:
-    """PPL against each measure, a point a configuration, a colour an objective."""
+def plot(rows: Rows, over_all: Mapping[str, Estimate]) -> Figure:
+    """PPL against each measure, a point a configuration, a colour an objective; ``over_all``: ``correlations``."""
     figure, panels = new_axes(len(MEASURES), width=4.2, height=3.8)
     perplexities, objectives = means(rows, PERPLEXITY)
     for axis, (name, label) in zip(panels, MEASURES.items(), strict=True):
@@ -151,46 +169,53 @@ def plot(rows: Rows) -> Figure:
             chosen = np.array([objective == group for objective in objectives])
             axis.scatter(values[chosen], perplexities[chosen], color=colour, label=group, s=22)
         axis.set(xlabel=f"{label} of contexts", ylabel="validation PPL, same readout")
-        axis.set_title(f"Spearman {_text(rank_correlation(values, perplexities))}", fontsize=10)
+        axis.set_title(f"Spearman {_text(over_all[name])}", fontsize=10)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     return figure
 
 
 def write_page(rows: Rows, normal_cloud: Mapping[str, float], planned: int) -> None:
-    """``normal_cloud``: what the dimension's estimate sees of one; ``planned``: rows, with those that are missing.
+    """With its picture; arguments as ``page_of``, errors as ``correlations``."""
+    over_all = correlations(rows)
+    write_text(PAGE, page_of(rows, normal_cloud, planned, over_all))
+    save_figure(plot(rows, over_all), PICTURE)
 
-    Raises ValueError for fewer than MIN_VARIANTS configurations.
+
+def page_of(rows: Rows, normal_cloud: Mapping[str, float], planned: int, over_all: Mapping[str, Estimate]) -> str:
     """
-    if len({row["variant"] for row in rows}) < MIN_VARIANTS:
-        raise ValueError(f"expected rows of at least {MIN_VARIANTS} configurations, given {len(rows)} rows")
+    Args:
+        normal_cloud: what the dimension's estimate sees of one, with its width and number of points.
+        planned: rows, with those that are missing.
+        over_all: ``correlations`` of the rows.
+    """
     first, seeds = rows[0], Counter(row["seed"] for row in rows)
-    perplexities, _ = means(rows, PERPLEXITY)
-    rank, dimension = (rank_correlation(means(rows, name)[0], perplexities) for name in _PUBLISHED)
-    save_figure(plot(rows), PICTURE)
-    write_text(PAGE, _PAGE.format(
-        configurations=len({row["variant"] for row in rows}), shares=_shares(rows),
+    rank, dimension = (over_all[name] for name in _PUBLISHED)
+    return _PAGE.format(
+        configurations=_num_variants(rows), shares=_shares(rows),
         complete=len(groups_of(rows, PERPLEXITY)), there=len(rows), planned=planned,
         seeds=", ".join(f"{seed} ({count} of them)" for seed, count in sorted(seeds.items())),
         rank=_verdict(rank), dimension=_verdict(dimension),
         train_tokens=f"{first['train_tokens']:,}", tokens=f"{first['tokens']:,}", corpus=first["corpus"],
-        embeddings=first["embeddings"], table=_table(rows), rows=_all_rows(rows),
-        width=normal_cloud["context_dim"], seen=normal_cloud["dimension"],
-    ))  # fmt: skip
+        embeddings=first["embeddings"], table=_table(rows, normal_cloud["context_dim"], over_all), rows=_all_rows(rows),
+        width=normal_cloud["context_dim"], seen=normal_cloud["dimension"], points=f"{normal_cloud['points']:,}",
+    )  # fmt: skip
 
 
 _PAGE = """# Rank, dimension and perplexity
 
 Does the rank of contexts tell how well they predict? {configurations} ways of Phase 1 under one readout, that of the
-`best` profile without its cache: {train_tokens} training tokens of {corpus}, embeddings {embeddings},
-seeds {seeds}; measures on the {tokens} validation contexts that perplexity is measured on. Made by
-`python -m reproduce.rank_and_perplexity`, of whose {planned} runs {there} are there.
+`best` profile without its cache and n-grams, and with one layer: {train_tokens} training tokens of {corpus}, embeddings
+{embeddings}, seeds {seeds}; measures on the {tokens} validation contexts that perplexity is measured
+on, TwoNN on at most {points} of them. The effective rank is of the contexts as they are, the participation ratio of the
+same with their mean taken off. Made by `python -m reproduce.rank_and_perplexity`, of whose {planned} runs {there} are
+there.
 
 ![Perplexity against three measures of the contexts](../results/reference/rank_and_perplexity.png)
 
 Spearman's correlation with perplexity over configurations (means over seeds; below zero: more rank, better), 95 %
-intervals by the bootstrap over configurations; within an objective too, since objectives differ in both. The last
-column, of the {complete} configurations with all seeds, is the share of a figure's variance that is the
-configuration's and not the seed's, ICC(1).
+intervals by the bootstrap over configurations; within an objective too, since objectives differ in both, and there at
+C = {width:.0f} alone, since wider contexts can have more rank. The last column, of the {complete} configurations
+with all seeds, is the share of a figure's variance that is the configuration's and not the seed's, ICC(1).
 
 {table}
 

@@ -85,10 +85,10 @@ def flattered() -> str:
             [f"{one['validation_perplexity']:.1f}" for one in pair if one["chosen_on"] == text]
             for text in ("validation", "selection")
         ]
-        shown = ", ".join(f"{100 * share:+.2f} %" for share in shares)
+        shown = ", ".join(f"{round(100 * share, 2) + 0.0:.2f} %" for share in shares)
         lines.append([f"{tokens:,}", name, *(", ".join(values) for values in both), shown])
     head = ["training tokens", "variant", "PPL, judged text chooses", "PPL, selection text chooses", "flattered by"]
-    return markdown(head, lines)
+    return markdown(head, lines) if lines else "No variant has been run both ways yet."
 
 
 def last_epoch() -> str:
@@ -218,6 +218,7 @@ def context_source() -> str:
         [*line("convergence, training, %", "convergence_train", "{:.1f}", 100), ""],
         [*line("PPL after five epochs", "validation_perplexity", "{:.1f}"), f"× {_verdict(ratio)}"],
         [*line("seconds of Phase 1", "phase1_seconds", "{:.0f}"), ""],
+        [*line("iterations before it stops early", "iterations", "{}", 1), ""],
     ]
     return markdown(["figure", "stale", "exact", "difference"], rows)
 
@@ -295,7 +296,9 @@ def speed() -> str:
     ]
     of_part += ["c"] * (len(rows) - len(of_part))
     epochs = max(run["project"]["epochs"] for run in whole["runs"])
-    for what, key in (("Phase 1", "cpu_ratio_phase1"), ("Phase 2", "cpu_ratio_phase2"), ("both", "cpu_ratio")):
+    passes = [", ".join(str(run[side]["iterations"]) for run in whole["runs"]) for side in ("project", "plain")]
+    phase1 = f"Phase 1 ({passes[0]} iterations before it stops early, plain's {passes[1]})"
+    for what, key in ((phase1, "cpu_ratio_phase1"), ("Phase 2", "cpu_ratio_phase2"), ("both", "cpu_ratio")):
         rows.append([f"the whole `cpu` profile with {epochs} epochs at most, CPU seconds: {what}", f"{whole[key]:.2f}"])
     of_part += ["d"] * (len(rows) - len(of_part))
     # Figures of two kinds of processor stand side by side, each with its own.

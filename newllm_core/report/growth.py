@@ -24,7 +24,7 @@ def plot_growth(analysis: GrowthAnalysis) -> Figure:
     colours = dict(zip([one.name for one in analysis.contenders], LINE_COLOURS))
     _draw_perplexity(left, analysis, colours)
     _draw_ratios(right, analysis, colours)
-    note = "intervals 95 %: α over sizes, seeds and conversations, ratios paired; hollow: not distinguishable from 1"
+    note = "95 %: α over the sizes of each, seeds and conversations, ratios paired; hollow: not distinguishable from 1"
     figure.suptitle(f"{analysis.source}; {note}", fontsize=9)
     return figure
 

@@ -54,12 +54,24 @@ class GrowthWindow:
 
 @dataclass(frozen=True)
 class AlphaDifference:
-    """α of ``one`` minus α of ``other`` over the ``samples`` that both have; below 0: ``one`` falls faster."""
+    """α of ``one`` minus α of ``other`` over the ``samples`` that both have; below 0: ``one`` falls faster.
+
+    Attributes:
+        least_seeds: of the size that was run with the fewest.
+    """
 
     one: str
     other: str
     samples: tuple[int, ...]
     difference: Estimate
+    least_seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """In words; a size with one seed lacks what another seed would change."""
+        has_several = len(self.difference.by_seed) != 1  # else the difference itself says that it has one
+        lacks_seeds = self.difference.is_distinguishable and has_several and self.least_seeds == 1
+        return self.difference.verdict + ", with one seed at some sizes" * lacks_seeds
 
 
 @dataclass(frozen=True)
@@ -197,7 +209,8 @@ def _difference(one: BySize, other: BySize, sizes: Sequence[int], num_resamples:
     mine = [scaling_point(one[size].tokens, records) for size, records, _ in pairs]
     theirs = [scaling_point(other[size].tokens, records) for size, _, records in pairs]
     found = bootstrap_alpha_difference(mine, theirs, num_resamples)
-    return AlphaDifference(one[sizes[0]].name, other[sizes[0]].name, tuple(sizes), found)
+    least = min(len(records) for _, records, _ in pairs)
+    return AlphaDifference(one[sizes[0]].name, other[sizes[0]].name, tuple(sizes), found, least)
 
 
 def _source(row: Record) -> str:
@@ -246,7 +259,8 @@ def _read_window(stored: dict[str, Any]) -> GrowthWindow:
 def _read_difference(stored: dict[str, Any]) -> AlphaDifference:
     difference = _read_estimate(stored["difference"])
     assert difference is not None  # every pair has one
-    return AlphaDifference(stored["one"], stored["other"], tuple(stored["samples"]), difference)
+    samples = tuple(stored["samples"])
+    return AlphaDifference(stored["one"], stored["other"], samples, difference, stored["least_seeds"])
 
 
 def _read_estimate(stored: dict[str, Any] | None) -> Estimate | None:

@@ -207,7 +207,8 @@ class _Trainer(TrainingLoop[IterationRecord]):
             contexts = self._exact_contexts(self.check_tokens)
             rank = self._rank(contexts)
             prediction = self.objective.held_out_prediction(contexts, self.check_tokens)
-            # Without labels: how well unseen text is predicted, or else how many directions it takes up.
+            # How well the text that chooses is predicted, by its next tokens; or else, without any, how many
+            # directions its contexts take up.
             # All checks measure as many tokens, so what these can reach (`StreamRank.ceiling`) is the same for each.
             score = rank.share if prediction is None else -prediction
         row = IterationRecord(

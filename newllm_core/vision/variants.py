@@ -1,4 +1,4 @@
-"""What the diagnosis of NKAT compares: configurations that differ from a centre in one respect.
+"""What the diagnosis of NKAT compares: configurations that differ from a centre in one respect and what goes with it.
 
 Source: docs/method.md, section 12.
 """

@@ -6,23 +6,26 @@ from typing import Any
 import numpy as np
 import pytest
 
+from newllm_core.runs.files import read_json
 from reproduce import rank_and_perplexity, rank_report
 from reproduce.rank_report import (
     MEASURES,
     PERPLEXITY,
+    correlations,
+    page_of,
     rank_correlation,
     reproducibility,
     share_of_objective,
     write_page,
 )
 
-CLOUD = {"context_dim": 576, "dimension": 100.0}
+CLOUD = {"context_dim": 576, "points": 4000, "dimension": 100.0}
 
 
 def planted(num_variants: int = 12, seeds: tuple[int, ...] = (42, 43)) -> list[dict[str, Any]]:
     """Effective rank falls as perplexity rises, participation ratio rises with it, dimension is noise."""
     noise = np.random.default_rng(0)
-    common = {"corpus": "chitchat", "embeddings": "random", "tokens": 900, "train_tokens": 1000}
+    common = {"corpus": "chitchat", "embeddings": "random", "tokens": 900, "train_tokens": 1000, "context_dim": 576}
     return [
         {
             **common, "variant": f"v{number}", "objective": "contrastive", "seed": seed, PERPLEXITY: 100.0 + number,
@@ -72,6 +75,20 @@ def test_the_page_tells_signs_and_lists_the_best_first(tmp_path: Path, monkeypat
     assert page.index("| v0 |") < page.index("| v11 |")
     with pytest.raises(ValueError, match="at least 8 configurations, given 4 rows"):
         write_page(planted(2), CLOUD, 99)
+
+
+def test_within_an_objective_widths_are_alike() -> None:
+    wide = [{**row, "variant": f"wide {row['variant']}", "context_dim": 768} for row in planted(4)]
+    found = rank_report.rows_by_objective([*planted(), *wide], 576)
+    assert [row["context_dim"] for row in found["contrastive"]] == [576] * 24
+    assert not rank_report.rows_by_objective([*planted(), *wide], 768), "four are too few"
+
+
+def test_the_committed_page_is_that_of_the_committed_rows() -> None:
+    record = read_json(rank_and_perplexity.OUTPUT)
+    rows, cloud = record["rows"], record["dimension_of_a_normal_cloud"]
+    again = page_of(rows, cloud, rank_and_perplexity.num_planned(), correlations(rows))
+    assert rank_report.PAGE.read_text(encoding="utf-8") == again, "python -m reproduce.rank_and_perplexity --page"
 
 
 def test_every_configuration_is_possible_and_another_run() -> None:

@@ -165,15 +165,39 @@ def test_the_committed_page_says_what_the_records_and_the_rule_say() -> None:
     assert committed.analysis.exists() == committed.picture.exists()
 
 
-def test_every_figure_of_the_committed_analysis_is_that_of_a_row() -> None:
-    if not Plan().analysis.exists():
-        assert NO_ROWS in Plan().page.read_text(encoding="utf-8")
-        return
-    rows = {
-        (one["variant"]["name"], one["config"]["data"]["num_samples"]): one["tokens"]["train"] for one in Plan().rows()
+def test_the_committed_analysis_is_that_of_the_committed_rows() -> None:
+    committed = growth_from_record(read_json(Plan().analysis))
+    again = analyse_growth(Plan().rows(), NAMES, REFERENCE_NAME, num_resamples=100)
+    told, figures = zip(*map(_told, (committed, again)), strict=True)
+    assert told[0] == told[1] and figures[0] == pytest.approx(figures[1])
+
+
+def _told(analysis: GrowthAnalysis) -> tuple[list[Any], list[float]]:
+    """Who has which sizes and pairs; and every figure but the intervals, which depend on how often is drawn."""
+    told: list[Any] = [
+        (one.name, size.samples, size.tokens, size.num_seeds, size.chosen_on, size.ratio is None)
+        for one in analysis.contenders
+        for size in one.sizes
+    ]
+    told += [(one.one, one.other, one.samples, one.least_seeds) for one in (*analysis.windows, *analysis.pairs)]
+    figures = [one.difference.value for one in (*analysis.windows, *analysis.pairs)]
+    for one in analysis.contenders:
+        figures += [window.alpha.value for window in (one.whole, *one.windows) if window is not None]
+        for size in one.sizes:
+            figures += [size.perplexity.value, size.bits_per_byte, size.cpu_seconds]
+            figures += [] if size.ratio is None else [size.ratio.value]
+    return told, figures
+
+
+def test_a_difference_says_that_some_sizes_have_one_seed() -> None:
+    rows = [one for one in planted_rows() if one["seed"] != 43 or one["tokens"]["train"] == TOKENS[80]]
+    mixed = analyse_growth(rows, NAMES, REFERENCE_NAME, num_resamples=200)
+    said = {(one.one, one.other): one.verdict for one in mixed.pairs}
+    assert said[REFERENCE_NAME, "best"] == "distinguishable, with one seed at some sizes"
+    single = analyse_growth(planted_rows((42,)), NAMES, REFERENCE_NAME, num_resamples=200)
+    assert {one.verdict for one in single.pairs if one.difference.is_distinguishable} == {
+        "distinguishable for this seed alone"
     }
-    for contender in growth_from_record(read_json(Plan().analysis)).contenders:
-        assert all(rows[contender.name, size.samples] == size.tokens for size in contender.sizes)
 
 
 def test_a_page_of_rows_has_their_figures_and_one_without_says_so(tmp_path: Path, analysis: GrowthAnalysis) -> None:
