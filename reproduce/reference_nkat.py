@@ -4,6 +4,7 @@
     python -m reproduce.reference_nkat                         # all parts, each goes on where it was stopped
     python -m reproduce.reference_nkat --only term             # NKAT's term by strength, on two data sets, three seeds
     python -m reproduce.reference_nkat --only target           # CIFAR-10 as far as two hours of one core bring it
+    python -m reproduce.reference_nkat --only overfit          # the rescue pack where images are learned by heart
     python -m reproduce.reference_nkat --only diagnosis        # what held CIFAR-10 back, one respect at a time
     python -m reproduce.reference_nkat --only rescue           # CIFAR-10 with and without the rescue pack, three seeds
     python -m reproduce.reference_nkat --only search           # the study, with its workers
@@ -34,7 +35,14 @@ from newllm_core.vision.config import AUGMENTATION_PACKS
 from newllm_core.vision.experiment import WEIGHTS_NAME, load_trained
 from newllm_core.vision.interpretation import interpret
 from newllm_core.vision.model.nkat import nkat_scalars
-from newllm_core.vision.report import plot_scores, plot_training, plot_variants, score_table, search_pictures
+from newllm_core.vision.report import (
+    plot_epochs,
+    plot_scores,
+    plot_training,
+    plot_variants,
+    score_table,
+    search_pictures,
+)
 from newllm_core.vision.runner import VisionRunner
 from newllm_core.vision.search.config import SEARCH_SPACES, search_profile
 from newllm_core.vision.search.plan import SearchPlan
@@ -45,11 +53,14 @@ from reproduce.reference_experiments import REFERENCE
 
 NKAT = REFERENCE / "nkat"
 RUNS = NKAT / "runs"
+AUGMENTED = ("target", "overfit")  # with and without the rescue pack, epoch by epoch
 SEARCHES = {"search": "global", "front": "accuracy_and_parameters"}  # part, and a folder; objective
 # Beside the profile's: what the targets of single runs take (accuracies of 45, 87 and 91 %).
 TERM_DATA_SETS, TERM_EPOCHS = ("cifar10-jpeg", "fashion-mnist"), 8  # of few_images training images
 TERM_STRENGTHS = {"literal": (0.05,), "key_bias": (0.05,)}  # beside the notes' 0.0024, and "off", which is 0
 TARGET = {"epochs": 40, "warmup_epochs": 2}  # CIFAR-10
+# Few images, many times: learned by heart without the rescue pack. A fifth of the target's steps.
+OVERFIT = {"num_train_images": 4000, "epochs": 100, "warmup_epochs": 5}
 DIAGNOSIS_EPOCHS = 5  # of all training images
 # Four times the profile's, and the notes' target score of CIFAR-10 as an accuracy.
 SEARCH, SEARCH_EPOCHS = {"num_trials": 24, "gate_threshold": 0.45}, 8
@@ -116,8 +127,8 @@ def all_sweeps() -> dict[str, Sweep]:
     return {
         "rescue": Sweep(before(centre()), rescue_variants(), seeds, runner),
         **terms,
-        # Long enough for the baseline to learn by heart what the pack would prevent.
         "target": Sweep(changed(centre(), TARGET), rescue_variants(), seeds[:1], runner),
+        "overfit": Sweep(changed(centre(), OVERFIT), rescue_variants(), seeds[:1], runner),
         "diagnosis": Sweep(longer, suspects, values["diagnosis_seeds"], chooses),
         **single,
     }
@@ -138,6 +149,8 @@ def report(sweeps: Mapping[str, Sweep]) -> None:
     for name, records in whole.items():
         if len(records) > 1:
             _report_variants(name, records)
+        if name in AUGMENTED:
+            save_figure(plot_epochs(records), NKAT / f"{name}_epochs.png")
         if name.startswith("term"):
             _report_theta(name, sweeps[name])
     _report_data_sets({name: whole[f"long {name}"][0] for name in LONG_RUNS if f"long {name}" in whole})

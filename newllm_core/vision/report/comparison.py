@@ -1,12 +1,14 @@
-"""The picture of variants compared, from records only."""
+"""Pictures of variants compared, from records only: accuracies with intervals, and how each learned."""
 
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from newllm_core.comparison.accuracy import VariantRuns, accuracy_difference, mean_accuracy, variants_of
 from newllm_core.comparison.groups import Record
 from newllm_core.report.forest import ForestLabel, ForestPanel, plot_forest
+from newllm_core.report.style import LINE_COLOURS, new_axes
 
 
 def plot_variants(records: Sequence[Record], part: str) -> Figure:
@@ -19,6 +21,27 @@ def plot_variants(records: Sequence[Record], part: str) -> Figure:
     xlabel = f"difference on {part} images, points (%; right: better), 95 %"
     panel = ForestPanel(f"Accuracy against that of: {labels[0].text}", xlabel, differences, "{:+.1f}", reference=0)
     return plot_forest(labels, [panel], _source(reference, records))
+
+
+def plot_epochs(records: Sequence[Record]) -> Figure:
+    """Accuracy per epoch on training and on selection images, a colour a variant, a line a seed."""
+    variants = variants_of(records)
+    figure, panels = new_axes(2, width=5, height=3.8)
+    for axis, part in zip(panels, ("train", "selection"), strict=True):
+        for colour, runs in zip(LINE_COLOURS, variants):
+            for number, record in enumerate(runs.records):
+                epochs = record["training"]["epochs"]
+                accuracies = [100 * one[f"{part}_accuracy"] for one in epochs]
+                label = runs.label if number == 0 else None
+                axis.plot([one["epoch"] for one in epochs], accuracies, color=colour, lw=1.5, label=label)
+        axis.set(xlabel="epoch", ylabel="% of images")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0].set_title("Training images, as augmented")
+    panels[1].set_title("Selection images, as they are")
+    panels[0].sharey(panels[1])
+    panels[0].legend(fontsize=9, loc="upper left")
+    figure.suptitle(_source(variants[0], records), fontsize=10)
+    return figure
 
 
 def _label(runs: VariantRuns, part: str) -> ForestLabel:
