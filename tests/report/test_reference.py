@@ -25,6 +25,9 @@ def test_of_each_data_set_the_longest_run_is_shown() -> None:
         "cifar10-jpeg": 40, "fashion-mnist": 6, "mnist-5k": 60
     }  # fmt: skip
     assert f"{100 * records['mnist-5k']['test']['accuracy']:.1f}" in data_sets().lines[2]
+    as_long = [one for one in committed_runs() if one["config"]["train"]["epochs"] == 40]
+    chosen = records["cifar10-jpeg"]["selection"]["accuracy"]
+    assert len(as_long) > 1 and chosen == max(one["selection"]["accuracy"] for one in as_long)
 
 
 def test_runs_that_differ_in_the_term_alone_stand_together() -> None:

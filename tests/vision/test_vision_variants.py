@@ -11,7 +11,7 @@ from newllm_core.comparison.accuracy import VariantRuns, accuracy_difference, ac
 from newllm_core.comparison.groups import ComparisonError
 from newllm_core.comparison.tables import readable_table
 from newllm_core.vision.experiment import Record, score_cards
-from newllm_core.vision.report.comparison import plot_variants
+from newllm_core.vision.report.comparison import plot_epochs, plot_variants
 from newllm_core.vision.report.score_table import card_lines, score_table
 
 
@@ -104,6 +104,21 @@ def test_the_picture_fills_the_dots_that_differ() -> None:
         "reference\naccuracy 51.0 %", "same\naccuracy 51.0 %", "better\naccuracy 71.0 %", "reference", "group",
     ]  # fmt: skip
     assert "test images" in axis.get_xlabel() and axis.texts[0].get_text() == "reference"
+
+
+def test_the_picture_of_epochs_has_a_colour_a_variant_and_a_line_a_seed() -> None:
+    runs = [made_up("base", 500, 510), made_up("packed", 505)]
+    records = [record for one in runs for record in one.records]
+    for number, one in enumerate(records):
+        one["training"] = {"epochs": [
+            {"epoch": epoch, "train_accuracy": 0.1 * epoch, "selection_accuracy": 0.05 * epoch + 0.1 * number}
+            for epoch in (1, 2)
+        ]}  # fmt: skip
+    train, selection = plot_epochs(records).axes
+    assert [len({line.get_color() for line in axis.lines}) for axis in (train, selection)] == [2, 2]
+    assert [line.get_ydata()[1] for line in selection.lines] == pytest.approx([10, 20, 30])  # type: ignore[index]
+    legend = train.get_legend()
+    assert legend is not None and [text.get_text() for text in legend.get_texts()] == ["base", "packed"]
 
 
 def test_the_score_table_has_targets_where_there_are_any() -> None:
