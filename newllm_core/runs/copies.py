@@ -31,7 +31,7 @@ _MARK = re.compile(rf"{_STEM.pattern}\.[0-9a-f]{{64}}")
 
 
 def copies_folder(copy_to: str | None, kind: str, identity: Identity) -> Path | None:
-    """Where copies of one run are, wherever it runs: by what it is. ``kind``: stem of its record's file."""
+    """Where copies of one run are, wherever it runs: by what it is. ``kind``: tells runs of one identity apart."""
     if copy_to is None:
         return None
     digest = sha256_bytes(json.dumps(identity.record(), sort_keys=True).encode())

@@ -88,6 +88,8 @@ class RunFolder:
         check: called with the record and its path whenever it is read or written; raises RunError where it is wrong.
         files: what a complete run has beside its record, weights of both phases included; a committed record has none.
         copy_to: a second place for checkpoints and results, for all runs (`copies.py`).
+        kind: in the name of its copies, apart from other kinds of runs of the same identity; None: the stem of the
+            record's file.
     """
 
     record_path: Path
@@ -96,6 +98,7 @@ class RunFolder:
     check: Callable[[Record, Path], None] = lambda record, path: None
     files: Sequence[Path] = ()
     copy_to: str | None = None
+    kind: str | None = None
 
     @contextmanager
     def held(self) -> Iterator[HeldRun]:
@@ -126,7 +129,7 @@ class RunFolder:
 
     @property
     def copies(self) -> Path | None:
-        return copies_folder(self.copy_to, self.record_path.stem, self.identity)
+        return copies_folder(self.copy_to, self.kind or self.record_path.stem, self.identity)
 
     def _results(self) -> dict[str, Path]:
         """All files of a complete run by their names in a copy, the record last."""
