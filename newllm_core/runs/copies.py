@@ -130,12 +130,15 @@ def _marks(copies: Path) -> list[Path]:
     return sorted((path for path in copies.glob("*.*") if _MARK.fullmatch(path.name)), reverse=True)
 
 
-def restore(copies: Path, targets: Mapping[str, Path]) -> bool:
+def restore(copies: Path, targets: Mapping[str, Path], *, only_finished: bool = False) -> bool:
     """Write the files of the newest whole copy to their ``targets``, in the order of the copy; False: there is none.
 
     A name that ends with "/" stands for everything below it. Names that are not expected are left alone.
+    ``only_finished``: copies of a finished run alone.
     """
     for mark in _marks(copies):
+        if only_finished and not _is_finished(mark):
+            continue
         archive = mark.with_suffix(".zip")
         if _is_whole(mark):
             _extract(archive, targets)

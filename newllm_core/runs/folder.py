@@ -144,11 +144,13 @@ class RunFolder:
             copy_files(self.copies, {name: path for name, path in self._results().items() if path.is_file()}, FINISHED)
 
     def _restored(self) -> bool:
-        """Whether a copy was taken up, where nothing is here to go on from: a copy's JSON comes last, so that one which
-        was cut is taken up again."""
-        if self.copies is None or any(self.checkpoint.glob("*.json")):
+        """Whether a copy was taken up: any where nothing is here to go on from, else one of the finished run, which may
+        have ended on another machine. A copy's JSON comes last, so that one which was cut is taken up again.
+        """
+        if self.copies is None:
             return False
-        return restore(self.copies, {**self._results(), CHECKPOINT_NAME: self.checkpoint})
+        begun = any(self.checkpoint.glob("*.json"))
+        return restore(self.copies, {**self._results(), CHECKPOINT_NAME: self.checkpoint}, only_finished=begun)
 
     @property
     def _lock(self) -> Path:

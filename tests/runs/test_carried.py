@@ -83,6 +83,34 @@ def test_a_run_of_two_other_machines_arrives_with_the_figures_of_one(
     assert not any((tmp_path / "sweep" / "copies").iterdir())
 
 
+def test_a_run_begun_here_and_finished_on_another_machine_arrives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was trained here until then is less, and goes."""
+    save_always(monkeypatch)
+    settings = settings_for(text_file(tmp_path / "my.jsonl"))
+    results, away = tmp_path / "results", tmp_path / "results of this machine"
+    folders = Folders(results / "experiments", results / "phase1", results / "reference", tmp_path / "data")
+    sweep = Sweep(settings, grid({}), [1], ExperimentRunner(folders))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after("Phase 2", 1, patch)
+        sweep.run()
+
+    class AnotherMachine:
+        def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Ended]]:
+            results.rename(away)
+            assert tasks[0].copying_work is not None
+            ended = run_task(replace(tasks[0], work=tasks[0].copying_work))
+            shutil.rmtree(results)
+            away.rename(results)
+            yield 0, ended
+
+    (outcome,) = run_sweep(sweep, AnotherMachine(), tmp_path / "sweep")
+    assert outcome.status == FINISHED and not list(results.rglob("checkpoint-*.json"))
+    alone = replace(folders, experiments=tmp_path / "alone", phase1=tmp_path / "alone phase1")
+    assert figures_of(sweep.finished()) == figures_of(Sweep(settings, grid({}), [1], ExperimentRunner(alone)).run())
+
+
 class Elsewhere(FolderKeeper):
     """Has nothing, and keeps what arrives."""
 
