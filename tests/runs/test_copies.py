@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from core_helpers import save_always, stop_after
 from test_experiment import run_small
 from test_reuse import must_not_train, settings_for, text_file
@@ -20,6 +21,14 @@ from newllm_core.config.schema import changed
 from newllm_core.experiment import run as experiment_module
 from newllm_core.experiment.folder_names import run_folder_name
 from newllm_core.runs import copies
+from newllm_core.runs.checkpoint import (
+    CHECKPOINT_NAME,
+    Checkpoint,
+    CheckpointPlace,
+    copy_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from newllm_core.runs.folder import RunFolder
 from newllm_core.runs.identity import Identity, figures_of
 
@@ -190,6 +199,27 @@ def test_a_copy_that_failed_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         patch.setattr(copies, "sha256_file", full)  # the zip is whole, and its mark cannot be written
         assert not copies.copy_files(drive, copied(tmp_path, 2), "000002-00000000")
     assert sorted(drive.iterdir()) == before
+
+
+def test_a_damaged_checkpoint_is_not_copied_again_and_again_as_the_newest(tmp_path: Path) -> None:
+    place = CheckpointPlace(tmp_path / "checkpoint", {"run": {"seed": 1}}, tmp_path / "drive")
+
+    def save(steps: int) -> None:
+        save_checkpoint(place.folder, Checkpoint(place.configs, [], steps, {"weight": torch.zeros(2)}, {}))
+        assert copy_checkpoint(place)
+
+    save(10)
+    save_checkpoint(place.folder, Checkpoint(place.configs, [], 50, {"weight": torch.zeros(2)}, {}))
+    (place.folder / "000000-00000050.safetensors").write_bytes(b"damaged")
+    found = load_checkpoint(place, torch.device("cpu"))
+    assert found is not None and found.steps == 10
+    for steps in (20, 30):
+        save(steps)
+    assert place.copies is not None
+    fresh = dataclasses.replace(place, folder=tmp_path / "fresh")
+    assert copies.restore(place.copies, {CHECKPOINT_NAME: fresh.folder})
+    found = load_checkpoint(fresh, torch.device("cpu"))
+    assert found is not None and found.steps == 30
 
 
 def test_a_copy_that_cannot_be_read_is_passed_over_for_the_one_before(
