@@ -115,7 +115,7 @@ class RunFolder:
     def _owned(self) -> Iterator[Record | None]:
         folder = self.record_path.parent
         if self.record_path.is_file() and not os.access(folder, os.W_OK):
-            yield self._read()  # an archive, which nobody works on
+            yield self.read()  # an archive, which nobody works on
             return
         with owned(self._lock), memory_errors_named(folder):
             record = self._finished()
@@ -164,12 +164,13 @@ class RunFolder:
         return record
 
     def _finished(self) -> Record | None:
-        record = self._read()
+        record = self.read()
         if record is not None and os.access(self.record_path.parent, os.W_OK):
             discard_checkpoint(self.checkpoint)  # of an interruption just before it was discarded
         return record
 
-    def _read(self) -> Record | None:
+    def read(self) -> Record | None:
+        """The record of the complete run; nothing is changed. Raises RunError as ``held``."""
         if not self.record_path.is_file():
             return None
         record: Record = read_json(self.record_path)
