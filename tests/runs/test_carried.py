@@ -1,5 +1,6 @@
 """Runs on a machine that does not see the results folder of the one that gave them."""
 
+import itertools
 import logging
 import shutil
 import threading
@@ -15,6 +16,7 @@ from newllm_core.batch import carried as carried_module
 from newllm_core.batch.carried import FolderKeeper, carried
 from newllm_core.batch.sweeps import run_sweep
 from newllm_core.batch.tasks import FAILED, FINISHED, Ended, Task, run_task
+from newllm_core.runs import copies
 from newllm_core.runs.identity import figures_of
 from newllm_core.studies.runners import ExperimentRunner, Folders
 from newllm_core.studies.sweep import Sweep, grid
@@ -144,6 +146,44 @@ def test_a_copy_is_sent_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.Mon
         archive.write_bytes(b"half and half")
         mark.touch()
     assert other.arrived == {f"run/{archive.name}": b"half and half", f"run/{mark.name}": b""}
+
+
+def copied(folder: Path, number: int) -> None:
+    """One more copy of a run in ``folder``."""
+    content = folder.with_name("content.txt")
+    content.write_text(f"state {number}")
+    assert copies.copy_files(folder / "run", {"one.txt": content}, f"{number:06d}-00000000")
+
+
+def restored(folder: Path) -> str:
+    target = folder.with_name("restored.txt")
+    assert copies.restore(folder / "run", {"one.txt": target})
+    return target.read_text()
+
+
+def test_what_an_earlier_try_left_on_this_machine_is_sent(tmp_path: Path) -> None:
+    """It ended after its copy was written and before that was sent."""
+    here, node = tmp_path / "here", tmp_path / "node"
+    copied(node, 1)
+    with carried(Arrives(here), node):
+        pass
+    assert restored(here) == "state 1"
+
+
+def test_copies_that_make_room_while_they_are_handed_over_stop_nothing(tmp_path: Path) -> None:
+    """The machine that an earlier try ran on still sends."""
+    here, node, numbers = tmp_path / "here", tmp_path / "node", itertools.count(3)
+
+    class Receives(Arrives):
+        def names(self, folder: Path) -> list[str]:
+            found = super().names(folder)
+            copied(here, next(numbers))  # of two that were found, the older one goes
+            return found
+
+    copied(here, 1)
+    copied(here, 2)
+    with carried(Receives(here), node):
+        assert restored(node) == "state 3"
 
 
 def test_a_run_whose_record_did_not_arrive_has_failed(tmp_path: Path) -> None:
