@@ -148,6 +148,29 @@ def test_a_copy_is_sent_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.Mon
     assert other.arrived == {f"run/{archive.name}": b"half and half", f"run/{mark.name}": b""}
 
 
+def test_a_run_that_cannot_be_taken_up_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = settings_for(text_file(tmp_path / "my.jsonl"))
+    folders = Folders(tmp_path / "experiments", tmp_path / "phase1", tmp_path / "reference", tmp_path / "data")
+    runner = ExperimentRunner(folders)
+    sweep = Sweep(settings, grid({}), [1, 2], runner)
+
+    class Leaves:
+        """The first run has copies, and a file lies where its folder should be; the second one ran here."""
+
+        def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Ended]]:
+            assert tasks[0].copies is not None
+            tasks[0].copies.mkdir(parents=True)
+            (folders.experiments / runner.key(sweep.points[0])).touch()
+            yield 0, Ended(FINISHED)
+            yield 1, run_task(tasks[1])
+
+    folders.experiments.mkdir()
+    failed, finished = run_sweep(sweep, Leaves(), tmp_path / "sweep")
+    assert failed.status == FAILED and "could not be taken up here: " in str(failed)
+    assert finished.status == FINISHED and "failed" in (tmp_path / "sweep" / "runs.csv").read_text()
+    assert "[1/2] base, seed 1 failed" in capsys.readouterr().out
+
+
 def copied(folder: Path, number: int) -> None:
     """One more copy of a run in ``folder``."""
     content = folder.with_name("content.txt")
