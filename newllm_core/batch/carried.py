@@ -18,6 +18,7 @@ logger = logging.getLogger("newllm")
 
 _CHUNK_BYTES = 32 * 2**20
 _LOOK_SECONDS = 5.0
+_LOOKS = 3  # at most, at what there is to begin with
 
 
 class Keeper(Protocol):
@@ -62,11 +63,10 @@ class FolderKeeper:
 
 @contextmanager
 def carried(keeper: Keeper, folder: Path) -> Iterator[None]:
-    """Inside, work begins with the copies that ``keeper`` has, and what it leaves in ``folder`` goes there."""
+    """Inside, work begins with the copies that ``keeper`` has, and what is or comes into ``folder`` goes there."""
     here, ended = FolderKeeper(), threading.Event()
-    for name in keeper.names(folder):
-        _send(keeper, here, folder, name)
-    sent = set(here.names(folder))
+    # Not all that is here: an earlier try on this machine may have ended before it sent what it left.
+    sent = _handed_over(keeper, here, folder)
 
     def send_new() -> None:
         for name in here.names(folder):
@@ -91,6 +91,30 @@ def carried(keeper: Keeper, folder: Path) -> Iterator[None]:
         ended.set()
         looking.join()
         send_new()
+
+
+def _handed_over(source: Keeper, target: Keeper, folder: Path) -> set[str]:
+    """The names of all copies that were sent: again what is there, where one has just made room for a newer one.
+
+    That machine still receives what an earlier try sends; after some looks, what was sent until then is recent enough.
+    """
+    sent = set[str]()
+    for _ in range(_LOOKS):
+        found = [name for name in source.names(folder) if name not in sent]
+        gone = [name for name in found if not _sent(source, target, folder, name)]
+        sent |= set(found) - set(gone)
+        if not gone:
+            break
+    return sent
+
+
+def _sent(source: Keeper, target: Keeper, folder: Path, name: str) -> bool:
+    """False where it is no longer there."""
+    try:
+        _send(source, target, folder, name)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _send(source: Keeper, target: Keeper, folder: Path, name: str) -> None:

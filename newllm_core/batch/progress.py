@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from newllm_core.batch.tasks import Ended, Engine, Task, last_words, times_begun
@@ -12,8 +12,10 @@ _SHOWN_CHARACTERS = 60  # of what each running task says
 _SHOWN_TASKS = 4
 
 
-def ended_as_shown(engine: Engine, tasks: Sequence[Task]) -> Iterator[tuple[int, Ended]]:
-    """As ``Engine.run``; shown meanwhile."""
+def ended_as_shown(
+    engine: Engine, tasks: Sequence[Task], judged: Callable[[int, Ended], Ended]
+) -> Iterator[tuple[int, Ended]]:
+    """As ``Engine.run``; shown meanwhile. ``judged``: what the end of the task at a place counts as and is shown as."""
     running, over = dict(enumerate(tasks)), threading.Event()
     earlier = [times_begun(task.log) for task in tasks]
     bar = progress_bar(total=len(tasks), desc="runs", unit="run")
@@ -23,6 +25,7 @@ def ended_as_shown(engine: Engine, tasks: Sequence[Task]) -> Iterator[tuple[int,
         try:
             for place, ended in engine.run(tasks):
                 running.pop(place)
+                ended = judged(place, ended)
                 bar.update()
                 bar.write(line_of(len(tasks) - len(running), len(tasks), tasks[place], ended))
                 yield place, ended

@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from newllm_core.batch.carried import FolderKeeper, carried
-from newllm_core.batch.tasks import RETRIES, Ended, EngineError, Task, died, run_task
+from newllm_core.batch.tasks import FAILED, RETRIES, Ended, EngineError, Task, died, run_task
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's rule to come: no GPU asked for, none hidden
 
 try:
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import RayError, RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ImportError as error:
     raise EngineError("engine 'ray': expected the package ray; pip install -e '.[ray]'") from error
+
+_SAVING_SECONDS = 60.0  # that tasks have to save and end, once they were interrupted
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,7 @@ class RayEngine:
                     place = running.pop(ready)
                     yield place, _ended(tasks[place], ready, self.retries)
             finally:
-                for reference in running:
-                    ray.cancel(reference)
+                _interrupt(list(running))
 
     def _begin(self, task: Task, keeper: Any, mark: Path | None) -> Any:
         """Ray itself tries a task again whose worker or node died; an error is an answer, and is not."""
@@ -75,7 +76,15 @@ def _run(task: Task, keeper: Any, mark: Path | None) -> tuple[Ended, bytes]:
     with carried(_Remote(keeper), task.copies):
         ended = run_task(replace(task, work=task.copying_work))
     shutil.rmtree(task.copies, ignore_errors=True)
-    return ended, task.log.read_bytes()
+    return ended, task.log.read_bytes() if task.log.exists() else b""  # ``ended`` says why there is none
+
+
+def _interrupt(references: Sequence[Any]) -> None:
+    """Interrupt tasks, and wait until they have saved and their copies have arrived: cluster and keeper go next."""
+    for reference in references:
+        ray.cancel(reference)
+    if references:
+        ray.wait(references, num_returns=len(references), timeout=_SAVING_SECONDS)
 
 
 class _Remote:
@@ -118,6 +127,8 @@ def _ended(task: Task, reference: Any, retries: int) -> Ended:
     ended: Ended
     try:
         ended, log = ray.get(reference)
+    except RayTaskError as error:  # around the work, which raises nothing: its copies, its log, what it answers
+        return Ended(FAILED, error=f"what it left could not be carried: {type(error.cause).__name__}: {error.cause}")
     except RayError as error:
         return died(str(error), retries + 1)
     if log:

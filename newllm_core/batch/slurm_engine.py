@@ -17,10 +17,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from newllm_core.batch.tasks import RETRIES, Ended, EngineError, Task, died, run_task
+from newllm_core.batch.tasks import FAILED, RETRIES, Ended, EngineError, Task, died, run_task
 
 try:
     import submitit
+    from submitit.core.utils import FailedJobError, UncompletedJobError
 except ImportError as error:
     raise EngineError("engine 'slurm': expected the package submitit; pip install -e '.[slurm]'") from error
 
@@ -83,21 +84,26 @@ class SlurmEngine:
     cluster: str = "slurm"
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Ended]]:
-        """As ``Engine.run``. When it is left early, the jobs are cancelled, and save."""
+        """As ``Engine.run``. When it is left early, the jobs are cancelled, and save.
+
+        Raises EngineError where SLURM refuses jobs at first; a refused second try fails alone.
+        """
         executor = self._executor()
-        waiting, running, tries = deque(range(len(tasks))), dict[int, Any](), dict.fromkeys(range(len(tasks)), 0)
+        waiting, running, tries = deque(range(len(tasks))), dict[int, Any](), Counter[int]()
         # SLURM holds an array back by itself; local jobs all begin at once.
         room = len(tasks) if self.cluster == "slurm" else self.workers
         queue: _Queue | _Processes = _Queue() if self.cluster == "slurm" else _Processes()
         try:
             while waiting or running:
                 chosen = [waiting.popleft() for _ in range(min(len(waiting), room - len(running)))]
-                for place in chosen:
-                    tries[place] += 1
-                running |= self._submit(executor, {place: tasks[place] for place in chosen})
+                tries.update(chosen)
+                refused = self._submit(executor, {place: tasks[place] for place in chosen}, running)
+                if refused and max(tries.values()) == 1:
+                    raise EngineError(next(iter(refused.values())))
+                yield from ((place, Ended(FAILED, error=reason)) for place, reason in refused.items())
                 for place in queue.ended(running):
                     job = running.pop(place)
-                    ended = job.result() if _has_result(job) else None
+                    ended = _ended(job)
                     if ended is None and tries[place] <= self.retries:
                         waiting.appendleft(place)
                     else:
@@ -119,26 +125,50 @@ class SlurmEngine:
         except RuntimeError as error:
             raise EngineError(f"engine 'slurm': expected a machine of a SLURM cluster ({error})") from error
 
-    def _submit(self, executor: Any, tasks: Mapping[int, Task]) -> dict[int, Any]:
-        """An array of jobs for all that need the same cores and GPUs; the jobs by place."""
+    def _submit(self, executor: Any, tasks: Mapping[int, Task], running: dict[int, Any]) -> dict[int, str]:
+        """An array of jobs for all that need the same cores and GPUs, which come into ``running`` at once, since they
+        are to be cancelled if the next array goes wrong; why, by place, for those that SLURM refused.
+        """
         alike: dict[tuple[int, int], list[int]] = {}
         for place, task in tasks.items():
             alike.setdefault((task.cores, task.gpus), []).append(place)
-        jobs: dict[int, Any] = {}
+        refused: dict[int, str] = {}
         for (cores, gpus), places in alike.items():
             partition = {} if self.partition is None else {"slurm_partition": self.partition}
             executor.update_parameters(
                 name="newllm", timeout_min=self.minutes, cpus_per_task=cores, gpus_per_node=gpus,
                 slurm_array_parallelism=self.workers, **partition,
             )  # fmt: skip
-            jobs |= zip(places, executor.map_array(_GoesOn(), [tasks[place] for place in places]), strict=True)
-        return jobs
+            try:
+                jobs = executor.map_array(_GoesOn(), [tasks[place] for place in places])
+            except FailedJobError as error:  # submitit's name for a command that failed, here sbatch
+                reason = f"engine 'slurm': jobs of {cores} cores and {gpus} GPUs were refused: {error}"
+                refused |= dict.fromkeys(places, reason)
+            else:
+                running |= zip(places, jobs, strict=True)
+        return refused
 
 
 def _has_result(job: Any) -> bool:
     """submitit writes one at the end of a call, whatever came of it."""
     found: bool = job.paths.result_pickle.exists()
     return found
+
+
+def _ended(job: Any) -> Ended | None:
+    """What became of its task; None where the job left no result.
+
+    What submitit itself reports, as of a node that cannot read the task, is an answer: it would fail again.
+    """
+    if not _has_result(job):
+        return None
+    try:
+        ended: Ended = job.result()
+    except FailedJobError as error:
+        return Ended(FAILED, error=f"job {job.job_id}: {error}")
+    except UncompletedJobError:  # its result was there a moment ago
+        return None
+    return ended
 
 
 class _Processes:

@@ -19,10 +19,11 @@ from newllm_core.comparison.leaderboard import standings, standings_table
 from newllm_core.comparison.paired import comparison_table
 from newllm_core.comparison.tables import readable_table
 from newllm_core.config.schema import changed, config_hash
+from newllm_core.data import DataError
 from newllm_core.report.comparison import plot_comparison
 from newllm_core.report.leaderboard import plot_standings
 from newllm_core.report.style import save_figure
-from newllm_core.runs.files import RESULTS_DIR, write_text
+from newllm_core.runs.files import RESULTS_DIR, RunError, write_text
 from newllm_core.runs.folder import Record
 from newllm_core.studies.sweep import Point, Runner, Sweep
 from newllm_core.vision.report.comparison import plot_variants
@@ -60,20 +61,30 @@ def run_sweep(sweep: Sweep, engine: Engine, folder: Path) -> list[Outcome]:
         for place, point in enumerate(sweep.points)
         if found[place] is not None
     }
-    for number, ended in ended_as_shown(engine, tasks):
-        point = sweep.points[unfinished[number]]
-        _take_up(sweep.runner, point, folder)
-        outcomes[unfinished[number]] = _outcome(sweep.runner, point, ended, tasks[number].log)
+
+    def judged(number: int, ended: Ended) -> Ended:
+        return _judged(sweep.runner, sweep.points[unfinished[number]], folder, ended)
+
+    for number, ended in ended_as_shown(engine, tasks, judged):
+        place, log = unfinished[number], tasks[number].log
+        point = sweep.points[place]
+        outcomes[place] = Outcome(point, ended.status, log, ended.seconds, times_begun(log), ended.error)
     in_order = [outcomes[place] for place in range(len(sweep.points))]
     write_text(folder / "runs.csv", _runs_table(in_order).to_csv(index=False))
     return in_order
 
 
-def _outcome(runner: Runner, point: Point, ended: Ended, log: Path) -> Outcome:
-    """Finished is what has its record here, wherever the run was."""
-    if ended.status == FINISHED and runner.finished(point) is None:
-        ended = replace(ended, status=FAILED, error="it finished, but its record is not here; run the same again")
-    return Outcome(point, ended.status, log, ended.seconds, times_begun(log), ended.error)
+def _judged(runner: Runner, point: Point, folder: Path, ended: Ended) -> Ended:
+    """Finished is what has its record here, wherever the run was; an error on the way here fails this run alone."""
+    try:
+        _take_up(runner, point, folder)
+        is_here = runner.finished(point) is not None
+    except (RunError, DataError, OSError) as problem:
+        reason = f"what it left could not be taken up here: {type(problem).__name__}: {problem}"
+        return replace(ended, status=FAILED, error=f"{ended.error}; {reason}" if ended.error else reason)
+    if ended.status == FINISHED and not is_here:
+        return replace(ended, status=FAILED, error="it finished, but its record is not here; run the same again")
+    return ended
 
 
 def task_of(runner: Runner, point: Point, folder: Path) -> Task:

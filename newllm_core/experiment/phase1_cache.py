@@ -18,14 +18,15 @@ logger = logging.getLogger("newllm")
 CONTEXT_WEIGHTS = "context_block.safetensors"
 PHASE1_RECORD = "phase1.json"
 PHASE1_CHECKPOINT = "phase1_checkpoint"
+PHASE1_KIND = "phase1"  # of an experiment, in the name of its copies
 
 TrainAndMeasure = Callable[[CheckpointPlace], tuple[Phase1Result, Mapping[str, Any]]]
 
 
-def phase1_place(folder: Path, identity: Identity, copy_to: str | None = None) -> RunFolder:
+def phase1_place(folder: Path, identity: Identity, copy_to: str | None = None, kind: str = PHASE1_KIND) -> RunFolder:
     """Phase 1 as it is kept in ``folder``."""
     record, checkpoint = folder / PHASE1_RECORD, folder / PHASE1_CHECKPOINT
-    return RunFolder(record, checkpoint, identity, files=phase1_files(folder), copy_to=copy_to)
+    return RunFolder(record, checkpoint, identity, files=phase1_files(folder), copy_to=copy_to, kind=kind)
 
 
 def phase1_files(folder: Path) -> tuple[Path, ...]:
@@ -34,7 +35,7 @@ def phase1_files(folder: Path) -> tuple[Path, ...]:
 
 
 def phase1_in_folder(
-    prepared: Prepared, identity: Identity, folder: Path, train: TrainAndMeasure
+    prepared: Prepared, identity: Identity, folder: Path, train: TrainAndMeasure, kind: str = PHASE1_KIND
 ) -> tuple[Phase1Result, Record]:
     """What is in ``folder``, or else what ``train`` gives, kept there: contexts and record. Contexts that were there
     have no history.
@@ -46,10 +47,11 @@ def phase1_in_folder(
         identity: what the folder must have been made with.
         train: trains the model in place, with checkpoints at the place it is given; returns contexts and figures. Its
             seconds, before interruptions too, are added to the record.
+        kind: of this training, in the name of its copies: two that train differently never share one.
 
     Raises RunError when the folder holds another Phase 1 or a damaged file.
     """
-    with phase1_place(folder, identity, prepared.run.copy_to).held() as run:
+    with phase1_place(folder, identity, prepared.run.copy_to, kind).held() as run:
         if run.record is not None:
             return _read(prepared, folder), run.record
         watch = Stopwatch()

@@ -109,8 +109,13 @@ class CheckpointBudget:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write it, then delete all but the newest two, and what a killed process has left half-written."""
-    tensors, states, progress = _paths(folder, f"{len(checkpoint.rows):06d}-{checkpoint.steps:08d}")
+    """Write it, then delete all but it and the one before, and what a killed process has left half-written.
+
+    One that says it is further along goes too: it was damaged, so this training began before it, and it would be taken
+    for the newest, here and in every copy.
+    """
+    stem = f"{len(checkpoint.rows):06d}-{checkpoint.steps:08d}"
+    tensors, states, progress = _paths(folder, stem)
     with disk_errors_named(progress):
         progress.unlink(missing_ok=True)  # one of the same place, whose other files are replaced now
     contiguous = {
@@ -125,7 +130,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "sha256": {path.name: sha256_file(path) for path in (tensors, states)},
     }  # fmt: skip
     write_json(progress, content)
-    kept = {path for stem in _newest_first(folder)[:_NUM_KEPT] for path in _paths(folder, stem)}
+    until_now = [found for found in _newest_first(folder) if found <= stem]
+    kept = {path for found in until_now[:_NUM_KEPT] for path in _paths(folder, found)}
     with disk_errors_named(folder):
         for path in sorted(set(folder.iterdir()) - kept, key=lambda path: path.suffix != ".json"):
             if path.is_dir():

@@ -14,11 +14,12 @@ import re
 import shutil
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from newllm_core.runs.disk import RunError, disk_errors_named
-from newllm_core.runs.files import sha256_bytes, sha256_file, write_atomically
+from newllm_core.runs.files import content_sha256, sha256_bytes, sha256_file, write_atomically
 from newllm_core.runs.identity import Identity
 
 logger = logging.getLogger("newllm")
@@ -31,7 +32,7 @@ _MARK = re.compile(rf"{_STEM.pattern}\.[0-9a-f]{{64}}")
 
 
 def copies_folder(copy_to: str | None, kind: str, identity: Identity) -> Path | None:
-    """Where copies of one run are, wherever it runs: by what it is. ``kind``: stem of its record's file."""
+    """Where copies of one run are, wherever it runs: by what it is. ``kind``: tells runs of one identity apart."""
     if copy_to is None:
         return None
     digest = sha256_bytes(json.dumps(identity.record(), sort_keys=True).encode())
@@ -50,12 +51,7 @@ def copy_files(copies: Path, files: Mapping[str, Path], reached: str) -> bool:
             if further is not None:
                 _say_further(further)
                 return False
-            numbers = [int(match[1]) for path in copies.glob("*.zip") if (match := _STEM.fullmatch(path.stem))]
-            archive = copies / f"{max(numbers, default=0) + 1:06d}-{reached}.zip"
-            with zipfile.ZipFile(archive, "x") as zipped:
-                for name, path in files.items():
-                    zipped.write(path, name)
-            archive.with_suffix(f".{sha256_file(archive)}").touch(exist_ok=False)
+            _write(copies / f"{_last_number(copies) + 1:06d}-{reached}.zip", files)
             remove_older(copies)
     except (OSError, RunError) as error:
         logger.warning("no copy was written: %s", error)
@@ -63,12 +59,30 @@ def copy_files(copies: Path, files: Mapping[str, Path], reached: str) -> bool:
     return True
 
 
+def _last_number(copies: Path) -> int:
+    """Of zips and marks: a drive may have lost the zip of a mark, and a later copy must come after both."""
+    return max((int(path.name.partition("-")[0]) for path in copies.iterdir() if is_copy(path.name)), default=0)
+
+
+def _write(archive: Path, files: Mapping[str, Path]) -> None:
+    """The zip, then its mark; after an error neither. Raises OSError."""
+    zipped = zipfile.ZipFile(archive, "x")  # outside: one that is there already is somebody else's, and stays
+    try:
+        with zipped:
+            for name, path in files.items():
+                zipped.write(path, name)
+        archive.with_suffix(f".{sha256_file(archive)}").touch(exist_ok=False)
+    except BaseException:
+        with suppress(OSError):  # the drive may be away by now; a later copy then removes it
+            archive.unlink()
+        raise
+
+
 def _further(copies: Path, reached: str) -> Path | None:
     """A whole copy of a run that was further along."""
     for mark in _marks(copies):
-        archive = mark.with_suffix(".zip")
-        if mark.stem.partition("-")[2] > reached and _is_whole(archive, mark):
-            return archive
+        if mark.stem.partition("-")[2] > reached and _is_whole(mark):
+            return mark.with_suffix(".zip")
     return None
 
 
@@ -82,8 +96,12 @@ def _say_further(archive: Path) -> None:
 
 
 def has_finished(copies: Path) -> bool:
-    """Whether there is a copy of the finished run."""
-    return os.path.isdir(copies) and any(mark.stem.endswith(f"-{FINISHED}") for mark in _marks(copies))  # noqa: PTH112
+    """Whether there is a whole copy of the finished run; it is read again only when it may have changed."""
+    return any(_is_finished(mark) and _is_whole(mark, known=True) for mark in _marks(copies))
+
+
+def _is_finished(mark: Path) -> bool:
+    return mark.stem.endswith(f"-{FINISHED}")
 
 
 def is_copy(name: str) -> bool:
@@ -92,12 +110,14 @@ def is_copy(name: str) -> bool:
 
 
 def remove_older(copies: Path) -> None:
-    """All but the newest that are whole."""
+    """All but the newest that have zip and mark: a mark that lost its zip holds no place of one that can be read."""
+    stems = {path.stem for path in copies.glob("*.zip")}
     marks = _marks(copies)
-    kept = {mark.stem for mark in marks[:_NUM_KEPT]}
+    kept = sorted({mark.stem for mark in marks} & stems, reverse=True)[:_NUM_KEPT]
     oldest = min(kept, default="")
-    for mark in marks[_NUM_KEPT:]:
-        mark.unlink()
+    for mark in marks:
+        if mark.stem not in kept:
+            mark.unlink()
     for archive in copies.glob("*.zip"):
         if _STEM.fullmatch(archive.stem) and archive.stem < oldest:
             archive.unlink()
@@ -105,17 +125,22 @@ def remove_older(copies: Path) -> None:
 
 def _marks(copies: Path) -> list[Path]:
     """What says that a copy is whole, the newest first; a drive has files of its own beside them."""
+    if not os.path.isdir(copies):  # noqa: PTH112  a drive that is away has none; `Path.is_dir` would raise
+        return []
     return sorted((path for path in copies.glob("*.*") if _MARK.fullmatch(path.name)), reverse=True)
 
 
-def restore(copies: Path, targets: Mapping[str, Path]) -> bool:
+def restore(copies: Path, targets: Mapping[str, Path], *, only_finished: bool = False) -> bool:
     """Write the files of the newest whole copy to their ``targets``, in the order of the copy; False: there is none.
 
     A name that ends with "/" stands for everything below it. Names that are not expected are left alone.
+    ``only_finished``: copies of a finished run alone.
     """
-    for mark in _marks(copies) if os.path.isdir(copies) else []:  # noqa: PTH112
+    for mark in _marks(copies):
+        if only_finished and not _is_finished(mark):
+            continue
         archive = mark.with_suffix(".zip")
-        if _is_whole(archive, mark):
+        if _is_whole(mark):
             _extract(archive, targets)
             logger.info("went on from the copy %s", archive)
             return True
@@ -123,9 +148,11 @@ def restore(copies: Path, targets: Mapping[str, Path]) -> bool:
     return False
 
 
-def _is_whole(archive: Path, mark: Path) -> bool:
+def _is_whole(mark: Path, *, known: bool = False) -> bool:
+    """Whether its zip is as it was written; ``known``: not read again while its times and size are the same."""
+    digest = content_sha256 if known else sha256_file
     try:
-        return f".{sha256_file(archive)}" == mark.suffix
+        return f".{digest(mark.with_suffix('.zip'))}" == mark.suffix
     except OSError:  # not there, or a drive that reports an error
         return False
 

@@ -88,6 +88,8 @@ class RunFolder:
         check: called with the record and its path whenever it is read or written; raises RunError where it is wrong.
         files: what a complete run has beside its record, weights of both phases included; a committed record has none.
         copy_to: a second place for checkpoints and results, for all runs (`copies.py`).
+        kind: in the name of its copies, apart from other kinds of runs of the same identity; None: the stem of the
+            record's file.
     """
 
     record_path: Path
@@ -96,6 +98,7 @@ class RunFolder:
     check: Callable[[Record, Path], None] = lambda record, path: None
     files: Sequence[Path] = ()
     copy_to: str | None = None
+    kind: str | None = None
 
     @contextmanager
     def held(self) -> Iterator[HeldRun]:
@@ -112,7 +115,7 @@ class RunFolder:
     def _owned(self) -> Iterator[Record | None]:
         folder = self.record_path.parent
         if self.record_path.is_file() and not os.access(folder, os.W_OK):
-            yield self._read()  # an archive, which nobody works on
+            yield self.read()  # an archive, which nobody works on
             return
         with owned(self._lock), memory_errors_named(folder):
             record = self._finished()
@@ -126,7 +129,7 @@ class RunFolder:
 
     @property
     def copies(self) -> Path | None:
-        return copies_folder(self.copy_to, self.record_path.stem, self.identity)
+        return copies_folder(self.copy_to, self.kind or self.record_path.stem, self.identity)
 
     def _results(self) -> dict[str, Path]:
         """All files of a complete run by their names in a copy, the record last."""
@@ -141,11 +144,13 @@ class RunFolder:
             copy_files(self.copies, {name: path for name, path in self._results().items() if path.is_file()}, FINISHED)
 
     def _restored(self) -> bool:
-        """Whether a copy was taken up, where nothing is here to go on from: a copy's JSON comes last, so that one which
-        was cut is taken up again."""
-        if self.copies is None or any(self.checkpoint.glob("*.json")):
+        """Whether a copy was taken up: any where nothing is here to go on from, else one of the finished run, which may
+        have ended on another machine. A copy's JSON comes last, so that one which was cut is taken up again.
+        """
+        if self.copies is None:
             return False
-        return restore(self.copies, {**self._results(), CHECKPOINT_NAME: self.checkpoint})
+        begun = any(self.checkpoint.glob("*.json"))
+        return restore(self.copies, {**self._results(), CHECKPOINT_NAME: self.checkpoint}, only_finished=begun)
 
     @property
     def _lock(self) -> Path:
@@ -159,12 +164,13 @@ class RunFolder:
         return record
 
     def _finished(self) -> Record | None:
-        record = self._read()
+        record = self.read()
         if record is not None and os.access(self.record_path.parent, os.W_OK):
             discard_checkpoint(self.checkpoint)  # of an interruption just before it was discarded
         return record
 
-    def _read(self) -> Record | None:
+    def read(self) -> Record | None:
+        """The record of the complete run; nothing is changed. Raises RunError as ``held``."""
         if not self.record_path.is_file():
             return None
         record: Record = read_json(self.record_path)

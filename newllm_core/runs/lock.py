@@ -141,8 +141,10 @@ def _leased(path: Path, wait: bool) -> Iterator[bool]:
         yield True
     finally:
         ended.set()
-        if _holds(path, mine):  # not the lease of somebody who took ours for abandoned
+        if _holds(path, mine):
             path.unlink(missing_ok=True)
+        else:
+            _say_lost(path)
 
 
 def _take_lease(path: Path, mine: str) -> bool:
@@ -165,7 +167,9 @@ def _holds(path: Path, mine: str) -> bool:
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Its process has ended, or is on another machine and has not renewed it."""
+    """Nobody has renewed it, or its process was of this machine and has ended. That a process of its number runs here
+    says nothing: in a container that was started again, names and numbers are the same ones.
+    """
     try:
         age = time.time() - path.stat().st_mtime
         owner = json.loads(path.read_text(encoding="utf-8"))
@@ -173,18 +177,29 @@ def _is_abandoned(path: Path) -> bool:
         return False  # given back just now
     except ValueError:  # made just now, its owner's name not written yet; or by one that was killed there
         return age > _LEASE_SECONDS
-    if owner["host"] == platform.node():
-        return not is_running(owner["process"])
-    return age > _LEASE_SECONDS
+    return age > _LEASE_SECONDS or (owner["host"] == platform.node() and not is_running(owner["process"]))
 
 
 def _renew(path: Path, mine: str, ended: threading.Event) -> None:
+    """Until the end of the work. A lease that was lost is not taken back: somebody else counts on it."""
+    said = False
     while not ended.wait(_LEASE_SECONDS / 4):
         try:
             if _holds(path, mine):
                 os.utime(path)
+            elif not ended.is_set():  # else it was given back just now
+                said = said or _say_lost(path)
         except OSError as error:  # mounted drives have such moments; the next look comes before the lease is old
             logger.warning("%s: the lease could not be renewed now (%s)", path, error)
+
+
+def _say_lost(path: Path) -> bool:
+    """Say that somebody took our lease for abandoned, as of a machine that slept; always True."""
+    logger.warning(
+        "%s: the lease of this process was lost; another process may have worked here at the same time. Run the same "
+        "again by one process, and look whether its figures are the same", path,
+    )  # fmt: skip
+    return True
 
 
 def is_running(process: int) -> bool:

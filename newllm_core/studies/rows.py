@@ -37,6 +37,8 @@ from newllm_core.training.phase1 import Phase1Result, train_phase1
 from newllm_core.training.phase2 import train_phase2
 
 PHASE1_FOLDER = "phase1"  # beside the rows: weights that rows have in common
+# In the name of its copies: it draws other numbers than an experiment's of the same configuration, and keeps others.
+ROW_PHASE1_KIND = "row-phase1"
 NETWORKS_FOLDER = "networks"
 
 
@@ -125,7 +127,7 @@ def _phase1(prepared: Prepared, config: Phase1Config, folder: Path) -> tuple[Pha
     sections = {"data": prepared.data, "model": model_part, "phase1": config, "run": prepared.run}
     watch = Stopwatch()
     place = folder / f"{corpus_key(prepared.data)}-{config_hash(*sections.values())}"
-    contexts, record = phase1_in_folder(prepared, identity_of(sections), place, train)
+    contexts, record = phase1_in_folder(prepared, identity_of(sections), place, train, ROW_PHASE1_KIND)
     earlier = max(0.0, record["cpu_seconds"] - watch.total().cpu)  # what this call took is counted by the caller
     return contexts, record["figures"], earlier
 

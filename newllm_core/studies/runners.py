@@ -79,10 +79,10 @@ class ExperimentRunner:
         return phase1_folder_name(settings.data, settings.model, settings.phase1, settings.run)
 
     def finished(self, point: Point) -> Record | None:
-        """Its own record, else a committed one."""
+        """Its own record, else a committed one, which is only read: a checkpoint of its own is of a run at work."""
         own = self._place(point)
         committed = replace(own, record_path=self.folders.reference / f"{self.key(point)}.json", files=())
-        return own.finished() or committed.finished()
+        return own.finished() or committed.read()
 
     def _place(self, point: Point) -> RunFolder:
         run_dir, phase1_dir = self._run_dir(point), self._phase1_dir(point)

@@ -1,5 +1,6 @@
 """Tasks and the local engine: logs, errors, workers that die, workers that are asked to stop."""
 
+import importlib
 import math
 import os
 import signal
@@ -9,11 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from engine_work import add, die, die_at_first, fail, wait_for_interruption
 
+from newllm_core.batch import slurm_engine
 from newllm_core.batch.local_engine import LocalEngine
 from newllm_core.batch.slurm_engine import PREEMPTED, SlurmEngine, _GoesOn
 from newllm_core.batch.tasks import EngineError, Task, last_words, times_begun, times_finished
@@ -76,6 +79,67 @@ def test_jobs_of_submitit_run_here_and_never_find_an_earlier_ones_result(tmp_pat
     assert [(place, ended.value) for place, ended in engine.run([task])] == [(0, 6)]
     (used,) = engine.folder.iterdir()
     assert list(used.glob("*_result.pkl")) and not list(Path(engine._executor().folder).iterdir())
+
+
+def test_a_job_that_cannot_read_its_task_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "only_here.py").write_text("def work() -> int:\n    return 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    unknown = importlib.import_module("only_here").work
+    tasks = [
+        Task("unknown", unknown, tmp_path / "a.log"),
+        Task("divides", partial(math.gcd, 12, 18), tmp_path / "b.log"),
+    ]
+    ended = dict(SlurmEngine(tmp_path / "jobs", workers=2, cluster="local").run(tasks))
+    assert ended[0].status == "failed" and "No module named 'only_here'" in str(ended[0].error)
+    assert ended[1].value == 6
+
+
+SBATCH = """#!/bin/sh
+if grep -q cpus-per-task=64 "$1"; then echo "more cores than there are" >&2; exit 1; fi
+echo Submitted batch job 4242
+"""
+
+
+@pytest.fixture
+def cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """SLURM's commands, of a cluster whose nodes have fewer than 64 cores; the file lists jobs that were cancelled."""
+    found = tmp_path / "cancelled"
+    commands = {"srun": "#!/bin/sh\n", "sbatch": SBATCH, "scancel": f"#!/bin/sh\necho $1 >> {found}\n"}
+    for name, content in {**commands, "squeue": "#!/bin/sh\n", "sacct": "#!/bin/sh\n"}.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    return found
+
+
+def test_jobs_that_slurm_refuses_are_an_error_of_the_engine_and_those_it_took_are_cancelled(
+    tmp_path: Path, cancelled: Path
+) -> None:
+    tasks = [Task(f"{cores}", partial(math.gcd, 12, 18), tmp_path / "task.log", cores=cores) for cores in (1, 64)]
+    with pytest.raises(EngineError, match="jobs of 64 cores and 0 GPUs were refused: .*more cores than there are"):
+        list(SlurmEngine(tmp_path / "jobs").run(tasks))
+    assert cancelled.read_text() == "4242\n"
+
+
+def test_a_second_try_that_slurm_refuses_fails_alone(
+    tmp_path: Path, cancelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No job ever comes into the queue, so each counts as dead."""
+    monkeypatch.setattr(slurm_engine, "_QUEUE_SECONDS", 0.0)
+    monkeypatch.setattr(slurm_engine, "_LOOK_SECONDS", 0.0)
+    submit, refused = SlurmEngine._submit, SBATCH.replace("cpus-per-task=64", ".")
+
+    def submit_once(engine: SlurmEngine, *arguments: Any) -> dict[int, str]:
+        found = submit(engine, *arguments)
+        (tmp_path / "bin" / "sbatch").write_text(refused)
+        return found
+
+    monkeypatch.setattr(SlurmEngine, "_submit", submit_once)
+    task = Task("divides", partial(math.gcd, 12, 18), tmp_path / "task.log")
+    ((place, ended),) = SlurmEngine(tmp_path / "jobs").run([task])
+    assert (place, ended.status) == (0, "failed") and "were refused" in str(ended.error)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Runs on a machine that does not see the results folder of the one that gave them."""
 
+import itertools
 import logging
 import shutil
 import threading
@@ -15,6 +16,7 @@ from newllm_core.batch import carried as carried_module
 from newllm_core.batch.carried import FolderKeeper, carried
 from newllm_core.batch.sweeps import run_sweep
 from newllm_core.batch.tasks import FAILED, FINISHED, Ended, Task, run_task
+from newllm_core.runs import copies
 from newllm_core.runs.identity import figures_of
 from newllm_core.studies.runners import ExperimentRunner, Folders
 from newllm_core.studies.sweep import Sweep, grid
@@ -83,6 +85,34 @@ def test_a_run_of_two_other_machines_arrives_with_the_figures_of_one(
     assert not any((tmp_path / "sweep" / "copies").iterdir())
 
 
+def test_a_run_begun_here_and_finished_on_another_machine_arrives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was trained here until then is less, and goes."""
+    save_always(monkeypatch)
+    settings = settings_for(text_file(tmp_path / "my.jsonl"))
+    results, away = tmp_path / "results", tmp_path / "results of this machine"
+    folders = Folders(results / "experiments", results / "phase1", results / "reference", tmp_path / "data")
+    sweep = Sweep(settings, grid({}), [1], ExperimentRunner(folders))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after("Phase 2", 1, patch)
+        sweep.run()
+
+    class AnotherMachine:
+        def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Ended]]:
+            results.rename(away)
+            assert tasks[0].copying_work is not None
+            ended = run_task(replace(tasks[0], work=tasks[0].copying_work))
+            shutil.rmtree(results)
+            away.rename(results)
+            yield 0, ended
+
+    (outcome,) = run_sweep(sweep, AnotherMachine(), tmp_path / "sweep")
+    assert outcome.status == FINISHED and not list(results.rglob("checkpoint-*.json"))
+    alone = replace(folders, experiments=tmp_path / "alone", phase1=tmp_path / "alone phase1")
+    assert figures_of(sweep.finished()) == figures_of(Sweep(settings, grid({}), [1], ExperimentRunner(alone)).run())
+
+
 class Elsewhere(FolderKeeper):
     """Has nothing, and keeps what arrives."""
 
@@ -116,6 +146,67 @@ def test_a_copy_is_sent_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.Mon
         archive.write_bytes(b"half and half")
         mark.touch()
     assert other.arrived == {f"run/{archive.name}": b"half and half", f"run/{mark.name}": b""}
+
+
+def test_a_run_that_cannot_be_taken_up_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = settings_for(text_file(tmp_path / "my.jsonl"))
+    folders = Folders(tmp_path / "experiments", tmp_path / "phase1", tmp_path / "reference", tmp_path / "data")
+    runner = ExperimentRunner(folders)
+    sweep = Sweep(settings, grid({}), [1, 2], runner)
+
+    class Leaves:
+        """The first run has copies, and a file lies where its folder should be; the second one ran here."""
+
+        def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Ended]]:
+            assert tasks[0].copies is not None
+            tasks[0].copies.mkdir(parents=True)
+            (folders.experiments / runner.key(sweep.points[0])).touch()
+            yield 0, Ended(FINISHED)
+            yield 1, run_task(tasks[1])
+
+    folders.experiments.mkdir()
+    failed, finished = run_sweep(sweep, Leaves(), tmp_path / "sweep")
+    assert failed.status == FAILED and "could not be taken up here: " in str(failed)
+    assert finished.status == FINISHED and "failed" in (tmp_path / "sweep" / "runs.csv").read_text()
+    assert "[1/2] base, seed 1 failed" in capsys.readouterr().out
+
+
+def copied(folder: Path, number: int) -> None:
+    """One more copy of a run in ``folder``."""
+    content = folder.with_name("content.txt")
+    content.write_text(f"state {number}")
+    assert copies.copy_files(folder / "run", {"one.txt": content}, f"{number:06d}-00000000")
+
+
+def restored(folder: Path) -> str:
+    target = folder.with_name("restored.txt")
+    assert copies.restore(folder / "run", {"one.txt": target})
+    return target.read_text()
+
+
+def test_what_an_earlier_try_left_on_this_machine_is_sent(tmp_path: Path) -> None:
+    """It ended after its copy was written and before that was sent."""
+    here, node = tmp_path / "here", tmp_path / "node"
+    copied(node, 1)
+    with carried(Arrives(here), node):
+        pass
+    assert restored(here) == "state 1"
+
+
+def test_copies_that_make_room_while_they_are_handed_over_stop_nothing(tmp_path: Path) -> None:
+    """The machine that an earlier try ran on still sends."""
+    here, node, numbers = tmp_path / "here", tmp_path / "node", itertools.count(3)
+
+    class Receives(Arrives):
+        def names(self, folder: Path) -> list[str]:
+            found = super().names(folder)
+            copied(here, next(numbers))  # of two that were found, the older one goes
+            return found
+
+    copied(here, 1)
+    copied(here, 2)
+    with carried(Receives(here), node):
+        assert restored(node) == "state 3"
 
 
 def test_a_run_whose_record_did_not_arrive_has_failed(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import fcntl
 import logging
 import os
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from core_helpers import save_always, stop_after
 from test_experiment import run_small
 from test_reuse import must_not_train, settings_for, text_file
@@ -19,8 +21,16 @@ from newllm_core.config.schema import changed
 from newllm_core.experiment import run as experiment_module
 from newllm_core.experiment.folder_names import run_folder_name
 from newllm_core.runs import copies
+from newllm_core.runs.checkpoint import (
+    CHECKPOINT_NAME,
+    Checkpoint,
+    CheckpointPlace,
+    copy_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from newllm_core.runs.folder import RunFolder
-from newllm_core.runs.identity import figures_of
+from newllm_core.runs.identity import Identity, figures_of
 
 
 @pytest.fixture
@@ -144,6 +154,72 @@ def test_files_that_a_drive_keeps_beside_the_copies_are_neither_counted_nor_remo
     assert {path.name[:6] for path in drive.glob("[0-9]*.zip")} == {"000002", "000003"}
     assert all((drive / name).exists() for name in strangers)
     assert copies.restore(drive, {"one.txt": target}) and target.read_text() == "state 3"
+
+
+def test_marks_that_lost_their_zips_push_no_copy_out(tmp_path: Path) -> None:
+    drive, target = tmp_path / "drive", tmp_path / "restored.txt"
+    for number in (1, 2, 3):
+        assert copies.copy_files(drive, copied(tmp_path, number), f"{number:06d}-00000000")
+    for archive in drive.glob("*.zip"):
+        archive.unlink()
+    assert copies.copy_files(drive, copied(tmp_path, 4), "000004-00000000")
+    assert sorted(path.stem for path in drive.iterdir()) == ["000004-000004-00000000"] * 2  # the zip and its mark
+    assert copies.restore(drive, {"one.txt": target}) and target.read_text() == "state 4"
+
+
+def test_a_finished_copy_that_was_cut_or_lost_is_written_again(tmp_path: Path) -> None:
+    drive, target, record = tmp_path / "drive", tmp_path / "restored.json", tmp_path / "run" / "run.json"
+    place = RunFolder(record, tmp_path / "checkpoint", Identity({}), copy_to=str(drive))
+    with place.held() as run:
+        run.finish({"loss": 1.0}, {})
+    for damage in (lambda path: path.write_bytes(b"cut"), Path.unlink):
+        damage(max(drive.rglob("*.zip")))
+        with place.held():
+            pass
+        assert place.copies is not None and copies.restore(place.copies, {"record": target})
+        assert target.read_bytes() == record.read_bytes()
+    before = sorted(drive.rglob("*"))
+    with place.held():
+        pass
+    assert sorted(drive.rglob("*")) == before  # a whole one is not
+
+
+def test_a_copy_that_failed_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drive = tmp_path / "drive"
+    assert copies.copy_files(drive, copied(tmp_path, 1), "000001-00000000")
+    before = sorted(drive.iterdir())
+
+    def full(path: Path) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "write", lambda archive, path, name: full(path))
+        assert not copies.copy_files(drive, copied(tmp_path, 2), "000002-00000000")
+    with monkeypatch.context() as patch:
+        patch.setattr(copies, "sha256_file", full)  # the zip is whole, and its mark cannot be written
+        assert not copies.copy_files(drive, copied(tmp_path, 2), "000002-00000000")
+    assert sorted(drive.iterdir()) == before
+
+
+def test_a_damaged_checkpoint_is_not_copied_again_and_again_as_the_newest(tmp_path: Path) -> None:
+    place = CheckpointPlace(tmp_path / "checkpoint", {"run": {"seed": 1}}, tmp_path / "drive")
+
+    def save(steps: int) -> None:
+        save_checkpoint(place.folder, Checkpoint(place.configs, [], steps, {"weight": torch.zeros(2)}, {}))
+        assert copy_checkpoint(place)
+
+    save(10)
+    save_checkpoint(place.folder, Checkpoint(place.configs, [], 50, {"weight": torch.zeros(2)}, {}))
+    (place.folder / "000000-00000050.safetensors").write_bytes(b"damaged")
+    found = load_checkpoint(place, torch.device("cpu"))
+    assert found is not None and found.steps == 10
+    for steps in (20, 30):
+        save(steps)
+    assert place.copies is not None
+    fresh = dataclasses.replace(place, folder=tmp_path / "fresh")
+    assert copies.restore(place.copies, {CHECKPOINT_NAME: fresh.folder})
+    found = load_checkpoint(fresh, torch.device("cpu"))
+    assert found is not None and found.steps == 30
 
 
 def test_a_copy_that_cannot_be_read_is_passed_over_for_the_one_before(

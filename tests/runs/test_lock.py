@@ -114,6 +114,34 @@ def test_a_lease_of_another_machine_is_over_when_nobody_renews_it(
     assert names_in(tmp_path) == set()
 
 
+@pytest.mark.parametrize("kind", ["leases"], indirect=True)
+def test_a_lease_that_nobody_renews_is_over_though_a_process_of_its_number_runs_here(kind: str, tmp_path: Path) -> None:
+    """As of a container that was killed, in the one that was started after it."""
+    path = tmp_path / ".lock"
+    path.write_text(owner(os.getpid(), os.uname().nodename))
+    with owned(path, wait=False) as mine:
+        assert not mine
+    old = time.time() - lock_module._LEASE_SECONDS - 1
+    os.utime(path, (old, old))
+    with owned(path, wait=False) as mine:
+        assert mine
+
+
+@pytest.mark.parametrize("kind", ["leases"], indirect=True)
+def test_a_lost_lease_is_said_and_the_new_owners_stays(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, theirs = tmp_path / ".lock", owner(1, "elsewhere")
+    monkeypatch.setattr(lock_module, "_LEASE_SECONDS", 0.2)
+    with owned(path):
+        path.write_text(theirs)
+        deadline = time.monotonic() + WAIT
+        while not caplog.records and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert path.read_text() == theirs
+    assert set(caplog.messages) == {caplog.messages[0]} and "the lease of this process was lost" in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["locks"], indirect=True)
 def test_another_error_of_the_lock_is_no_reason_for_a_lease(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

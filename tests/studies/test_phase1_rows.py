@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from test_runners import SMALL, run_one
+from core_helpers import stop_after
+from test_runners import SMALL, run_one, small
 
 from newllm_core.config.hyperparameters import ModelConfig, Settings
+from newllm_core.config.schema import changed
 from newllm_core.experiment.phase1_cache import CONTEXT_WEIGHTS, PHASE1_RECORD
 from newllm_core.model import NewLLM
 from newllm_core.runs.files import RunError, read_json, write_json
 from newllm_core.studies import rows as rows_module
 from newllm_core.studies.rows import PHASE1_FOLDER
-from newllm_core.studies.sweep import Record
+from newllm_core.studies.runners import ExperimentRunner, Folders
+from newllm_core.studies.sweep import Point, Record, Variant
 from newllm_core.studies.variants import VARIANTS, LeaderboardVariant, variant
 
 READ_IN_PHASE2: dict[str, Any] = {
@@ -46,10 +49,10 @@ def test_every_field_of_the_model_is_read_in_one_phase() -> None:
 @pytest.mark.parametrize("name", READ_IN_PHASE2)
 def test_what_phase_2_reads_leaves_the_context_block_as_it_is(name: str) -> None:
     plain = ModelConfig(context_dim=4, embed_dim=6)
-    changed = dataclasses.replace(plain, **{name: READ_IN_PHASE2[name]})
-    assert changed.phase1_part() == plain
+    other_config = dataclasses.replace(plain, **{name: READ_IN_PHASE2[name]})
+    assert other_config.phase1_part() == plain
     matrix = torch.randn(9, 6)
-    one, other = (NewLLM(config, matrix).context_block.state_dict() for config in (plain, changed))
+    one, other = (NewLLM(config, matrix).context_block.state_dict() for config in (plain, other_config))
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
@@ -88,3 +91,16 @@ def test_altered_weights_are_refused(tmp_path: Path) -> None:
     shutil.copy(weights.with_name("phase1.json"), weights)
     with pytest.raises(RunError, match="checksum"):
         run_one("last-token", SMALL, tmp_path / "rows", {}, data_dir)
+
+
+def test_an_experiment_of_the_same_configuration_lends_a_row_no_copy_of_its_phase_1(tmp_path: Path) -> None:
+    """A row draws other random directions, so the experiment's checkpoint would give it other figures."""
+    copied, data_dir = changed(DRAWING, {"copy_to": str(tmp_path / "drive")}), tmp_path / "data"
+    same = Point(Variant("same", "same"), small("trained").settings(copied))
+    folders = Folders(tmp_path / "experiments", tmp_path / "phase1", tmp_path / "reference", data_dir)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after("Phase 1", 2, patch)  # the copy of the first iteration is there
+        ExperimentRunner(folders).run(same)
+    alone = run_one("trained", DRAWING, tmp_path / "alone", {}, data_dir)
+    assert figures(run_one("trained", copied, tmp_path / "rows", {}, data_dir)) == figures(alone)
+    assert {path.name.rpartition("-")[0] for path in (tmp_path / "drive").glob("*phase1-*")} == {"phase1", "row-phase1"}

@@ -21,8 +21,9 @@ from newllm_core.data import DataError
 from newllm_core.experiment import run as experiment_module
 from newllm_core.experiment.estimate import RunEstimate
 from newllm_core.experiment.folder_names import phase1_folder_name, run_folder_name, settings_of
+from newllm_core.experiment.run import PHASE2_CHECKPOINT
 from newllm_core.losses import ALGORITHM_DESCRIPTIONS, DIVERSITY_ALGORITHMS, register_diversity_loss
-from newllm_core.runs.files import RunError, read_json, write_json
+from newllm_core.runs.files import RunError, read_json, write_json, write_text
 from newllm_core.runs.identity import figures_of
 from newllm_core.studies import runners as runners_module
 from newllm_core.studies.runners import ExperimentRunner, Folders
@@ -330,6 +331,16 @@ def test_a_points_own_record_is_preferred_to_a_committed_one(complete: Folders, 
     write_json(folders.reference / f"{run_folder_name(SMALL)}.json", {**own, "seconds": -1.0})
     both = dataclasses.replace(complete, reference=folders.reference)
     assert plain(sweep_of(THREE[:1], both).finished()) == [own]
+
+
+def test_a_committed_record_leaves_the_checkpoint_of_an_own_run_alone(complete: Folders, folders: Folders) -> None:
+    """As of a notebook that makes it again, which may be at work now."""
+    committed = folders.reference / f"{run_folder_name(SMALL)}.json"
+    write_json(committed, record_of(complete, SMALL))
+    place = folders.experiments / run_folder_name(SMALL) / PHASE2_CHECKPOINT
+    for path in (place / "checkpoint-000001-00000000.json", committed.with_name(f".{committed.name}.lock")):
+        write_text(path, "{}")
+        assert sweep_of(THREE[:1], folders).finished() != [None] and path.exists()
 
 
 def test_a_committed_record_of_another_configuration_is_refused(complete: Folders, folders: Folders) -> None:
