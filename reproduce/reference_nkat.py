@@ -59,8 +59,8 @@ SEARCHES = {"search": "global", "front": "accuracy_and_parameters"}  # part, and
 TERM_DATA_SETS, TERM_EPOCHS = ("cifar10-jpeg", "fashion-mnist"), 8  # of few_images training images
 TERM_STRENGTHS = {"literal": (0.05,), "key_bias": (0.05,)}  # beside the notes' 0.0024, and "off", which is 0
 TARGET = {"epochs": 40, "warmup_epochs": 2}  # CIFAR-10
-# Few images, many times: learned by heart without the rescue pack. A fifth of the target's steps.
-OVERFIT = {"num_train_images": 4000, "epochs": 100, "warmup_epochs": 5}
+# Few images, many times, where the rescue pack has something to prevent: images, and what goes with them.
+OVERFIT = {4000: {"epochs": 100, "warmup_epochs": 5}, 1000: {"epochs": 300, "warmup_epochs": 15}}
 DIAGNOSIS_EPOCHS = 5  # of all training images
 # Four times the profile's, and the notes' target score of CIFAR-10 as an accuracy.
 SEARCH, SEARCH_EPOCHS = {"num_trials": 24, "gate_threshold": 0.45}, 8
@@ -128,7 +128,12 @@ def all_sweeps() -> dict[str, Sweep]:
         "rescue": Sweep(before(centre()), rescue_variants(), seeds, runner),
         **terms,
         "target": Sweep(changed(centre(), TARGET), rescue_variants(), seeds[:1], runner),
-        "overfit": Sweep(changed(centre(), OVERFIT), rescue_variants(), seeds[:1], runner),
+        **{
+            f"overfit {count}": Sweep(
+                changed(centre(), {"num_train_images": count, **changes}), rescue_variants(), seeds[:1], runner
+            )
+            for count, changes in OVERFIT.items()
+        },
         "diagnosis": Sweep(longer, suspects, values["diagnosis_seeds"], chooses),
         **single,
     }
@@ -149,8 +154,8 @@ def report(sweeps: Mapping[str, Sweep]) -> None:
     for name, records in whole.items():
         if len(records) > 1:
             _report_variants(name, records)
-        if name in AUGMENTED:
-            save_figure(plot_epochs(records), NKAT / f"{name}_epochs.png")
+        if name.split()[0] in AUGMENTED:
+            save_figure(plot_epochs(records), NKAT / f"{name.replace(' ', '_')}_epochs.png")
         if name.startswith("term"):
             _report_theta(name, sweeps[name])
     _report_data_sets({name: whole[f"long {name}"][0] for name in LONG_RUNS if f"long {name}" in whole})

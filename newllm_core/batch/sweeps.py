@@ -137,14 +137,28 @@ def _runs_table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
 
 
 def summarise(file: SweepFile, folder: Path) -> str:
-    """Write `summary.csv` and `summary.png` (and .svg) of all finished runs into ``folder``; the table as text."""
-    records = [record for record in file.sweep.finished() if record is not None]
+    """Write `summary.csv` and `summary.png` (and .svg) of all finished runs into ``folder``; the table as text, with a
+    line for each run whose record cannot be read."""
+    records, unread = _read(file.sweep)
     if not records:
-        return "no run is finished"
+        return "\n".join(["no run is finished", *unread])
     table, picture = summary_of(file.runs, records)
     write_text(folder / "summary.csv", table.to_csv())
     save_figure(picture, folder / "summary.png")
-    return readable_table(table).to_string()
+    return "\n".join([readable_table(table).to_string(), *unread])
+
+
+def _read(sweep: Sweep) -> tuple[list[Record], list[str]]:
+    """Every finished run's record; and what is wrong with those that cannot be read."""
+    records, unread = list[Record](), list[str]()
+    for point in sweep.points:
+        try:
+            record = sweep.record_of(point)
+        except RunError as error:
+            unread.append(f"{point} is left out: {error}")
+        else:
+            records += [] if record is None else [record]
+    return records, unread
 
 
 def summary_of(runs: str, records: Sequence[Record]) -> tuple[pd.DataFrame, Figure]:

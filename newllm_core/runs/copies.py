@@ -2,8 +2,9 @@
 know no locks and no renames, and be away for a while.
 
 A copy is a zip and, written after it, an empty file whose name says the zip's checksum. Neither is changed afterwards,
-so a copy that was cut, or is still being written, is not taken for one. The newest two are kept. Names hold how far a
-copy's run was: one that is further along is never replaced, as when the drive was away when this machine began anew.
+so a copy that was cut, or is still being written, is not taken for one. Names hold how far a copy's run was: one that
+is further along is never replaced, as when the drive was away when this machine began anew. The two that are furthest
+along are kept, and the one that was written last.
 """
 
 import functools
@@ -81,7 +82,7 @@ def _write(archive: Path, files: Mapping[str, Path]) -> None:
 def _further(copies: Path, reached: str) -> Path | None:
     """A whole copy of a run that was further along."""
     for mark in _marks(copies):
-        if mark.stem.partition("-")[2] > reached and _is_whole(mark):
+        if _progress(mark)[0] > reached and _is_whole(mark):
             return mark.with_suffix(".zip")
     return None
 
@@ -110,28 +111,39 @@ def is_copy(name: str) -> bool:
 
 
 def remove_older(copies: Path) -> None:
-    """All but the newest that have zip and mark: a mark that lost its zip holds no place of one that can be read."""
+    """All but the furthest along that have zip and mark, and the last one, in case those are damaged.
+
+    A mark that lost its zip holds no place of one that can be read.
+    """
     stems = {path.stem for path in copies.glob("*.zip")}
     marks = _marks(copies)
-    kept = sorted({mark.stem for mark in marks} & stems, reverse=True)[:_NUM_KEPT]
-    oldest = min(kept, default="")
+    whole = [stem for stem in dict.fromkeys(mark.stem for mark in marks) if stem in stems]
+    kept = {*whole[:_NUM_KEPT], max(whole, default="")}
     for mark in marks:
         if mark.stem not in kept:
             mark.unlink()
-    for archive in copies.glob("*.zip"):
-        if _STEM.fullmatch(archive.stem) and archive.stem < oldest:
+            mark.with_suffix(".zip").unlink(missing_ok=True)
+    for archive in copies.glob("*.zip"):  # without a mark: cut, or still being written, which is a later one
+        if _STEM.fullmatch(archive.stem) and archive.stem < min(kept):
             archive.unlink()
 
 
 def _marks(copies: Path) -> list[Path]:
-    """What says that a copy is whole, the newest first; a drive has files of its own beside them."""
+    """What says that a copy is whole, the furthest along first; a drive has files of its own beside them."""
     if not os.path.isdir(copies):  # noqa: PTH112  a drive that is away has none; `Path.is_dir` would raise
         return []
-    return sorted((path for path in copies.glob("*.*") if _MARK.fullmatch(path.name)), reverse=True)
+    return sorted((path for path in copies.glob("*.*") if _MARK.fullmatch(path.name)), key=_progress, reverse=True)
+
+
+def _progress(path: Path) -> tuple[str, str]:
+    """How far its run was, and of copies that were as far their number."""
+    number, _, reached = path.stem.partition("-")
+    return reached, number
 
 
 def restore(copies: Path, targets: Mapping[str, Path], *, only_finished: bool = False) -> bool:
-    """Write the files of the newest whole copy to their ``targets``, in the order of the copy; False: there is none.
+    """Write the files of the whole copy that is furthest along to their ``targets``, in the order of the copy; False:
+    there is none.
 
     A name that ends with "/" stands for everything below it. Names that are not expected are left alone.
     ``only_finished``: copies of a finished run alone.

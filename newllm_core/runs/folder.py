@@ -72,7 +72,7 @@ class HeldRun:
     def _keep(self, record: Record) -> Record:
         self.place.check(record, self.place.record_path)
         write_json(self.place.record_path, record)
-        self.place.copy_finished()
+        self.place.copy_results()  # again where there is a copy: this record says more, or other files
         discard_checkpoint(self.place.checkpoint)
         return record
 
@@ -141,6 +141,11 @@ class RunFolder:
     def copy_finished(self) -> None:
         """To the second place, if there is one that has none."""
         if self.copies is not None and not has_finished(self.copies):
+            self.copy_results()
+
+    def copy_results(self) -> None:
+        """To the second place, if there is one."""
+        if self.copies is not None:
             copy_files(self.copies, {name: path for name, path in self._results().items() if path.is_file()}, FINISHED)
 
     def _restored(self) -> bool:

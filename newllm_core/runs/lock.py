@@ -127,7 +127,7 @@ def _leased(path: Path, wait: bool) -> Iterator[bool]:
     mine = _signature()
     said = False
     while not _take_lease(path, mine):
-        if _is_abandoned(path):
+        if _is_abandoned(path) and not _is_renewed_soon(path):
             path.unlink(missing_ok=True)
         elif not wait:
             yield False
@@ -171,13 +171,35 @@ def _is_abandoned(path: Path) -> bool:
     says nothing: in a container that was started again, names and numbers are the same ones.
     """
     try:
-        age = time.time() - path.stat().st_mtime
-        owner = json.loads(path.read_text(encoding="utf-8"))
+        return time.time() - path.stat().st_mtime > _LEASE_SECONDS or _has_ended(path)
     except FileNotFoundError:
         return False  # given back just now
-    except ValueError:  # made just now, its owner's name not written yet; or by one that was killed there
-        return age > _LEASE_SECONDS
-    return age > _LEASE_SECONDS or (owner["host"] == platform.node() and not is_running(owner["process"]))
+
+
+def _is_renewed_soon(path: Path) -> bool:
+    """Whether its owner renews it, or gives it back, while we look, somewhat longer than a renewal takes: clocks may
+    differ, and a machine that slept wakes all its processes at once.
+    """
+    with suppress(FileNotFoundError):
+        if _has_ended(path):
+            return False
+        renewed = path.stat().st_mtime
+        end = time.monotonic() + _LEASE_SECONDS / 3
+        while time.monotonic() < end:
+            time.sleep(min(_LOOK_SECONDS, _LEASE_SECONDS / 30))
+            if path.stat().st_mtime != renewed:
+                return True
+        return False
+    return True
+
+
+def _has_ended(path: Path) -> bool:
+    """Whether its owner was a process of this machine, and runs no longer."""
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # given back; its owner's name not written yet, or by one killed there
+        return False
+    return bool(owner["host"] == platform.node() and not is_running(owner["process"]))
 
 
 def _renew(path: Path, mine: str, ended: threading.Event) -> None:

@@ -172,8 +172,12 @@ class Sweep:
 
     def finished(self) -> list[Record | None]:
         """Of every point, in order, its record with its ``variant``, or None. Raises RunError as the runner."""
-        found = [(point, self.runner.finished(point)) for point in self.points]
-        return [None if record is None else _with_variant(point, record) for point, record in found]
+        return [self.record_of(point) for point in self.points]
+
+    def record_of(self, point: Point) -> Record | None:
+        """Of one of the points, as in ``finished``."""
+        record = self.runner.finished(point)
+        return None if record is None else _with_variant(point, record)
 
     def _checked(self) -> list[Record | None]:
         found = self.finished()

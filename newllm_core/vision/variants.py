@@ -92,16 +92,14 @@ def term_variants(strengths: Mapping[str, Sequence[float]] = FURTHER_STRENGTHS) 
     All have the same parameters but the term's own two scalars a block, which "off" lacks; at strength 0 these do
     nothing, and a run is that of "off" to the last bit.
     """
-    usual = [
-        VisionVariant(name, f"{name}, s = {VisionModelConfig.nkat_strength:g}", {"nkat": name}, "NKAT term")
-        for name in ("literal", "key_bias")
-    ]
-    further = [
-        vision_variant("NKAT term", f"{kind}, s = {strength:g}", {"nkat": kind, "nkat_strength": strength})
-        for kind, values in strengths.items()
-        for strength in values
-    ]
+    usual = [_term(kind, VisionModelConfig.nkat_strength, kind) for kind in ("literal", "key_bias")]
+    further = [_term(kind, strength) for kind, values in strengths.items() for strength in values]
     return [vision_variant("NKAT term", "off", {"nkat": "off"}), *usual, *further]
+
+
+def _term(kind: str, strength: float, name: str | None = None) -> VisionVariant:
+    label = f"{kind}, s = {strength:g}"
+    return VisionVariant(name or label, label, {"nkat": kind, "nkat_strength": strength}, "NKAT term")
 
 
 def data_set_variants(names: Sequence[str]) -> list[VisionVariant]:

@@ -116,4 +116,7 @@ def test_two_workers_give_the_records_of_one_process_and_skip_what_is_finished(
     assert "[2/2] dist_reg_weight = " in capsys.readouterr().out
     assert count_line(run_sweep(mine, LocalEngine(), folder)) == "0 finished, 2 skipped, 0 failed"
     assert "w = 0.5" in summarise(SweepFile("mine", "phase1", mine), folder)
+    next((tmp_path / "two" / "experiments").rglob("run.json")).write_text("damaged")
+    told = summarise(SweepFile("mine", "phase1", mine), folder)
+    assert told.count(" is left out: ") == 1
     assert {path.name for path in folder.glob("*.*")} == {"runs.csv", "summary.csv", "summary.png", "summary.svg"}

@@ -184,6 +184,21 @@ def restored(folder: Path) -> str:
     return target.read_text()
 
 
+def test_what_an_earlier_try_left_pushes_no_copy_out_that_is_further_along(tmp_path: Path) -> None:
+    """It was cut off with copies that were not sent; another machine went on from the first one, and finished."""
+    here, node, content = tmp_path / "here", tmp_path / "node", tmp_path / "content.txt"
+    copied(here, 1)
+    shutil.copytree(here, node)
+    for number in (2, 3, 4):
+        copied(node, number)
+    for reached in ("000050-00000000", copies.FINISHED):
+        content.write_text(reached)
+        assert copies.copy_files(here / "run", {"one.txt": content}, reached)
+    with carried(Arrives(here), node):
+        assert restored(node) == copies.FINISHED
+    assert restored(here) == copies.FINISHED
+
+
 def test_what_an_earlier_try_left_on_this_machine_is_sent(tmp_path: Path) -> None:
     """It ended after its copy was written and before that was sent."""
     here, node = tmp_path / "here", tmp_path / "node"

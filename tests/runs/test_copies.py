@@ -184,6 +184,18 @@ def test_a_finished_copy_that_was_cut_or_lost_is_written_again(tmp_path: Path) -
     assert sorted(drive.rglob("*")) == before  # a whole one is not
 
 
+def test_a_record_that_says_more_is_copied_again(tmp_path: Path) -> None:
+    """As that of images whose test part is read later: a fresh machine must not read it once more."""
+    place = RunFolder(
+        tmp_path / "run" / "run.json", tmp_path / "checkpoint", Identity({}, {}), copy_to=str(tmp_path / "d")
+    )
+    with place.held() as held:
+        held.keep({**held.finish({"test": None}, {}), "test": 0.5})
+    shutil.rmtree(tmp_path / "run")
+    with place.held() as again:
+        assert again.record is not None and again.record["test"] == 0.5
+
+
 def test_a_copy_that_failed_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drive = tmp_path / "drive"
     assert copies.copy_files(drive, copied(tmp_path, 1), "000001-00000000")

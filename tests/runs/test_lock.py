@@ -115,9 +115,12 @@ def test_a_lease_of_another_machine_is_over_when_nobody_renews_it(
 
 
 @pytest.mark.parametrize("kind", ["leases"], indirect=True)
-def test_a_lease_that_nobody_renews_is_over_though_a_process_of_its_number_runs_here(kind: str, tmp_path: Path) -> None:
+def test_a_lease_that_nobody_renews_is_over_though_a_process_of_its_number_runs_here(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As of a container that was killed, in the one that was started after it."""
     path = tmp_path / ".lock"
+    monkeypatch.setattr(lock_module, "_LEASE_SECONDS", 3.0)
     path.write_text(owner(os.getpid(), os.uname().nodename))
     with owned(path, wait=False) as mine:
         assert not mine
@@ -125,6 +128,20 @@ def test_a_lease_that_nobody_renews_is_over_though_a_process_of_its_number_runs_
     os.utime(path, (old, old))
     with owned(path, wait=False) as mine:
         assert mine
+
+
+@pytest.mark.parametrize("kind", ["leases"], indirect=True)
+def test_a_lease_that_its_owner_renews_late_stays(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a machine that slept, and woke both its owner and us."""
+    path, renewed = tmp_path / ".lock", threading.Timer(0.2, lambda: os.utime(path))
+    path.write_text(owner(os.getpid(), os.uname().nodename))
+    monkeypatch.setattr(lock_module, "_LEASE_SECONDS", 3.0)
+    os.utime(path, (time.time() - 4, time.time() - 4))
+    renewed.start()
+    with owned(path, wait=False) as mine:
+        assert not mine
+    renewed.join()
+    assert json.loads(path.read_text())["process"] == os.getpid()
 
 
 @pytest.mark.parametrize("kind", ["leases"], indirect=True)

@@ -176,7 +176,7 @@ def test_an_estimate_grows_with_epochs_and_images() -> None:
 def test_the_reference_runs_are_possible_and_none_is_another() -> None:
     """What `reference_nkat` will train: the profile's sweeps, before any image is read."""
     sweeps = reference_nkat.all_sweeps()
-    assert [len(one.points) for one in sweeps.values()] == [6, 15, 15, 2, 2, 21, 1, 1, 1]
+    assert [len(one.points) for one in sweeps.values()] == [6, 15, 15, 2, 2, 2, 21, 1, 1, 1]
     baseline, rescue = (
         [one.settings for one in sweeps["rescue"].points if one.variant.name == name] for name in ("baseline", "rescue")
     )
