@@ -8,6 +8,7 @@ written by hand.
 """
 
 import argparse
+import dataclasses
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -80,35 +81,18 @@ def flattered() -> str:
     rows = read_rows(REFERENCE_DIR / "leaderboard")
     lines = []
     for (name, tokens), shares in sorted(flattery(rows).items(), key=lambda item: (item[0][1], item[0][0])):
-        pair = [one for one in rows if one["variant"]["name"] == name and one["tokens"]["train"] == tokens]
-        both = [
-            [f"{one['validation_perplexity']:.1f}" for one in pair if one["chosen_on"] == text]
+        found = [one for one in rows if one["variant"]["name"] == name and one["tokens"]["train"] == tokens]
+        judged, apart = (
+            {one["seed"]: one["validation_perplexity"] for one in found if one["chosen_on"] == text}
             for text in ("validation", "selection")
-        ]
-        shown = ", ".join(f"{round(100 * share, 2) + 0.0:.2f} %" for share in shares)
-        lines.append([f"{tokens:,}", name, *(", ".join(values) for values in both), shown])
-    head = ["training tokens", "variant", "PPL, judged text chooses", "PPL, selection text chooses", "flattered by"]
+        )
+        both = sorted(judged.keys() & apart.keys())
+        values = [", ".join(f"{one[seed]:.1f}" for seed in both) for one in (judged, apart)]
+        mean = dataclasses.replace(over_seeds([100 * share for share in shares]), no_difference=0.0)
+        lines.append([f"{tokens:,}", name, ", ".join(map(str, both)), *values, _verdict(mean, "{:+.2f}")])
+    texts = ["PPL, judged text chooses", "PPL, selection text chooses"]
+    head = ["training tokens", "variant", "seeds", *texts, "flattered by, %"]
     return markdown(head, lines) if lines else "No variant has been run both ways yet."
-
-
-def last_epoch() -> str:
-    """How much lower the kept epoch's perplexity is than the last one's, which no text chooses, on the judged text."""
-    lines = []
-    for one in _at(57_173):
-        if one.variant["group"] != "leaderboard" or one.chosen_on != "validation":
-            continue
-        shares = []
-        for row in one.records:
-            every = [epoch if isinstance(epoch, float) else epoch["validation_perplexity"] for epoch in _epochs(row)]
-            shares.append(1 - min(every) / every[-1])
-        kept = ", ".join(f"{row['details']['best_epoch']} of {len(_epochs(row))}" for row in one.records)
-        lines.append([one.name, kept, ", ".join(f"{100 * share:.2f} %" for share in shares)])
-    return markdown(["variant", "epochs kept, by seed", "lower than the last epoch by"], lines)
-
-
-def _epochs(row: Mapping[str, Any]) -> list[Any]:
-    epochs: list[Any] = row["details"]["epochs"]
-    return epochs
 
 
 def ratios() -> str:
@@ -365,7 +349,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "leaderboard-more-text": lambda: leaderboard(259_763),
     "ratios": ratios,
     "flattered": flattered,
-    "last-epoch": last_epoch,
     "brown": brown,
     "objectives": lambda: group("objectives"),
     "contexts": contexts,
