@@ -177,7 +177,7 @@ def test_what_falls_short_of_the_rules_is_said_beside_it(place: Place) -> None:
 
 
 def test_a_committed_row_of_another_text_is_named(place: Place) -> None:
-    (path,) = place.rows.glob("gru-80s-seed42-*.json")
+    path = min(place.rows.glob("gru-80s-seed42-*.json"))
     row = read_json(path)
     row["provenance"]["validation"]["tokens_sha256"] = "0" * 64
     write_json(path, row)
