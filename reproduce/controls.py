@@ -49,7 +49,7 @@ RATIOS = (
     ("regularised", "kneser-ney-5"), ("contrastive", "regularised-untrained"),
     ("contrastive", "regularised-last-token"), ("contrastive", "kneser-ney-5"),
     ("best", "notes"), ("best", "gru"), ("best", "gru-cache"), ("best", "gru-cache-ngrams"),
-    ("best-no-ngrams", "gru-cache"), ("best", "best-earlier"),
+    ("best-no-ngrams", "gru-cache"), ("best-alone", "gru"), ("best", "best-earlier"),
 )  # fmt: skip
 
 
