@@ -75,6 +75,8 @@ def test_the_first_screens_figures_are_the_records(name: str, found: dict[str, S
     assert much is not None
     for ratio, tokens in ((little, found["best"].tokens), (much, best.sizes[-1].tokens)):
         assert f"× {ratio.text('{:.2f}')}" in text and f"{tokens:,}" in text
+    brown = {one.name: f"{one.perplexity.value:.0f}" for one in standings(read_rows(REFERENCE_DIR / "brown"))}
+    assert {brown[one] for one in ("best", network, "best-alone", "gru")} <= set(re.findall(r"\d+", text))
     quick = next((REFERENCE_DIR / "quick" / "03_phase2").glob("*/run.json"))
     assert f"**{read_json(quick)['phase2']['best']['validation_perplexity']:,.0f}**" in text
     streams = read_json(REFERENCE_DIR / "benchmark_core.json")["parts"]["a"]["figures"]["streams"]
