@@ -21,6 +21,7 @@ from newllm_core.comparison.figures import perplexity_ratio, seed_mean, validati
 from newllm_core.comparison.groups import groups_of
 from newllm_core.comparison.leaderboard import (
     Standing,
+    both_ways,
     contexts_table,
     flattery,
     ratios_to_references,
@@ -79,17 +80,11 @@ def leaderboard(tokens: int) -> str:
 def flattered() -> str:
     """How much lower a perplexity is where iteration and epoch are chosen on the text that is judged."""
     rows = read_rows(REFERENCE_DIR / "leaderboard")
-    lines = []
-    for (name, tokens), shares in sorted(flattery(rows).items(), key=lambda item: (item[0][1], item[0][0])):
-        found = [one for one in rows if one["variant"]["name"] == name and one["tokens"]["train"] == tokens]
-        judged, apart = (
-            {one["seed"]: one["validation_perplexity"] for one in found if one["chosen_on"] == text}
-            for text in ("validation", "selection")
-        )
-        both = sorted(judged.keys() & apart.keys())
-        values = [", ".join(f"{one[seed]:.1f}" for seed in both) for one in (judged, apart)]
-        mean = dataclasses.replace(over_seeds([100 * share for share in shares]), no_difference=0.0)
-        lines.append([f"{tokens:,}", name, ", ".join(map(str, both)), *values, _verdict(mean, "{:+.2f}")])
+    shares, lines = flattery(rows), []
+    for (name, tokens), pairs in sorted(both_ways(rows).items(), key=lambda item: (item[0][1], item[0][0])):
+        values = [", ".join(f"{one:.1f}" for one in side) for side in zip(*pairs.values(), strict=True)]
+        mean = dataclasses.replace(over_seeds([100 * one for one in shares[name, tokens]]), no_difference=0.0)
+        lines.append([f"{tokens:,}", name, ", ".join(map(str, pairs)), *values, _verdict(mean, "{:+.2f}")])
     texts = ["PPL, judged text chooses", "PPL, selection text chooses"]
     head = ["training tokens", "variant", "seeds", *texts, "flattered by, %"]
     return markdown(head, lines) if lines else "No variant has been run both ways yet."

@@ -106,16 +106,24 @@ def _by_rule(rows: Sequence[Record]) -> dict[tuple[str, int], tuple[list[Record]
     return groups
 
 
-def flattery(rows: Sequence[Record]) -> dict[tuple[str, int], list[float]]:
-    """How much lower each variant's perplexity was where the judged text itself chose: a share of the honest one for
-    every seed that was run both ways, by variant and training tokens. Counts and pretrained models choose nothing."""
+def both_ways(rows: Sequence[Record]) -> dict[tuple[str, int], dict[int, tuple[float, float]]]:
+    """Perplexities where the judged text chose and where another one did, of every seed that was run both ways, by
+    variant and training tokens. Counts and pretrained models choose nothing."""
     found = {}
     for key, (apart, together) in _by_rule(rows).items():
-        before = {row["seed"]: row["validation_perplexity"] for row in together}
-        pairs = [(row["validation_perplexity"], before[row["seed"]]) for row in apart if row["seed"] in before]
+        judged = {row["seed"]: row["validation_perplexity"] for row in together}
+        pairs = {
+            row["seed"]: (judged[row["seed"]], row["validation_perplexity"]) for row in apart if row["seed"] in judged
+        }
         if pairs and apart[0]["chosen_on"] == "selection":
-            found[key] = [1 - flattered / honest for honest, flattered in pairs]
+            found[key] = pairs
     return found
+
+
+def flattery(rows: Sequence[Record]) -> dict[tuple[str, int], list[float]]:
+    """How much lower each variant's perplexity was where the judged text itself chose: a share of the honest one for
+    every seed of ``both_ways``."""
+    return {key: [1 - judged / apart for judged, apart in pairs.values()] for key, pairs in both_ways(rows).items()}
 
 
 def _standing(name: str, tokens: int, rows: Sequence[Record]) -> Standing:

@@ -127,7 +127,7 @@ def _leased(path: Path, wait: bool) -> Iterator[bool]:
     mine = _signature()
     said = False
     while not _take_lease(path, mine):
-        if _is_abandoned(path) and not _is_renewed_soon(path):
+        if _has_ended(path) or (_is_abandoned(path) and not _is_renewed_soon(path)):
             path.unlink(missing_ok=True)
         elif not wait:
             yield False
@@ -181,8 +181,6 @@ def _is_renewed_soon(path: Path) -> bool:
     differ, and a machine that slept wakes all its processes at once.
     """
     with suppress(FileNotFoundError):
-        if _has_ended(path):
-            return False
         renewed = path.stat().st_mtime
         end = time.monotonic() + _LEASE_SECONDS / 3
         while time.monotonic() < end:
