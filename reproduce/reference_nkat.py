@@ -45,8 +45,11 @@ from newllm_core.vision.report import (
 )
 from newllm_core.vision.runner import VisionRunner
 from newllm_core.vision.search.config import SEARCH_SPACES, search_profile
+from newllm_core.vision.search.front import front_table
+from newllm_core.vision.search.importance import importance_table
 from newllm_core.vision.search.plan import SearchPlan
-from newllm_core.vision.search.run import run_search
+from newllm_core.vision.search.run import SUMMARY_NAME, run_search
+from newllm_core.vision.search.study import load_study
 from newllm_core.vision.settings import VisionSettings, for_data_set, run_name
 from newllm_core.vision.variants import CENTRE, VisionVariant, diagnosis_variants, term_variants, vision_variant
 from reproduce.reference_experiments import REFERENCE
@@ -160,10 +163,22 @@ def report(sweeps: Mapping[str, Sweep]) -> None:
             _report_theta(name, sweeps[name])
     _report_data_sets({name: whole[f"long {name}"][0] for name in LONG_RUNS if f"long {name}" in whole})
     for part in SEARCHES:
-        if (NKAT / part / "search.json").is_file():
-            write_json(NKAT / f"{part}.json", read_json(NKAT / part / "search.json"))
-            for name, figure in search_pictures(NKAT / part).items():
-                save_figure(figure, NKAT / f"{part}_{name}.png")
+        if (NKAT / part / SUMMARY_NAME).is_file():
+            _report_search(part)
+
+
+def _report_search(part: str) -> None:
+    folder, study = NKAT / part, load_study(NKAT / part)
+    write_json(NKAT / f"{part}.json", read_json(folder / SUMMARY_NAME))
+    for name, figure in search_pictures(folder).items():
+        save_figure(figure, NKAT / (f"{name}.png" if name == part else f"{part}_{name}.png"))
+    tables = {f"{part}_importance": importance_table(study)}
+    if part == "front":
+        tables["front"] = front_table(folder).T
+    for name, table in tables.items():
+        text = table.to_string(float_format=lambda value: f"{value:.4g}")
+        write_text(NKAT / f"{name}.txt", text + "\n")
+        print(text)
 
 
 def _report_variants(name: str, records: Sequence[Record]) -> None:

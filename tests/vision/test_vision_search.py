@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from optuna.trial import TrialState
 from newllm_core.config.hyperparameters import RunConfig
 from newllm_core.config.schema import ConfigError
 from newllm_core.data.errors import DataError
+from newllm_core.intervals import wilson_interval
 from newllm_core.runs import checkpoint
 from newllm_core.runs.files import RunError, read_json
 from newllm_core.runs.folder import RECORD_NAME
@@ -32,10 +35,16 @@ from newllm_core.vision.config import (
     model_preset,
 )
 from newllm_core.vision.experiment import CHECKPOINT_DIR, WEIGHTS_NAME, score_cards
-from newllm_core.vision.report.search import plot_search_epochs, plot_search_history, plot_search_importance
+from newllm_core.vision.report.search import (
+    plot_search_epochs,
+    plot_search_history,
+    plot_search_importance,
+    search_pictures,
+)
 from newllm_core.vision.score import tpe_score
 from newllm_core.vision.search import run as search
 from newllm_core.vision.search.config import SEARCH_SPACES, SearchConfig, search_profile
+from newllm_core.vision.search.front import front_table
 from newllm_core.vision.search.journal import SearchError
 from newllm_core.vision.search.plan import SearchPlan
 from newllm_core.vision.search.run import SUMMARY_NAME, run_search, test_winner
@@ -193,10 +202,51 @@ def test_folder_of_another_search_is_refused(continued: Continued) -> None:
 
 def test_pictures_of_a_search_leave_pyplot_as_it_was(continued: Continued) -> None:
     before = dict(matplotlib.rcParams)
-    figures = [plot(continued.folder) for plot in (plot_search_history, plot_search_importance, plot_search_epochs)]
+    figures = [plot(continued.folder) for plot in (plot_search_history, plot_search_epochs)]
     assert dict(matplotlib.rcParams) == before and not pyplot.get_fignums()
     for figure in figures:
         assert "trials finished" in figure.axes[0].get_title() and "pruned" in figure.axes[0].get_title()
+
+
+def test_importance_is_not_drawn_from_few_trials(continued: Continued) -> None:
+    assert list(search_pictures(continued.folder)) == ["epochs", "history"]
+    with pytest.raises(SearchError, match="expected at least 10 trials that ended stage A"):
+        plot_search_importance(continued.folder)
+
+
+def search_without_end(folder: Path) -> None:
+    run_search(small_plan(num_trials=10_000), folder, workers=2, show_progress=False)
+
+
+def test_workers_of_a_search_that_was_killed_end_with_their_trials(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; import test_vision_search as tests; "
+        f"tests.search_without_end(Path({str(tmp_path)!r}))"
+    )
+    # A file of its own: workers are started from the main module.
+    (tmp_path / "main.py").write_text(f"if __name__ == '__main__':\n    {code}\n", encoding="utf-8")
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen([sys.executable, tmp_path / "main.py"], env={**os.environ, "PYTHONPATH": paths})
+    wait_until(lambda: len(list(tmp_path.glob(f"trials/*/*/{RECORD_NAME}"))) >= 2)
+    process.kill()
+    process.wait()
+    wait_until(lambda: is_free(tmp_path))
+    assert 2 <= len(list(tmp_path.glob("trials/*"))) < 1000
+
+
+def wait_until(happened: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
+
+
+def is_free(folder: Path) -> bool:
+    try:
+        with alone(folder):
+            return True
+    except SearchError:
+        return False
 
 
 # --- one process
@@ -230,9 +280,18 @@ def test_two_objectives_are_accuracy_and_parameters(tmp_path: Path) -> None:
     # The lowest number of parameters is never beaten in both.
     smallest = min(summary["trials"], key=lambda trial: (trial["values"][1], -trial["values"][0]))
     assert smallest["number"] in summary["best"]
-    assert "Two objectives" in plot_search_history(tmp_path).axes[0].get_title()
+    assert list(search_pictures(tmp_path)) == ["front"]
+    table = front_table(tmp_path)
+    assert sorted(table["trial"]) == sorted(summary["best"]) and list(table["width"]) == sorted(table["width"])
+    low, high = wilson_interval(*first_selection(tmp_path, table["trial"].iloc[0]))  # one data set: nearly Wilson's
+    assert (table["low"].iloc[0], table["high"].iloc[0]) == pytest.approx((low, high), abs=0.1)
     with pytest.raises(SearchError, match="no trial has reported an epoch"):
         plot_search_epochs(tmp_path)
+
+
+def first_selection(folder: Path, number: int) -> tuple[int, int]:
+    selection = read_json(folder / "trials" / f"trial-{number:04d}" / "colour" / RECORD_NAME)["selection"]
+    return selection["correct"], selection["images"]
 
 
 def test_trial_below_the_median_is_stopped_between_epochs(tmp_path: Path) -> None:
@@ -253,7 +312,7 @@ def test_training_that_diverges_is_pruned_and_violates_the_gate(tmp_path: Path) 
     (trial,) = run_search(plan, tmp_path, show_progress=False)["trials"]
     assert trial["state"] == "pruned" and trial["missing_at_gate"] == 0.6
     assert trial["figures"]["stopped"].startswith("not finite: NKAT, epoch 1")
-    with pytest.raises(SearchError, match="at least 1 trials that passed the gate, found 0"):
+    with pytest.raises(SearchError, match="at least one trial that passed the gate, found none"):
         plot_search_history(tmp_path)
     with pytest.raises(SearchError, match="expected one best trial, found 0"):
         test_winner(plan, tmp_path)

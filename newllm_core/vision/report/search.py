@@ -1,4 +1,4 @@
-"""Pictures of a study, drawn by Optuna from its journal: history, importance, epochs of stage A, two objectives."""
+"""Pictures of a study: history and epochs of stage A, drawn by Optuna; importance, and the front of two objectives."""
 
 import warnings
 from collections.abc import Callable
@@ -6,85 +6,74 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 import optuna
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from optuna.exceptions import ExperimentalWarning
-from optuna.importance import PedAnovaImportanceEvaluator
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from optuna.visualization import matplotlib as optuna_plots
 
-from newllm_core.report.style import BLUE, PLAIN_COLOUR, new_axes
+from newllm_core.report.style import BLUE, PLAIN_COLOUR, VERMILION, new_axes
+from newllm_core.vision.search.front import accuracy_interval, front_trials
+from newllm_core.vision.search.importance import LEAST_TRIALS, explained, search_importance
 from newllm_core.vision.search.journal import SearchError
-from newllm_core.vision.search.study import load_study
+from newllm_core.vision.search.study import finished_trials, load_study, objective_names
 
-_RESAMPLES = 100
-_TARGET_NAMES = {1: ["Global, selection images"], 2: ["mean accuracy, selection images", "parameters, millions"]}
+_IMAGES = "selection images"
 
 
 def plot_search_history(folder: Path) -> Figure:
-    """Objective of each trial, and the best so far; with two objectives, the trials that no other beats in both."""
-    study = _with_complete_trials(folder, 1)
-    names = _TARGET_NAMES[len(study.directions)]
-    if len(names) == 2:
-        return _drawn(lambda: optuna_plots.plot_pareto_front(study, target_names=names), study, "Two objectives")
-    return _drawn(lambda: optuna_plots.plot_optimization_history(study, target_name=names[0]), study, "Search history")
+    """The objective of each trial, and the best so far."""
+    study = _with_complete_trials(folder)
+    (name,) = objective_names(study)
+    title = f"Search history, {_IMAGES}"
+    return _drawn(lambda: optuna_plots.plot_optimization_history(study, target_name=name), study, title)
 
 
-def plot_search_importance(folder: Path) -> Figure:
-    """PED-ANOVA importance of each parameter for reaching the better trials (Watanabe 2023, arXiv:2304.10255), with the
-    range that other trials might have given."""
-    study = _with_complete_trials(folder, 2)
-    found = search_importance(study)
+def plot_search_front(folder: Path) -> Figure:
+    """Of two objectives: accuracy against parameters, with 95 % intervals over images; a line through the trials that
+    no other beats in both, with their numbers."""
+    study = _with_complete_trials(folder)
     figure, (axis,) = new_axes(1, width=8, height=4)
-    for place, (low, middle, high) in enumerate(reversed(found.values())):
-        axis.plot([low, high], [place, place], color=PLAIN_COLOUR, lw=2)
-        axis.plot(middle, place, "o", color=BLUE)
-    axis.set_yticks(range(len(found)), list(reversed(found)))
-    axis.set(xlabel=f"share of importance for {_TARGET_NAMES[len(study.directions)][0]}; 95 %, trials drawn anew")
-    axis.set_xlim(left=0)
-    axis.set_title(f"Importance, from the finished trials — {_counts(study)}", fontsize=10)
+    front = front_trials(study)
+    for trial in finished_trials(study):
+        is_best = trial in front
+        axis.plot(accuracy_interval(folder, study, trial), [trial.values[1]] * 2, color=PLAIN_COLOUR, lw=0.6, alpha=0.5)
+        axis.plot(*trial.values, "D" if is_best else "o", color=VERMILION if is_best else BLUE, ms=5)
+    # Up to each accuracy, the fewest parameters that reached it.
+    axis.step(
+        *zip(*(trial.values for trial in front)), where="pre", color=VERMILION, label="no other is better in both"
+    )
+    for trial in front:
+        axis.annotate(str(trial.number), trial.values, xytext=(5, -10), textcoords="offset points", fontsize=8)
+    accuracy, parameters = objective_names(study)
+    axis.set(xlabel=f"{accuracy}, {_IMAGES}; 95 % over images", ylabel=parameters)
+    axis.set_title(f"Two objectives — {_counts(study)}", fontsize=10)
+    axis.legend(loc="upper left", fontsize=9)
     return figure
 
 
-def search_importance(study: optuna.Study) -> dict[str, tuple[float, float, float]]:
-    """By parameter, most important first: 2.5th percentile, estimate, 97.5th, of shares that sum to 1.
-
-    The percentiles are of importances from as many finished trials, drawn with repetition (bootstrap).
-    """
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    generator = np.random.default_rng(0)
-    draws = [_importance(trials)]
-    for _ in range(_RESAMPLES):
-        draws.append(_importance([trials[i] for i in generator.integers(len(trials), size=len(trials))]))
-    estimate, *others = draws
-    found = {}
-    for name in sorted(estimate, key=lambda one: -estimate[one]):
-        low, high = np.percentile([one[name] for one in others], [2.5, 97.5])
-        found[name] = (float(low), estimate[name], float(high))
-    return found
-
-
-def _importance(trials: list[FrozenTrial]) -> dict[str, float]:
-    """Shares of the first objective, from finished trials alone; 0 for what they have all alike."""
-    drawn = [
-        optuna.trial.create_trial(params=one.params, distributions=one.distributions, value=one.values[0])
-        for one in trials
-    ]
-    told = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of every study that is made
-    try:
-        study = optuna.create_study(direction="maximize")
-    finally:
-        optuna.logging.set_verbosity(told)
-    study.add_trials(drawn)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of an experiment of Optuna's, and of trials that are all as good
-        found = optuna.importance.get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
-    return {name: found.get(name, 0.0) for name in trials[0].params}
+def plot_search_importance(folder: Path) -> Figure:
+    """A panel a figure that the study explains: the share of its variance that each parameter explains alone."""
+    study = load_study(folder)
+    figures = explained(study)
+    if not figures:
+        raise SearchError(f"{folder}: expected at least {LEAST_TRIALS} trials that ended stage A, for importances")
+    picture, axes = new_axes(len(figures), width=5.2, height=4)
+    found = [search_importance(one) for one in figures]
+    order = list(reversed(found[0]))  # the same in all panels
+    for axis, one, shares in zip(axes, figures, found):
+        for place, name in enumerate(order):
+            axis.plot(shares[name].interval, [place, place], color=PLAIN_COLOUR, lw=2)
+            axis.plot(shares[name].share, place, "o", color=BLUE)
+            axis.plot(shares[name].chance, place, "|", color=VERMILION, ms=12, mew=2)
+        axis.set_yticks(range(len(order)), order)
+        axis.set(xlabel="share of the variance, 95 % (trials drawn anew)", xlim=(0, 1))
+        axis.set_title(f"{one.name}, {len(one.trials)} trials", fontsize=10)
+    picture.suptitle(f"Importance (functional ANOVA), {_IMAGES}; red: what noise reaches (97.5 %)", fontsize=10)
+    return picture
 
 
 def plot_search_epochs(folder: Path) -> Figure:
@@ -101,15 +90,15 @@ def plot_search_epochs(folder: Path) -> Figure:
 
 
 def search_pictures(folder: Path) -> dict[str, Figure]:
-    """By name, every picture that the study's trials suffice for: epochs, history, importance."""
+    """By name, every picture that the study's trials suffice for: epochs, history or front, importance."""
     study = load_study(folder)
-    complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
     drawn: dict[str, Figure] = {}
     if any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
         drawn["epochs"] = plot_search_epochs(folder)
-    if complete >= 1:
-        drawn["history"] = plot_search_history(folder)
-    if complete >= 2:
+    if finished_trials(study):
+        is_front = len(study.directions) > 1
+        drawn["front" if is_front else "history"] = (plot_search_front if is_front else plot_search_history)(folder)
+    if explained(study):
         drawn["importance"] = plot_search_importance(folder)
     return drawn
 
@@ -125,11 +114,10 @@ def _counts(study: optuna.Study) -> str:
     return f"{states.count(TrialState.COMPLETE)} trials finished, {states.count(TrialState.PRUNED)} pruned"
 
 
-def _with_complete_trials(folder: Path, least: int) -> optuna.Study:
+def _with_complete_trials(folder: Path) -> optuna.Study:
     study = load_study(folder)
-    complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-    if complete < least:
-        raise SearchError(f"{folder}: expected at least {least} trials that passed the gate, found {complete}")
+    if not finished_trials(study):
+        raise SearchError(f"{folder}: expected at least one trial that passed the gate, found none")
     return study
 
 

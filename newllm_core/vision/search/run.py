@@ -74,7 +74,7 @@ def run_search(plan: SearchPlan, folder: Path, *, workers: int = 1, show_progres
             keep_plan(plan, folder)  # raises before a study is made beside another plan
         study = create_study(plan, folder)
         keep_plan(plan, folder)
-        requeue_interrupted(study, plan)
+        requeue_interrupted(study)
         count_workers(study, workers)
         _refuse_missing_images(plan, study)
         share_with_workers()
@@ -131,6 +131,11 @@ def _work(plan: SearchPlan, folder: Path) -> None:
         _Worker(plan, folder, show_progress=False).work()
 
 
+def _search_has_ended() -> bool:
+    search = multiprocessing.parent_process()
+    return search is not None and not search.is_alive()
+
+
 class _Worker:
     """One process of a search; keeps the images it has loaded."""
 
@@ -146,7 +151,8 @@ class _Worker:
         self.images: dict[VisionDataConfig, ImageData] = {}
 
     def work(self) -> None:
-        while (trial := self._next_trial()) is not None:
+        """Until there are enough trials; a worker whose search was killed ends after the trial that it is at."""
+        while not _search_has_ended() and (trial := self._next_trial()) is not None:
             self._run_trial(trial)
 
     def _next_trial(self) -> Trial | None:
@@ -158,7 +164,7 @@ class _Worker:
                 return None
             # A sampler's draws depend on the seed and on the trials drawn so far, never on which worker asks or on how
             # often the search was started: the same seed at a restart would propose the first trials again.
-            number = num_drawn(self.study, self.plan)
+            number = num_drawn(self.study)
             seed = derived_generator("search", self.plan.search.seed, number).initial_seed() % 2**32
             self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.plan.search.startup_trials)
             return self.study.ask(dict(self.plan.space))
@@ -185,7 +191,7 @@ class _Worker:
         """A pruned trial keeps its records; its weights, tens of megabytes, are not needed again."""
         trial.set_user_attr("stopped", reason)
         for data in self.plan.data_sets:
-            run_dir = trial_folder(self.folder, self.study, self.plan, trial) / data.dataset
+            run_dir = trial_folder(self.folder, self.study, trial) / data.dataset
             discard_checkpoint(run_dir / CHECKPOINT_DIR)
             for path in run_dir.glob(f"{WEIGHTS_NAME}*"):
                 path.unlink()
@@ -211,7 +217,7 @@ class _Worker:
     def _run(self, trial: Trial, data: VisionDataConfig, report: Callable[[EpochFigures], None]) -> Record:
         if data not in self.images:
             self.images[data] = load_image_data(data)
-        run_dir = trial_folder(self.folder, self.study, self.plan, trial) / data.dataset
+        run_dir = trial_folder(self.folder, self.study, trial) / data.dataset
         return run_vision(
             self.plan.settings(trial.params, data), run_dir,
             images=self.images[data], read_test=False, report=report, show_progress=self.show_progress,
@@ -254,7 +260,7 @@ def test_winner(plan: SearchPlan, folder: Path) -> dict[str, ScoreCard]:
     records = {
         data.dataset: run_vision(
             plan.settings(winner.params, data),
-            trial_folder(folder, study, plan, winner) / data.dataset,
+            trial_folder(folder, study, winner) / data.dataset,
             show_progress=False,
         )
         for data in plan.data_sets

@@ -78,25 +78,34 @@ def load_study(folder: Path) -> optuna.Study:
     return optuna.load_study(study_name=STUDY_NAME, storage=journal_storage(folder))
 
 
-def requeue_interrupted(study: optuna.Study, plan: SearchPlan) -> None:
+def requeue_interrupted(study: optuna.Study) -> None:
     """Mark trials that were running when the search was killed as failed, and queue them to be continued."""
+    space = _space(study)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-        if _is_drawn(trial, plan):
+        if _is_drawn(trial, space):
             study.enqueue_trial(trial.params, user_attrs={_FIRST_NUMBER: first_number(trial)})
             logger.info("trial %d was interrupted; it will be continued", trial.number)
 
 
-def num_drawn(study: optuna.Study, plan: SearchPlan, before: int | None = None) -> int:
+def num_drawn(study: optuna.Study, before: int | None = None) -> int:
     """How many trials were drawn, of those with a number below ``before``: a continued one once, one that was killed
     while it was drawn not at all."""
-    trials = study.get_trials(deepcopy=False)[:before]
-    return sum(first_number(trial) == trial.number and _is_drawn(trial, plan) for trial in trials)
+    trials, space = study.get_trials(deepcopy=False)[:before], _space(study)
+    return sum(first_number(trial) == trial.number and _is_drawn(trial, space) for trial in trials)
 
 
-def _is_drawn(trial: FrozenTrial, plan: SearchPlan) -> bool:
+def _is_drawn(trial: FrozenTrial, space: set[str]) -> bool:
     """All its parameters are known; Optuna writes them one after the other."""
-    return set(trial.params) == set(plan.space)
+    return set(trial.params) == space
+
+
+def _space(study: optuna.Study) -> set[str]:
+    return set(study.user_attrs[_PLAN]["config"]["space"])
+
+
+def gate_data_set(study: optuna.Study) -> str:
+    return str(study.user_attrs[_PLAN]["config"]["gate"]["dataset"])
 
 
 def count_workers(study: optuna.Study, workers: int) -> None:
@@ -109,13 +118,23 @@ def first_number(trial: FrozenTrial | Trial) -> int:
     return int(trial.user_attrs.get(_FIRST_NUMBER, trial.number))
 
 
-def trial_folder_name(study: optuna.Study, plan: SearchPlan, trial: FrozenTrial | Trial) -> str:
+def trial_folder_name(study: optuna.Study, trial: FrozenTrial | Trial) -> str:
     """By how many were drawn before it: the same in a search that was interrupted as in one that ran through."""
-    return f"trial-{num_drawn(study, plan, before=first_number(trial)):04d}"
+    return f"trial-{num_drawn(study, before=first_number(trial)):04d}"
 
 
-def trial_folder(folder: Path, study: optuna.Study, plan: SearchPlan, trial: FrozenTrial | Trial) -> Path:
-    return folder / TRIALS_DIR / trial_folder_name(study, plan, trial)
+def trial_folder(folder: Path, study: optuna.Study, trial: FrozenTrial | Trial) -> Path:
+    return folder / TRIALS_DIR / trial_folder_name(study, trial)
+
+
+def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Those that passed the gate and were trained on all data sets."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def objective_names(study: optuna.Study) -> list[str]:
+    """What the study makes large or small, of selection images."""
+    return ["Global"] if len(study.directions) == 1 else ["mean accuracy", "parameters, millions"]
 
 
 def search_summary(plan: SearchPlan, study: optuna.Study) -> dict[str, Any]:
@@ -127,7 +146,7 @@ def search_summary(plan: SearchPlan, study: optuna.Study) -> dict[str, Any]:
         "counts": {state.name.lower(): states.count(state) for state in TrialState},
         "best": best_numbers(study),
         "most_workers": study.user_attrs.get(_MOST_WORKERS),  # with 1, the same search draws the same trials
-        "trials": [_trial_record(trial, trial_folder_name(study, plan, trial)) for trial in trials],
+        "trials": [_trial_record(trial, trial_folder_name(study, trial)) for trial in trials],
         "versions": {**library_versions(), "optuna": optuna.__version__},
         "commit": current_commit(),
     }
