@@ -21,7 +21,7 @@ from newllm_core.scaling.growth import (
 )
 from newllm_core.studies.size_rule import REFERENCE_TOKENS, laws_of, own_value
 from reproduce.growth_plan import NAMES, Plan
-from reproduce.results_tables import filled, markdown
+from reproduce.tables.text import filled, markdown
 
 NO_ROWS = "No rows yet: `python -m reproduce.growth` runs them."
 _ALTERNATIVE = (
