@@ -1,6 +1,7 @@
 """The picture of growth: perplexity against text, a straight line a contender, and each contender over one of them."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ def plot_growth(analysis: GrowthAnalysis) -> Figure:
     Names, exponents and ratios stand at the lines' ends instead of in a legend.
     """
     figure, (left, right) = new_axes(2, width=7.4, height=5.6)
-    colours = dict(zip([one.name for one in analysis.contenders], LINE_COLOURS))
+    colours = dict(zip([one.name for one in analysis.contenders], cycle(LINE_COLOURS)))
     _draw_perplexity(left, analysis, colours)
     _draw_ratios(right, analysis, colours)
     note = "95 %: α over the sizes of each, seeds and conversations, ratios paired; hollow: not distinguishable from 1"

@@ -106,19 +106,28 @@ def test_the_picture_fills_the_dots_that_differ() -> None:
     assert "test images" in axis.get_xlabel() and axis.texts[0].get_text() == "reference"
 
 
-def test_the_picture_of_epochs_has_a_colour_a_variant_and_a_line_a_seed() -> None:
-    runs = [made_up("base", 500, 510), made_up("packed", 505)]
+def with_epochs(runs: list[VariantRuns]) -> list[Record]:
     records = [record for one in runs for record in one.records]
     for number, one in enumerate(records):
         one["training"] = {"epochs": [
             {"epoch": epoch, "train_accuracy": 0.1 * epoch, "selection_accuracy": 0.05 * epoch + 0.1 * number}
             for epoch in (1, 2)
         ]}  # fmt: skip
-    train, selection = plot_epochs(records).axes
+    return records
+
+
+def test_the_picture_of_epochs_has_a_colour_a_variant_and_a_line_a_seed() -> None:
+    train, selection = plot_epochs(with_epochs([made_up("base", 500, 510), made_up("packed", 505)])).axes
     assert [len({line.get_color() for line in axis.lines}) for axis in (train, selection)] == [2, 2]
     assert [line.get_ydata()[1] for line in selection.lines] == pytest.approx([10, 20, 30])  # type: ignore[index]
     legend = train.get_legend()
     assert legend is not None and [text.get_text() for text in legend.get_texts()] == ["base", "packed"]
+
+
+def test_the_picture_of_epochs_leaves_no_variant_out_where_colours_end() -> None:
+    runs = [made_up(f"variant {number}", 500) for number in range(21)]  # as many as the diagnosis has
+    for axis in plot_epochs(with_epochs(runs)).axes:
+        assert len({(line.get_color(), line.get_linestyle()) for line in axis.lines}) == len(runs)
 
 
 def test_the_score_table_has_targets_where_there_are_any() -> None:

@@ -1,6 +1,7 @@
 """Pictures of variants compared, from records only: accuracies with intervals, and how each learned."""
 
 from collections.abc import Sequence
+from itertools import product
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -9,6 +10,8 @@ from newllm_core.comparison.accuracy import VariantRuns, accuracy_difference, me
 from newllm_core.comparison.groups import Record
 from newllm_core.report.forest import ForestLabel, ForestPanel, plot_forest
 from newllm_core.report.style import LINE_COLOURS, new_axes
+
+_DASHES = ("-", "--", ":", "-.")
 
 
 def plot_variants(records: Sequence[Record], part: str) -> Figure:
@@ -24,16 +27,17 @@ def plot_variants(records: Sequence[Record], part: str) -> Figure:
 
 
 def plot_epochs(records: Sequence[Record]) -> Figure:
-    """Accuracy per epoch on training and on selection images, a colour a variant, a line a seed."""
+    """Accuracy per epoch on training and on selection images, a line a seed; a colour a variant, and from the eighth
+    variant on another dash."""
     variants = variants_of(records)
     figure, panels = new_axes(2, width=5, height=3.8)
     for axis, part in zip(panels, ("train", "selection"), strict=True):
-        for colour, runs in zip(LINE_COLOURS, variants):
+        for (dash, colour), runs in zip(product(_DASHES, LINE_COLOURS), variants):
             for number, record in enumerate(runs.records):
                 epochs = record["training"]["epochs"]
                 accuracies = [100 * one[f"{part}_accuracy"] for one in epochs]
                 label = runs.label if number == 0 else None
-                axis.plot([one["epoch"] for one in epochs], accuracies, color=colour, lw=1.5, label=label)
+                axis.plot([one["epoch"] for one in epochs], accuracies, dash, color=colour, lw=1.5, label=label)
         axis.set(xlabel="epoch", ylabel="% of images")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set_title("Training images, as augmented")
