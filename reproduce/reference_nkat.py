@@ -46,7 +46,7 @@ from newllm_core.vision.report import (
 from newllm_core.vision.runner import VisionRunner
 from newllm_core.vision.search.config import SEARCH_SPACES, search_profile
 from newllm_core.vision.search.front import front_table
-from newllm_core.vision.search.importance import importance_table
+from newllm_core.vision.search.importance import explained, importance_table
 from newllm_core.vision.search.plan import SearchPlan
 from newllm_core.vision.search.run import SUMMARY_NAME, run_search
 from newllm_core.vision.search.study import load_study
@@ -172,7 +172,7 @@ def _report_search(part: str) -> None:
     write_json(NKAT / f"{part}.json", read_json(folder / SUMMARY_NAME))
     for name, figure in search_pictures(folder).items():
         save_figure(figure, NKAT / (f"{name}.png" if name == part else f"{part}_{name}.png"))
-    tables = {f"{part}_importance": importance_table(study)}
+    tables = {f"{part}_importance": importance_table(study)} if explained(study) else {}
     if part == "front":
         tables["front"] = front_table(folder).T
     for name, table in tables.items():

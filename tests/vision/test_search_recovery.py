@@ -19,7 +19,7 @@ from newllm_core.vision.search.journal import JOURNAL_NAME, SearchError, recover
 from newllm_core.vision.search.plan import PLAN_NAME, SearchPlan
 from newllm_core.vision.search.pruner import MedianOfFinished
 from newllm_core.vision.search.run import SUMMARY_NAME, run_search
-from newllm_core.vision.search.study import load_study
+from newllm_core.vision.search.study import load_study, requeue_interrupted
 
 SPACE = {"learning_rate": CategoricalDistribution((LEARNS, LEARNS_NOTHING)), "temperature": FloatDistribution(0.6, 1.0)}
 # Two at random, then by the sampler's model of what was found.
@@ -73,6 +73,46 @@ def test_trial_that_was_interrupted_while_it_was_drawn_is_drawn_again(
     summary = run_search(PLAN, tmp_path, show_progress=False)
     assert [trial["state"] for trial in summary["trials"]].count("fail") == 1
     assert drawn(summary) == whole[1]
+
+
+def interrupt_third(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two trials finished, and the third, drawn from the sampler's model of them, cut off in its first epoch."""
+    watch, reports = search._Worker._watch, itertools.count(1)
+
+    def interrupted(self: Any, trial: Any, figures: Any) -> None:
+        if next(reports) == 5:
+            raise KilledError
+        watch(self, trial, figures)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search._Worker, "_watch", interrupted)
+        with pytest.raises(KilledError):
+            run_search(PLAN, folder, show_progress=False)
+
+
+def test_interrupted_trial_is_not_lost_when_its_search_is_killed_while_it_takes_it_from_the_queue(
+    whole: tuple[Path, list[tuple[Any, ...]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_third(tmp_path, monkeypatch)
+    study = load_study(tmp_path)
+    requeue_interrupted(study)
+    study.ask({"learning_rate": SPACE["learning_rate"]})  # the one that was queued; its temperature was never written
+    assert drawn(run_search(PLAN, tmp_path, show_progress=False)) == whole[1]
+
+
+def test_interrupted_trial_is_queued_once_when_its_search_is_killed_between_queueing_and_marking(
+    whole: tuple[Path, list[tuple[Any, ...]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tell(*arguments: Any, **named: Any) -> None:
+        raise KilledError
+
+    interrupt_third(tmp_path, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "tell", tell)
+        with pytest.raises(KilledError):
+            run_search(PLAN, tmp_path, show_progress=False)
+    summary = run_search(PLAN, tmp_path, show_progress=False)
+    assert drawn(summary) == whole[1] and summary["counts"]["waiting"] == 0
 
 
 # --- the journal

@@ -227,9 +227,11 @@ def test_workers_of_a_search_that_was_killed_end_with_their_trials(tmp_path: Pat
     (tmp_path / "main.py").write_text(f"if __name__ == '__main__':\n    {code}\n", encoding="utf-8")
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen([sys.executable, tmp_path / "main.py"], env={**os.environ, "PYTHONPATH": paths})
-    wait_until(lambda: len(list(tmp_path.glob(f"trials/*/*/{RECORD_NAME}"))) >= 2)
-    process.kill()
-    process.wait()
+    try:
+        wait_until(lambda: len(list(tmp_path.glob(f"trials/*/*/{RECORD_NAME}"))) >= 2)
+    finally:
+        process.kill()
+        process.wait()
     wait_until(lambda: is_free(tmp_path))
     assert 2 <= len(list(tmp_path.glob("trials/*"))) < 1000
 
@@ -283,15 +285,28 @@ def test_two_objectives_are_accuracy_and_parameters(tmp_path: Path) -> None:
     assert list(search_pictures(tmp_path)) == ["front"]
     table = front_table(tmp_path)
     assert sorted(table["trial"]) == sorted(summary["best"]) and list(table["width"]) == sorted(table["width"])
-    low, high = wilson_interval(*first_selection(tmp_path, table["trial"].iloc[0]))  # one data set: nearly Wilson's
-    assert (table["low"].iloc[0], table["high"].iloc[0]) == pytest.approx((low, high), abs=0.1)
     with pytest.raises(SearchError, match="no trial has reported an epoch"):
         plot_search_epochs(tmp_path)
 
 
-def first_selection(folder: Path, number: int) -> tuple[int, int]:
-    selection = read_json(folder / "trials" / f"trial-{number:04d}" / "colour" / RECORD_NAME)["selection"]
-    return selection["correct"], selection["images"]
+def test_front_has_intervals_over_the_images_of_all_data_sets(tmp_path: Path) -> None:
+    other = idx_folder(tmp_path / "idx")
+    run_search(
+        small_plan(other, num_trials=1, objective="accuracy_and_parameters", gate_threshold=0.0),
+        tmp_path / "study", show_progress=False,
+    )  # fmt: skip
+    (row,) = front_table(tmp_path / "study").to_dict("records")
+    paths = [tmp_path / "study" / "trials" / "trial-0000" / name / RECORD_NAME for name in ("colour", "mnist-idx")]
+    (one, two) = (read_json(path)["selection"] for path in paths)
+    (low, high), (other_low, other_high) = (wilson_interval(each["correct"], each["images"]) for each in (one, two))
+    mean = (one["correct"] / one["images"] + two["correct"] / two["images"]) / 2
+    below = math.hypot(one["accuracy"] - low, two["accuracy"] - other_low) / 2
+    above = math.hypot(high - one["accuracy"], other_high - two["accuracy"]) / 2
+    assert (row["mean accuracy"], row["low"], row["high"]) == pytest.approx((mean, mean - below, mean + above))
+    assert 0 <= row["low"] < row["mean accuracy"] < row["high"] <= 1
+    paths[1].unlink()
+    with pytest.raises(SearchError, match="trial 0 has finished, but its record is not there"):
+        front_table(tmp_path / "study")
 
 
 def test_trial_below_the_median_is_stopped_between_epochs(tmp_path: Path) -> None:

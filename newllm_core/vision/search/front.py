@@ -10,9 +10,8 @@ from optuna.trial import FrozenTrial
 from newllm_core.intervals import Interval
 from newllm_core.runs.files import read_json
 from newllm_core.runs.folder import RECORD_NAME
+from newllm_core.vision.search.journal import SearchError
 from newllm_core.vision.search.study import load_study, objective_names, trial_folder
-
-_NORMAL = 1.959964  # 97.5th percentile of the standard normal distribution
 
 
 def front_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -22,12 +21,18 @@ def front_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 def accuracy_interval(folder: Path, study: optuna.Study, trial: FrozenTrial) -> Interval:
     """95 % interval, over selection images, of a trial's mean accuracy over data sets; of a single seed, and not
-    widened for having been chosen among many."""
-    records = [read_json(path)["selection"] for path in trial_folder(folder, study, trial).glob(f"*/{RECORD_NAME}")]
-    # Data sets are independent, so variances of their shares add.
-    variance = sum(one["accuracy"] * (1 - one["accuracy"]) / one["images"] for one in records)
-    margin = _NORMAL * math.sqrt(variance) / len(records)
-    return trial.values[0] - margin, trial.values[0] + margin
+    widened for having been chosen among many. From the Wilson intervals of the data sets' shares, as Newcombe (1998,
+    method 10) has it for a difference. Raises SearchError for a record that is not there."""
+    below, above = [], []
+    for name in trial.user_attrs["accuracy"]:
+        path = trial_folder(folder, study, trial) / name / RECORD_NAME
+        if not path.is_file():
+            raise SearchError(f"{path}: trial {trial.number} has finished, but its record is not there")
+        found = read_json(path)["selection"]
+        below.append(found["accuracy"] - found["accuracy_interval"][0])
+        above.append(found["accuracy_interval"][1] - found["accuracy"])
+    mean = trial.values[0]
+    return mean - math.hypot(*below) / len(below), mean + math.hypot(*above) / len(above)
 
 
 def front_table(folder: Path) -> pd.DataFrame:

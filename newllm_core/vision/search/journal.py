@@ -72,8 +72,10 @@ def _damage_named(path: Path) -> Iterator[None]:
 def recover_journal(folder: Path) -> None:
     """Cut the journal back to what was before its first damaged line; the file as it was is kept beside it.
 
-    For the only process that uses the study. Events after the cut are lost: the trials of these are drawn again, the
-    same ones, and taken up from their run folders. Raises SearchError for a journal of an earlier version.
+    For the only process that uses the study. Events after the cut are lost: the trials of these are drawn again, and
+    where one worker had drawn them, they are the same ones and are taken up from their run folders. With several, a
+    trial that is drawn otherwise is refused by the folder of the first one, which then has to be moved away. Raises
+    SearchError for a journal of an earlier version.
     """
     path = folder / JOURNAL_NAME
     for left in folder.glob(f"{JOURNAL_NAME}.lock*"):  # of a process that was killed while it wrote

@@ -79,13 +79,19 @@ def load_study(folder: Path) -> optuna.Study:
 
 
 def requeue_interrupted(study: optuna.Study) -> None:
-    """Mark trials that were running when the search was killed as failed, and queue them to be continued."""
+    """Queue trials that were running when the search was killed, to be continued, and mark them as failed.
+
+    In this order, and from what a queued trial was to be given: a search that is killed here, or while it takes a trial
+    from the queue, loses none.
+    """
     space = _space(study)
+    waiting = {first_number(trial) for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,))}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        if _is_drawn(trial, space):
-            study.enqueue_trial(trial.params, user_attrs={_FIRST_NUMBER: first_number(trial)})
+        parameters, number = trial.system_attrs.get("fixed_params", trial.params), first_number(trial)
+        if set(parameters) == space and number not in waiting:
+            study.enqueue_trial(parameters, user_attrs={_FIRST_NUMBER: number})
             logger.info("trial %d was interrupted; it will be continued", trial.number)
+        study.tell(trial.number, state=TrialState.FAIL)
 
 
 def num_drawn(study: optuna.Study, before: int | None = None) -> int:
