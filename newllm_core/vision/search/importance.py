@@ -90,17 +90,16 @@ def search_importance(
     count = len(figure.trials)
     if count < LEAST_TRIALS:
         raise SearchError(f"importance: expected at least {LEAST_TRIALS} trials, given {count}")
-    space, drawn = _uniform(figure.trials)
-    values, generator = np.asarray(figure.values), np.random.default_rng(0)
-    estimate = _shares(space, drawn, values)
+    drawn, values, generator = _uniform(figure.trials), np.asarray(figure.values), np.random.default_rng(0)
+    estimate = _shares(drawn, values)
     again = [generator.integers(count, size=count) for _ in range(resamples)]
-    shares = pd.DataFrame([_shares(space, drawn.iloc[rows], values[rows]) for rows in again])
+    shares = pd.DataFrame([_shares(drawn.iloc[rows], values[rows]) for rows in again])
     low, high = shares.quantile(0.025), shares.quantile(0.975)
     return {
         name: Importance(
             estimate[name],
             (float(low[name]), float(high[name])),
-            max(_shares(space, _dealt(drawn, name, generator), values)[name] for _ in range(permutations)),
+            max(_shares(_dealt(drawn, name, generator), values)[name] for _ in range(permutations)),
         )
         for name in sorted(estimate, key=lambda one: -estimate[one])
     }
@@ -110,27 +109,28 @@ def _dealt(drawn: pd.DataFrame, name: str, generator: np.random.Generator) -> pd
     return drawn.assign(**{name: generator.permutation(drawn[name].to_numpy())})
 
 
-def _uniform(trials: Sequence[FrozenTrial]) -> tuple[dict[str, BaseDistribution], pd.DataFrame]:
-    """The space in which every number is drawn uniformly, and what was drawn, a row a trial.
+def _uniform(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
+    """What was drawn, a row a trial, as numbers that the search draws uniformly between 0 and 1.
 
-    Optuna's forest takes a share of the variance over ranges as they are: a learning rate between 0.0003 and 0.003
-    would count by its largest values, and of three depths the middle one twice.
+    Optuna's forest shares out the variance over ranges as they are, and over combinations of a choice's values that
+    there are none of (findings/optuna_fanova_space.sh).
     """
-    space: dict[str, BaseDistribution] = {}
-    columns: dict[str, list[Any]] = {}
-    for name, distribution in trials[0].distributions.items():
-        if distribution.single():
-            continue
-        column = [trial.params[name] for trial in trials]
-        if isinstance(distribution, CategoricalDistribution):
-            space[name], columns[name] = distribution, column
-        else:
-            assert isinstance(distribution, IntDistribution | FloatDistribution)
-            take: Callable[[float], float] = math.log if distribution.log else float
-            margin = (distribution.step or 0) / 2
-            space[name] = FloatDistribution(take(distribution.low - margin), take(distribution.high + margin))
-            columns[name] = [take(value) for value in column]
-    return space, pd.DataFrame(columns, dtype=object)
+    return pd.DataFrame({
+        name: [_place(distribution, trial.params[name]) for trial in trials]
+        for name, distribution in trials[0].distributions.items()
+        if not distribution.single()
+    })  # fmt: skip
+
+
+def _place(distribution: BaseDistribution, value: Any) -> float:
+    """The middle of what stands for the value between 0 and 1."""
+    if isinstance(distribution, CategoricalDistribution):
+        return (distribution.choices.index(value) + 0.5) / len(distribution.choices)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    take: Callable[[float], float] = math.log if distribution.log else float
+    margin = (distribution.step or 0) / 2  # of whole numbers: half a step around each
+    low, high = take(distribution.low - margin), take(distribution.high + margin)
+    return (take(value) - low) / (high - low)
 
 
 def importance_table(study: optuna.Study) -> pd.DataFrame:
@@ -143,9 +143,10 @@ def importance_table(study: optuna.Study) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-def _shares(space: dict[str, BaseDistribution], drawn: pd.DataFrame, values: Floats) -> dict[str, float]:
+def _shares(drawn: pd.DataFrame, values: Floats) -> dict[str, float]:
     if np.ptp(values) == 0:  # Optuna raises an error
         return dict.fromkeys(drawn.columns, 0.0)
+    space: dict[str, BaseDistribution] = dict.fromkeys(drawn.columns, FloatDistribution(0, 1))
     trials = [
         optuna.trial.create_trial(params=row, distributions=space, value=value)
         for row, value in zip(drawn.to_dict("records"), values.tolist(), strict=True)
