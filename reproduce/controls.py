@@ -17,11 +17,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from newllm_core.comparison.figures import perplexity_ratio
 from newllm_core.comparison.leaderboard import (
     Standing,
+    chosen_text,
     contexts_table,
     expectation_sentences,
+    ratio_of,
     standings,
     standings_table,
 )
@@ -80,9 +81,10 @@ def ratio_lines(here: Mapping[str, Standing]) -> list[str]:
     lines = []
     for one, other in RATIOS:
         if {one, other} <= here.keys():
-            ratio = perplexity_ratio(here[one], here[other])
+            mine, theirs, ratio = ratio_of(here[one], here[other])
             lines.append(
-                f"{here[one].tokens:,} tokens, {seeds_text(ratio)}: PPL {one} / {other} {ratio.text()}: {ratio.verdict}"
+                f"{mine.tokens:,} tokens, {seeds_text(ratio)}, chosen on {chosen_text(mine, theirs)}: "
+                f"PPL {one} / {other} {ratio.text()}: {ratio.verdict}"
             )
     return lines
 

@@ -86,7 +86,9 @@ def share_of_objective(rows: Rows, name: str) -> float:
 
 def _shares(rows: Rows) -> str:
     labels = {PERPLEXITY: "log perplexity", **MEASURES}
-    return ", ".join(f"{label} {100 * share_of_objective(rows, name):.0f} %" for name, label in labels.items())
+    found = ", ".join(f"{label} {100 * share_of_objective(rows, name):.0f} %" for name, label in labels.items())
+    groups, count = len({row["objective"] for row in rows}), _num_variants(rows)
+    return f"{found};\nwhere groups are dealt out at random, {100 * (groups - 1) / (count - 1):.0f} % on average"
 
 
 def _verdict(found: Estimate) -> str:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from newllm_core.intervals import (
+    LARGEST_NATS,
     Estimate,
     clustered_mean,
     comparison_text,
@@ -88,6 +89,37 @@ def test_a_single_seed_gives_the_t_interval_over_conversations_and_the_other_way
     assert clustered_mean(np.array([[500.0]]), counts[:1]) == Estimate(5.0, None, (5.0,))
 
 
+def test_conversations_without_a_token_say_nothing() -> None:
+    sums, counts = np.array([[0.0, 500.0, 610.0]]), np.array([0.0, 100.0, 100.0])
+    assert clustered_mean(sums, counts) == clustered_mean(sums[:, 1:], counts[1:])
+    assert clustered_mean(sums[:, :2], counts[:2]).interval is None
+
+
+def test_variance_between_conversations_is_the_jackknifes() -> None:
+    rng = np.random.default_rng(0)
+    sums, counts = rng.uniform(100, 900, (1, 6)), rng.uniform(50, 400, 6)
+    left_out = [np.delete(sums, one).sum() / np.delete(counts, one).sum() for one in range(6)]
+    found = clustered_mean(sums, counts)
+    error = math.sqrt(5 / 6 * sum((one - found.value) ** 2 for one in left_out))
+    assert found.interval == pytest.approx(stats.t.interval(0.95, 5, loc=found.value, scale=error))
+
+
+# Tokens of the twenty conversations that the leaderboard is judged on.
+JUDGED = np.array([
+    708, 1472, 688, 301, 1124, 1068, 1142, 1622, 371, 349, 966, 266, 145, 442, 1361, 4643, 541, 1214, 1099, 180,
+], np.float64)  # fmt: skip
+
+
+def test_intervals_of_one_seed_cover_where_a_conversation_holds_a_quarter_of_the_tokens() -> None:
+    rng, truth, times, covered = np.random.default_rng(0), 0.02, 2000, 0
+    for _ in range(times):
+        losses = truth + 0.05 * rng.standard_normal((1, 20)) * np.sqrt(900 / JUDGED)
+        interval = clustered_mean(losses * JUDGED, JUDGED).interval
+        assert interval is not None
+        covered += interval[0] <= truth <= interval[1]
+    assert 0.93 <= covered / times <= 0.97
+
+
 def percentile_interval(rng: np.random.Generator, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Bootstrap over seeds and conversations, 200 draws."""
     num_seeds, num_conversations = sums.shape
@@ -120,6 +152,19 @@ def test_pairing_cancels_what_a_seed_does_to_both() -> None:
     assert difference.interval == pytest.approx(stats.t.interval(0.95, 2, loc=2.0, scale=1 / math.sqrt(3)))
     with pytest.raises(ValueError, match="zip"):
         paired_difference([1.0], [1.0, 2.0])
+
+
+def test_seeds_that_differ_by_exactly_as_much_do_not_tell_the_scatter() -> None:
+    """Shares of a thousand images."""
+    assert paired_difference([70.5, 70.5], [70.0, 70.0]) == Estimate(0.5, None, (0.5, 0.5), 0.0)
+    assert not paired_difference([70.5, 70.5], [70.0, 70.0]).is_distinguishable
+    assert paired_difference([70.0, 70.0], [70.0, 70.0]).interval == (0.0, 0.0)
+
+
+def test_exponentials_of_runs_that_diverge_are_finite() -> None:
+    found = Estimate(712.0, (5.0, 10_000.0), (712.0,)).exp()
+    assert found.interval is not None
+    assert found.value == found.interval[1] == found.by_seed[0] == math.exp(LARGEST_NATS)
 
 
 def test_a_ratio_of_perplexities_is_the_exponential_of_paired_losses() -> None:

@@ -1,6 +1,7 @@
 """Figures of a configuration with their 95 % intervals over seeds, of perplexity over conversations too."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def seed_mean(group: Group, figure: str) -> Estimate | None:
 
 def perplexity(runs: Runs) -> Estimate:
     """Geometric mean over seeds. Raises ComparisonError as ``validation_losses``."""
-    return clustered_mean(*validation_losses(runs.records)).exp()
+    return _of_seeds(clustered_mean(*validation_losses(runs.records)).exp(), runs)
 
 
 def perplexity_ratio(one: Runs, other: Runs) -> Estimate:
@@ -83,4 +84,9 @@ def perplexity_ratio(one: Runs, other: Runs) -> Estimate:
     """
     mine, theirs = paired_runs(one, other)
     sums, counts = validation_losses([*mine, *theirs])
-    return paired_ratio(sums[: len(mine)], sums[len(mine) :], counts)
+    return _of_seeds(paired_ratio(sums[: len(mine)], sums[len(mine) :], counts), one, other)
+
+
+def _of_seeds(estimate: Estimate, *sides: Runs) -> Estimate:
+    """Counts have no seed, also where they are held against counts."""
+    return replace(estimate, by_seed=()) if all(one.is_seedless for one in sides) else estimate

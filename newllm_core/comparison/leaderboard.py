@@ -5,7 +5,7 @@ name of its reference, and what was expected of their ratio before it was run.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from newllm_core.comparison.figures import perplexity, perplexity_ratio, validat
 from newllm_core.comparison.groups import ComparisonError, Record, Runs
 from newllm_core.comparison.tables import VERDICT, Cell, table_of
 from newllm_core.intervals import NOT_MEASURED, Estimate, seeds_text
+
+NOTHING_CHOSEN = "training"  # the text of counts and pretrained models, which choose nothing on one that is held out
 
 
 def discarded_parameters(row: Mapping[str, Any]) -> int:
@@ -34,6 +36,7 @@ class Standing(Runs):
         variant: what its rows say of it.
         perplexity: over seeds and conversations.
         bits_per_byte, cpu_seconds: means over seeds.
+        judged: the same from rows that the judged text itself chose, where there are both; ``records`` are the others.
     """
 
     variant: Mapping[str, Any]
@@ -41,6 +44,11 @@ class Standing(Runs):
     perplexity: Estimate
     bits_per_byte: float
     cpu_seconds: float
+    judged: "Standing | None" = None
+
+    def alike(self, other: "Standing") -> "Standing":
+        """Of the two ways in which this one was run, that of ``other``, where there is it."""
+        return self.judged if self.judged is not None and other.chosen_on == self.judged.chosen_on else self
 
     @property
     def name(self) -> str:
@@ -85,15 +93,15 @@ class Standing(Runs):
 def standings(rows: Sequence[Record]) -> list[Standing]:
     """Rows by variant and training tokens, best first within a number of tokens.
 
-    Where some rows of a variant had a selection text of their own, those without one are left out: they are a little
-    flattered (``flattery``).
+    Where some rows of a variant had a selection text of their own, those without one, a little flattered
+    (``flattery``), stand apart, in ``judged``.
 
     Raises ComparisonError for no rows, a row given twice, or different validation text.
     """
     if not rows:
         raise ComparisonError("expected at least one row, given none")
     validation_losses(rows)  # refuses different validation text
-    found = [_standing(*key, apart or together) for key, (apart, together) in _by_rule(rows).items()]
+    found = [_both_ways(*key, apart, together) for key, (apart, together) in _by_rule(rows).items()]
     return sorted(found, key=lambda one: (one.tokens, one.perplexity.value))
 
 
@@ -126,15 +134,21 @@ def flattery(rows: Sequence[Record]) -> dict[tuple[str, int], list[float]]:
     return {key: [1 - judged / apart for judged, apart in pairs.values()] for key, pairs in both_ways(rows).items()}
 
 
+def _both_ways(name: str, tokens: int, apart: Sequence[Record], together: Sequence[Record]) -> Standing:
+    if not (apart and together):
+        return _standing(name, tokens, apart or together)
+    return replace(_standing(name, tokens, apart), judged=_standing(name, tokens, together))
+
+
 def _standing(name: str, tokens: int, rows: Sequence[Record]) -> Standing:
     seeds = tuple(row["seed"] for row in rows)
     if len(set(seeds)) < len(seeds):
         raise ComparisonError(f"{name} at {tokens:,} tokens: expected each seed once, given {seeds}")
     if any(_but_seed(row["config"]) != _but_seed(rows[0]["config"]) for row in rows):
         raise ComparisonError(f"{name} at {tokens:,} tokens: expected one configuration, given rows of several")
-    means = {key: float(np.mean([row[key] for row in rows])) for key in ("bits_per_byte", "cpu_seconds")}
+    bits, seconds = (float(np.mean([row[key] for row in rows])) for key in ("bits_per_byte", "cpu_seconds"))
     variant, runs = rows[0]["variant"], Runs(rows[0]["variant"]["label"], tuple(rows))
-    return Standing(runs.label, runs.records, variant, tokens, perplexity(runs), **means)
+    return Standing(runs.label, runs.records, variant, tokens, perplexity(runs), bits, seconds)
 
 
 def _but_seed(configs: dict[str, Any]) -> dict[str, Any]:
@@ -144,10 +158,22 @@ def _but_seed(configs: dict[str, Any]) -> dict[str, Any]:
 def ratios_to_references(
     variants: Sequence[Standing], found: Sequence[Standing]
 ) -> list[tuple[Standing, Standing, Estimate]]:
-    """(variant, its reference, ratio) of each whose reference is among ``found`` at as many tokens."""
+    """(variant, its reference, ratio) of each whose reference is among ``found`` at as many tokens, as ``ratio_of``."""
     there = {(one.name, one.tokens): one for one in found}
-    pairs = [(one, there.get((one.variant["reference"] or "", one.tokens))) for one in variants]
-    return [(one, other, perplexity_ratio(one, other)) for one, other in pairs if other is not None]
+    named = [(one, there.get((one.variant["reference"] or "", one.tokens))) for one in variants]
+    return [ratio_of(one, other) for one, other in named if other is not None]
+
+
+def ratio_of(one: Standing, other: Standing) -> tuple[Standing, Standing, Estimate]:
+    """Of both the rows that were chosen on the same text, where there are such, and the ratio of their perplexities."""
+    mine, theirs = one.alike(other), other.alike(one)
+    return mine, theirs, perplexity_ratio(mine, theirs)
+
+
+def chosen_text(one: Standing, other: Standing) -> str:
+    """The texts on which two sides of a ratio were chosen, one where it is the same or where one side chose nothing."""
+    texts = dict.fromkeys(side.chosen_on for side in (one, other) if side.chosen_on != NOTHING_CHOSEN)
+    return " over ".join(texts) or NOTHING_CHOSEN
 
 
 def expectation_sentences(found: Sequence[Standing]) -> list[str]:
@@ -168,7 +194,7 @@ def standings_table(found: Sequence[Standing], reference: str) -> pd.DataFrame:
     rows: list[dict[str, Cell]] = []
     for one in found:
         other = there.get((reference, one.tokens))
-        ratio = None if other is None or other is one else perplexity_ratio(one, other)
+        ratio = None if other is None or other is one else ratio_of(one, other)[2]
         rows.append(
             {
                 "variant": one.name,

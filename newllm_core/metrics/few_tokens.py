@@ -11,6 +11,7 @@ calibrated rank lay 2.1 dimensions low at 320 tokens and 1.1 at 640, this one 0.
 (`tests/metrics/test_few_tokens.py`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,8 +61,10 @@ def few_token_rank(contexts: Tensor, num_resamples: int = NUM_RESAMPLES, seed: i
     interval = None
     if num_resamples and sum(map(len, blocks)) >= 2 * MIN_BLOCKS:
         draws = torch.tensor(_draws(blocks, num_resamples, seed), dtype=torch.float64)
-        freedom = sum(map(len, blocks)) - 2  # blocks are drawn within their halves
-        margin = t_margin(float(draws.std()), freedom)
+        # Blocks are drawn within their halves, and scatter around the mean of these: by (b - 1) / b too little.
+        in_half = min(map(len, blocks))
+        spread = float(draws.std()) * math.sqrt(in_half / (in_half - 1))
+        margin = t_margin(spread, sum(map(len, blocks)) - 2)
         interval = max(value - margin, 1.0), min(value + margin, float(context_dim))
     return FewTokenRank(min(max(value, 1.0), float(context_dim)), interval, num_tokens, context_dim)
 

@@ -2,14 +2,15 @@
 
 import math
 
+from newllm_core.intervals import finite_exp
+
 NATS_PER_BIT = math.log(2)
-LARGEST_NATS = 700.0
 
 
 def perplexity(mean_nats: float) -> float:
     """`exp` of the mean cross-entropy; that of 700 nats beyond, where it would overflow, as in a run that diverges: a
     record holds finite numbers, and the loss stands beside it."""
-    return math.exp(min(mean_nats, LARGEST_NATS))
+    return finite_exp(mean_nats)
 
 
 def bits_per_byte(total_nats: float, num_bytes: int) -> float:

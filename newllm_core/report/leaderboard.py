@@ -6,8 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from newllm_core.comparison.figures import perplexity_ratio
-from newllm_core.comparison.leaderboard import Standing, ratios_to_references
+from newllm_core.comparison.leaderboard import Standing, ratio_of, ratios_to_references
 from newllm_core.intervals import Estimate, seeds_text
 from newllm_core.report.forest import ForestLabel, ForestPanel, plot_forest
 from newllm_core.report.style import BLUE, GREEN, SKY, TRAIN_COLOUR, VALIDATION_COLOUR, VERMILION, new_axes
@@ -32,7 +31,7 @@ def plot_standings(found: Sequence[Standing], reference: str | None = None) -> F
         raise ValueError(f"plot_standings: expected a reference among {', '.join(names)}, given {reference!r}")
     place = names.index(reference) if reference else 0
     held = found[place]
-    ratios = [None if one is held else perplexity_ratio(one, held) for one in found]
+    ratios = [None if one is held else ratio_of(one, held)[2] for one in found]
     labels = [ForestLabel(one.label, _note(one), kind=_kind(one)) for one in found]
     panel = ForestPanel(f"Perplexity over that of {held.label}", _XLABEL, ratios, reference=place)
     return plot_forest(labels, [panel], _source(found), _COLOURS)

@@ -8,6 +8,7 @@ import torch
 
 from newllm_core.baselines.config import BaselineConfig
 from newllm_core.baselines.registry import BASELINES
+from newllm_core.comparison.leaderboard import NOTHING_CHOSEN
 from newllm_core.config.hyperparameters import Phase1Config, Settings
 from newllm_core.config.schema import config_hash
 from newllm_core.data import corpus_key, token_byte_lengths
@@ -78,7 +79,7 @@ def run_row(
 
 def chosen_on(kind: str, text: str) -> str:
     """What a row says: counts and pretrained models choose nothing on a text that is held out."""
-    return "training" if kind in ("counts", "pretrained") else text
+    return NOTHING_CHOSEN if kind in ("counts", "pretrained") else text
 
 
 def _fit_model(

@@ -9,8 +9,10 @@ from newllm_core.comparison.figures import perplexity_ratio
 from newllm_core.comparison.leaderboard import (
     Standing,
     both_ways,
+    chosen_text,
     contexts_table,
     flattery,
+    ratio_of,
     ratios_to_references,
     standings,
 )
@@ -69,9 +71,10 @@ def ratios() -> str:
         here = {one.name: one for one in _at(tokens)}
         for one, other in RATIOS:
             if {one, other} <= here.keys():
-                ratio = perplexity_ratio(here[one], here[other])
-                rows.append([f"{tokens:,}", one, other, ratio.text(), ratio.verdict, str(len(ratio.by_seed))])
-    return markdown(["training tokens", "PPL of", "over that of", "ratio", "verdict", "seeds"], rows)
+                mine, theirs, ratio = ratio_of(here[one], here[other])
+                told = [ratio.text(), ratio.verdict, chosen_text(mine, theirs), str(len(ratio.by_seed))]
+                rows.append([f"{tokens:,}", one, other, *told])
+    return markdown(["training tokens", "PPL of", "over that of", "ratio", "verdict", "chosen on", "seeds"], rows)
 
 
 def group(name: str, tokens: int = 57_173) -> str:
@@ -81,11 +84,11 @@ def group(name: str, tokens: int = 57_173) -> str:
     rows = [
         [
             f"{one.name}: {one.variant['sentence']}", other.name, one.variant["expected"], verdict(ratio),
-            str(len(ratio.by_seed)),
+            chosen_text(one, other), str(len(ratio.by_seed)),
         ]
         for one, other, ratio in sorted(pairs, key=lambda pair: pair[2].value)
     ]  # fmt: skip
-    return markdown(["what", "against", "expected", "PPL ratio", "seeds"], rows)
+    return markdown(["what", "against", "expected", "PPL ratio", "chosen on", "seeds"], rows)
 
 
 def contexts(tokens: int = 57_173) -> str:
