@@ -2,6 +2,7 @@
 
     python -m reproduce.reference_experiments            # trains what is missing: see --estimate
     python -m reproduce.reference_experiments --estimate # runs, finished runs, hours; trains nothing
+    python -m reproduce.reference_experiments --report   # tables and pictures of what is there; trains nothing
     python -m reproduce.reference_experiments --only scaling --seeds 42 43 44 45    # a further seed
     python -m reproduce.reference_experiments --only diversity --phase1-only        # effective ranks, no perplexity
 
@@ -140,10 +141,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--estimate", action="store_true", help="runs and hours; nothing is trained")
     parser.add_argument("--phase1-only", action="store_true", help="stop each run after Phase 1; nothing is published")
+    parser.add_argument("--report", action="store_true", help="of the runs that are there; trains nothing")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for name in arguments.only:
         sweep = SWEEPS[name](arguments.seeds, arguments.phase1_only)
+        if arguments.report:
+            found = [record for record in sweep.finished() if record is not None]
+            if found:
+                REPORTS[name](found)
+            continue
         print(f"{name}: {sweep.estimate()}", flush=True)
         if not arguments.estimate:
             records = sweep.run()

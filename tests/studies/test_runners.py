@@ -17,9 +17,11 @@ from newllm_core.baselines.registry import BASELINES
 from newllm_core.comparison.figures import perplexity_ratio
 from newllm_core.comparison.groups import ComparisonError
 from newllm_core.comparison.leaderboard import (
+    chosen_text,
     contexts_table,
     expectation_sentences,
     flattery,
+    ratios_to_references,
     standings,
     standings_table,
 )
@@ -260,6 +262,28 @@ def test_rows_that_another_text_chose_count_alone_and_say_by_how_much_the_others
     (shares,) = flattery([*before, *honest]).values()  # counts choose nothing
     assert shares == pytest.approx([1 - math.exp(-3 / 30)])
     assert flattery(before) == {}
+
+
+def test_a_ratio_is_of_rows_that_the_same_text_chose_where_there_are_such() -> None:
+    def on(text: str, one: Record, reference: str | None) -> Record:
+        data = {"data": {"selection_range": [0, 2]}} if text == "selection" else {}
+        variant = {**one["variant"], "reference": reference}
+        return {**one, "config": {**one["config"], **data}, "chosen_on": text, "variant": variant}
+
+    both = [on(text, row("gru", nats), None) for text, nats in (("selection", [20, 53]), ("validation", [20, 50]))]
+    old = on("validation", row("best", [19, 49]), "gru")
+    new = on("selection", row("best-earlier", [19, 49]), "gru")
+    found = standings([*both, old, new])
+    ratios = {
+        one.name: (chosen_text(one, other), ratio.value) for one, other, ratio in ratios_to_references(found, found)
+    }
+    assert ratios["best"] == ("validation", pytest.approx(math.exp((68 - 70) / 30)))
+    assert ratios["best-earlier"] == ("selection", pytest.approx(math.exp((68 - 73) / 30)))
+    counts = on("training", row("unigram", [60, 110]), None)
+    (gru, unigram) = standings([both[1], counts])
+    assert chosen_text(gru, unigram) == "validation" and chosen_text(unigram, unigram) == "training"
+    (apart,) = standings([both[0]])
+    assert chosen_text(apart, gru) == "selection over validation"
 
 
 def test_what_phase_1_trains_and_throws_away_is_named() -> None:
