@@ -50,7 +50,7 @@ from newllm_core.vision.search.importance import explained, importance_table
 from newllm_core.vision.search.plan import SearchPlan
 from newllm_core.vision.search.run import SUMMARY_NAME, run_search
 from newllm_core.vision.search.study import load_study
-from newllm_core.vision.settings import VisionSettings, for_data_set, run_name
+from newllm_core.vision.settings import VisionSettings, for_data_set, of_data_set, run_name
 from newllm_core.vision.variants import CENTRE, VisionVariant, diagnosis_variants, term_variants, vision_variant
 from reproduce.reference_experiments import REFERENCE
 
@@ -105,8 +105,7 @@ def long_settings() -> dict[str, VisionSettings]:
     """One run a data set, on all its training images."""
     base = centre()
     found = {
-        name: changed(for_data_set(base, dataclasses.replace(base.data, dataset=name)), changes)
-        for name, changes in LONG_RUNS.items()
+        name: changed(for_data_set(base, of_data_set(base.data, name)), changes) for name, changes in LONG_RUNS.items()
     }
     return {name: one if LONG_RUNS[name] is TARGET else before(one) for name, one in found.items()}
 
@@ -118,7 +117,7 @@ def all_sweeps() -> dict[str, Sweep]:
         f"long {name}": Sweep(settings, [vision_variant(name, name)], seeds[:1], runner)
         for name, settings in long_settings().items()
     }
-    on_all = {name: dataclasses.replace(centre().data, dataset=name) for name in TERM_DATA_SETS}
+    on_all = {name: of_data_set(centre().data, name) for name in TERM_DATA_SETS}
     few = {"num_train_images": values["few_images"], "epochs": TERM_EPOCHS}
     terms = {
         f"term {name}": Sweep(changed(for_data_set(centre(), data), few), term_variants(TERM_STRENGTHS), seeds, runner)
@@ -144,7 +143,7 @@ def all_sweeps() -> dict[str, Sweep]:
 
 def search_plan(part: str) -> SearchPlan:
     values, base = profile(), changed(centre(), {"epochs": SEARCH_EPOCHS})
-    few = [dataclasses.replace(base.data, dataset=name) for name in values["data_sets"]]
+    few = [of_data_set(base.data, name) for name in values["data_sets"]]
     few = [dataclasses.replace(data, num_train_images=SEARCH_IMAGES.get(data.dataset)) for data in few]
     objective, num_trials = SEARCHES[part]
     quick = search_profile("quick", **SEARCH, objective=objective, num_trials=num_trials)

@@ -29,7 +29,7 @@ from newllm_core.vision.search.config import SEARCH_PROFILES, SEARCH_SPACES, sea
 from newllm_core.vision.search.journal import SearchError
 from newllm_core.vision.search.plan import SearchPlan
 from newllm_core.vision.search.run import run_search
-from newllm_core.vision.settings import VisionSettings, for_data_set, run_name
+from newllm_core.vision.settings import VisionSettings, for_data_set, of_data_set, run_name
 
 
 def command_settings(arguments: argparse.Namespace) -> VisionSettings:
@@ -75,7 +75,7 @@ def _search(arguments: argparse.Namespace) -> None:
     search = search_profile(arguments.profile)
     if arguments.trials is not None:
         search = dataclasses.replace(search, num_trials=arguments.trials)
-    others = tuple(VisionDataConfig(dataset=name) for name in arguments.data_sets[1:])
+    others = tuple(of_data_set(base.data, name) for name in arguments.data_sets[1:])
     plan = SearchPlan(base, base.data, others, search, SEARCH_SPACES[arguments.space])
     folder = arguments.folder or VISION_DIR / f"search-{arguments.profile}"
     summary = run_search(plan, folder, workers=arguments.workers)

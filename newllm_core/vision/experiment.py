@@ -22,7 +22,14 @@ from newllm_core.runs.key_kinds import FORMAT
 from newllm_core.runs.reproducibility import computed_by, resolve_device, seed_everything
 from newllm_core.runs.world import refuse_ranks
 from newllm_core.vision.config import SMOKE_GATE_ACCURACY, SMOKE_GATE_EPOCHS, VisionDataConfig
-from newllm_core.vision.data import ImageData, Normalisation, OneTestReading, load_image_data, read_test_images
+from newllm_core.vision.data import (
+    ImageData,
+    Normalisation,
+    OneTestReading,
+    images_read,
+    load_image_data,
+    read_test_images,
+)
 from newllm_core.vision.model.nkat import NkatModel
 from newllm_core.vision.record_keys import check_vision_record
 from newllm_core.vision.score import (
@@ -73,9 +80,11 @@ def run_vision(
         report: called with every epoch, also of a run that is finished; what it raises ends the run, which can go on.
 
     Raises ConfigError (the model does not fit the data), DataError, NotFiniteError, or RunError (another
-    configuration in the folder, or several processes of torchrun).
+    configuration in the folder, ``images`` that are not those of ``settings.data``, or several processes of torchrun).
     """
     refuse_ranks("image runs")
+    if images is not None:
+        _refuse_other_images(images, settings.data)
     place = vision_place(run_dir, run_identity(settings, images), settings.run.copy_to)
     with place.held() as held:
         if held.record is None:
@@ -90,6 +99,16 @@ def run_vision(
         seed_everything(settings.run.seed, settings.run.num_threads)
         model, record = load_trained(run_dir)
         return held.keep({**record, **_test(record, model.to(resolve_device(settings.run.device)), settings.data)})
+
+
+def _refuse_other_images(images: ImageData, data: VisionDataConfig) -> None:
+    """Else a run would be trained on some and tested on others."""
+    given, expected = dict(images.read), images_read(data)
+    if given != expected or images.provenance["dataset"] != data.dataset:
+        raise RunError(
+            f"run_vision: expected the images of {data.dataset}, {expected or 'drawn ones'}; given those of "
+            f"{images.provenance['dataset']}, {given or 'drawn ones'}"
+        )
 
 
 def _trained(

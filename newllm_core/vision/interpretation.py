@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from newllm_core.runs.files import RunError
 from newllm_core.vision.data import ImageData, LabelledImages, Normalisation, load_image_data, normalised
 from newllm_core.vision.experiment import load_trained, normalisation_of
 from newllm_core.vision.model.attention import AttentionRecord
@@ -118,12 +119,19 @@ def interpret(
         num_images: selection images for the means.
         path: where the run's data are, if not where the registry says.
 
-    Raises RunError without a finished run, DataError for missing data, ConfigError for other images.
+    Raises RunError without a finished run, and for other images than it was trained on; DataError for missing data;
+    ConfigError for images of another form.
     """
     model, record = load_trained(run_dir)
     settings = settings_of(record, path)
     images = load_image_data(settings.data) if images is None else images
     require_fit(settings.model, images)
+    if (dict(images.read), len(images.selection)) != (record["read"], record["data"]["selection_images"]):
+        raise RunError(
+            f"{run_dir}: expected the images that the run was trained on, {record['read'] or 'drawn ones'}, "
+            f"{record['data']['selection_images']} of them for selection; given {dict(images.read) or 'drawn ones'}, "
+            f"{len(images.selection)}. Of others it is not known which the model has seen"
+        )
     normalisation = normalisation_of(record)
     chosen = images.selection.subset(torch.arange(min(num_images, len(images.selection))))
     samples = images.selection.subset(torch.arange(min(num_samples, len(images.selection))))

@@ -45,6 +45,9 @@ VISION_KEYS: dict[str, Key] = {
     "data.image_shape[]": Key("count", "channels, height, width"),
     "data.normalisation.mean[]": Key("number", "subtracted from each channel"),
     "data.normalisation.std[]": Key("positive", "that each channel is divided by"),
+    "data.mirrorable": Key(
+        "truth", "whether training images could be mirrored, by `augmentation.flip_probability`", optional=True
+    ),
     "data.classes[]": Key("text", "names, by number"),
     "seed": Key("count", "of everything drawn (`config.run.seed`)"),
     "read.*": Key("text", "SHA-256 of what was read, by name"),

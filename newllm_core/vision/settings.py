@@ -49,9 +49,16 @@ def for_data_set(settings: VisionSettings, data: VisionDataConfig) -> VisionSett
     Grey images get patch 4 and no stem (docs/method.md, section 12.3), and what needs three channels is left out: a
     colour norm that compares them becomes "plane", Split-Head and channel shuffle are switched off.
 
-    Raises ConfigError when the data's form is not known before it is read, DataError for a missing folder.
+    Raises ConfigError for a model that was fitted to grey images and colour ones, since what it lacks is not known any
+    more, and when the data's form is not known before it is read; DataError for a missing folder.
     """
     channels, side, num_classes = expected_form(data)
+    if settings.model.channels == 1 and channels > 1:
+        raise ConfigError(
+            f"for_data_set: expected settings that are not fitted to grey images yet, for the colour images of "
+            f"{data.dataset}; given a model of one channel, without the stem and the patches that it had. Start from "
+            "the settings as they were given, or name the colour data set first"
+        )
     changes: dict[str, Any] = {"channels": channels, "image_size": side, "num_classes": num_classes}
     augmentation = settings.augmentation
     if channels == 1:
@@ -61,6 +68,12 @@ def for_data_set(settings: VisionSettings, data: VisionDataConfig) -> VisionSett
         augmentation = dataclasses.replace(augmentation, channel_shuffle_probability=0.0)
     model = dataclasses.replace(settings.model, **changes)
     return dataclasses.replace(settings, data=data, model=model, augmentation=augmentation)
+
+
+def of_data_set(data: VisionDataConfig, name: str) -> VisionDataConfig:
+    """The same split, colour and size of another data set; where its images lie, and whether they may be mirrored, is
+    its own."""
+    return data if data.dataset == name else dataclasses.replace(data, dataset=name, path=None, mirrorable=None)
 
 
 def expected_form(data: VisionDataConfig) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 Source: docs/method.md, section 12.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from newllm_core.config.schema import ConfigError, changed, parameter_fields, unknown_name_message
 from newllm_core.studies.sweep import Variant
 from newllm_core.vision.config import AUGMENTATION_PACKS, PRESETS, VisionModelConfig
-from newllm_core.vision.settings import VisionSettings, for_data_set
+from newllm_core.vision.settings import VisionSettings, for_data_set, of_data_set
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class VisionVariant(Variant):
         fields = parameter_fields(VisionSettings)
         data = {name: value for name, value in self.changes.items() if fields.get(name, ("",))[0] == "data"}
         others = {name: value for name, value in self.changes.items() if name not in data}
-        return changed(for_data_set(base, changed(base, data).data) if data else base, others)
+        named = dataclasses.replace(base, data=of_data_set(base.data, data.get("dataset", base.data.dataset)))
+        return changed(for_data_set(base, changed(named, data).data) if data else base, others)
 
 
 def vision_variant(group: str, name: str, changes: Mapping[str, Any] | None = None) -> VisionVariant:
@@ -103,5 +105,6 @@ def _term(kind: str, strength: float, name: str | None = None) -> VisionVariant:
 
 
 def data_set_variants(names: Sequence[str]) -> list[VisionVariant]:
-    """The same model and training on each data set, with all of its training images."""
+    """The same model and training on each data set, with all of its training images; of settings that are not fitted to
+    one of them, or to one in colour."""
     return [vision_variant("data sets", name, {"dataset": name, "num_train_images": None}) for name in names]

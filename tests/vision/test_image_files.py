@@ -20,7 +20,7 @@ from newllm_core.data.errors import DataError
 from newllm_core.vision.data.convert import converted
 from newllm_core.vision.data.idx import MAX_VALUES, read_idx
 from newllm_core.vision.data.image_file import MAX_PIXELS, decode_image
-from newllm_core.vision.data.image_folder import MAX_ENCODED_BYTES, check_image_split, read_image_split
+from newllm_core.vision.data.image_folder import MAX_ENCODED_BYTES, check_image_split, class_names, read_image_split
 
 ORIENTATION = 0x0112  # EXIF tag
 
@@ -109,6 +109,41 @@ def test_image_of_too_many_pixels_is_refused_before_they_are_there(width: int, h
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
     assert width * height > MAX_PIXELS
+
+
+def deep_png() -> bytes:
+    """Two by two pixels of 16 bits a colour."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + np.arange(6, dtype=">u2").tobytes() for _ in range(2))
+    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_images_that_would_lose_depth_or_transparency_are_refused() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(noise(8, 8)).quantize(8).save(buffer, "PNG", transparency=0)
+    for content, kind in ((deep_png(), "of 16 bits a colour"), (buffer.getvalue(), "with a transparent colour")):
+        with pytest.raises(DataError, match=f"here: expected a grey or RGB image of 8 bits, found one {kind}"):
+            decode_image(content, 3, "here")
+
+
+def test_zip_with_names_from_its_own_folder_is_read_and_one_with_a_name_twice_is_refused(
+    tmp_path: Path,
+) -> None:
+    contents = {f"./{split}/cat/{number}.png": photograph(noise(8, 8, number)) for split in ("train", "test")
+                for number in range(2)}  # fmt: skip
+    with zipfile.ZipFile(tmp_path / "own.zip", "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    found = read_image_split(tmp_path / "own.zip", "train", class_names(tmp_path / "own.zip"))
+    np.testing.assert_array_equal(found.images[1].permute(1, 2, 0).numpy(), noise(8, 8, 1))
+    with zipfile.ZipFile(tmp_path / "own.zip", "a") as archive:
+        archive.writestr("train/cat/1.png", photograph(noise(8, 8, 2)))
+    with pytest.raises(DataError, match=r"own.zip: expected every name once, found train/cat/1.png more than once"):
+        class_names(tmp_path / "own.zip")
 
 
 def test_member_that_unpacks_to_far_more_than_an_image_is_refused(tmp_path: Path) -> None:

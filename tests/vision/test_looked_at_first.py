@@ -15,13 +15,15 @@ from test_vision_data import write_idx_folder, write_tables
 from newllm_core.config.hyperparameters import RunConfig
 from newllm_core.data.errors import DataError
 from newllm_core.runs.files import RunError
+from newllm_core.vision import __main__ as command
 from newllm_core.vision import experiment
 from newllm_core.vision.__main__ import main
 from newllm_core.vision.config import AugmentationConfig, VisionDataConfig, VisionModelConfig, VisionTrainConfig
 from newllm_core.vision.data import load_image_data
 from newllm_core.vision.data.augmentation import Augmentation
 from newllm_core.vision.data.registry import CIFAR10
-from newllm_core.vision.experiment import run_vision
+from newllm_core.vision.experiment import Record, run_vision
+from newllm_core.vision.search.plan import SearchPlan
 from newllm_core.vision.settings import VisionSettings, for_data_set
 
 BASE = VisionSettings(
@@ -147,6 +149,27 @@ def is_mirrored(data: VisionDataConfig) -> bool:
     batch = augmentation(images.train.images, images.train.labels, step=0).images
     flipped = images.normalisation.apply(images.train.images.flip(3) / 255)
     return bool(np.allclose(batch, flipped, atol=1e-5))
+
+
+def test_record_says_whether_images_could_be_mirrored(tmp_path: Path) -> None:
+    settings = for_data_set(BASE, own_images(tmp_path / "images"))
+    record = run_vision(settings, tmp_path / "run", show_progress=False)
+    assert record["data"]["mirrorable"] is False and record["config"]["augmentation"]["flip_probability"] > 0
+
+
+def test_data_of_a_search_from_the_command_line_are_cut_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plans: list[SearchPlan] = []
+
+    def keep(plan: SearchPlan, folder: Path, workers: int) -> Record:
+        plans.append(plan)
+        return {"counts": {}, "best": []}
+
+    monkeypatch.setattr(command, "run_search", keep)
+    words = "search colour mnist-5k --model quick --space quick -p num_train_images 48 -p split_seed 3"
+    assert main([*words.split(), "--folder", str(tmp_path)]) == 0
+    assert [(data.dataset, data.num_train_images, data.split_seed) for data in plans[0].data_sets] == [
+        ("colour", 48, 3), ("mnist-5k", 48, 3),
+    ]  # fmt: skip
 
 
 def test_own_images_are_mirrored_only_where_that_is_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

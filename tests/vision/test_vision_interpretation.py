@@ -177,6 +177,21 @@ def test_images_of_another_form_are_refused(run_dir: Path, images: ImageData) ->
         interpret(run_dir, grey)
 
 
+def test_other_images_of_the_same_form_are_refused(run_dir: Path, images: ImageData) -> None:
+    """Of these it is not known which ones the model was trained on."""
+    for other in (
+        dataclasses.replace(images, read={"images": "0" * 64}),
+        dataclasses.replace(images, selection=images.selection.subset(torch.arange(5))),
+    ):
+        with pytest.raises(RunError, match="expected the images that the run was trained on"):
+            interpret(run_dir, other)
+
+
+def test_run_on_other_images_than_its_settings_name_is_refused(images: ImageData, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="run_vision: expected the images of colour, drawn ones; given"):
+        run_vision(SETTINGS, tmp_path, images=dataclasses.replace(images, read={"images": "0" * 64}))
+
+
 # --- pictures
 
 

@@ -23,7 +23,7 @@ from newllm_core.vision.config import (
 )
 from newllm_core.vision.experiment import Record
 from newllm_core.vision.runner import VisionRunner, estimated_cost
-from newllm_core.vision.settings import VisionSettings
+from newllm_core.vision.settings import VisionSettings, for_data_set
 from newllm_core.vision.variants import (
     CENTRE,
     VisionVariant,
@@ -101,6 +101,14 @@ def test_data_sets_bring_their_own_form() -> None:
     assert (colour.model.channels, colour.model.image_size) == (3, 32)
     assert (grey.model.channels, grey.model.image_size, grey.model.stem) == (1, 28, "off")
     assert colour.data.num_train_images is grey.data.num_train_images is None
+
+
+def test_data_sets_of_settings_that_were_fitted_to_grey_images_are_in_grey(tmp_path: Path) -> None:
+    grey = for_data_set(CIFAR, VisionDataConfig(dataset="mnist-5k", mirrorable=True, path=str(tmp_path)))
+    (fashion,) = (one.settings(grey) for one in data_set_variants(["fashion-mnist"]))
+    assert fashion.data == VisionDataConfig(dataset="fashion-mnist")  # the others' folder and mirroring are theirs
+    with pytest.raises(ConfigError, match="expected settings that are not fitted to grey images yet"):
+        data_set_variants(["cifar10-jpeg"])[0].settings(grey)
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------

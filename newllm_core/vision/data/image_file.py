@@ -12,7 +12,7 @@ from typing import IO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from newllm_core.data.errors import DataError
 
@@ -78,12 +78,23 @@ def open_image(stream: IO[bytes], origin: str) -> Image.Image:
         raise DataError(f"{origin}: the image is damaged or no image at all ({error})") from error
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"{origin}: {_too_many(MAX_PIXELS)}, found {image.width} x {image.height}")
-    if image.mode not in IMAGE_MODES:
+    if (kind := _other_kind(image)) is not None:
         raise DataError(
-            f"{origin}: expected a grey or RGB image of 8 bits, found one of Pillow's mode {image.mode!r}; "
+            f"{origin}: expected a grey or RGB image of 8 bits, found one {kind}; "
             "ImageMagick's `mogrify -background white -alpha remove -colorspace sRGB -depth 8 FILE` makes it one"
         )
     return image
+
+
+def _other_kind(image: Image.Image) -> str | None:
+    """What would be lost of an image, from its header; None for grey and RGB of 8 bits."""
+    if image.mode not in IMAGE_MODES:
+        return f"of Pillow's mode {image.mode!r}"
+    # Pillow reads 16 bits a colour as eight, and keeps the transparent colour of a palette apart.
+    assert isinstance(image, ImageFile.ImageFile)
+    if any(";16" in str(tile.args) for tile in image.tile):
+        return "of 16 bits a colour"
+    return "with a transparent colour" if "transparency" in image.info else None
 
 
 def _too_many(pixels: int) -> str:

@@ -7,6 +7,7 @@ time is held as it was stored.
 import hashlib
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,8 +56,12 @@ def open_tree(path: Path) -> Iterator[ImageTree]:
         raise DataError(f"{path}: expected a folder or a zip file, found something else ({error})") from error
     with archive:
         # Not is_dir, which cannot be asked of a name without a character.
-        files = (member.filename for member in archive.infolist() if not member.filename.endswith("/"))
-        yield ImageTree(str(path), _visible(files), archive.open)
+        files = [member.filename for member in archive.infolist() if not member.filename.endswith("/")]
+        members = {name.removeprefix("./"): name for name in files}
+        if len(members) < len(files):
+            (twice, _), *_ = Counter(name.removeprefix("./") for name in files).most_common()
+            raise DataError(f"{path}: expected every name once, found {twice} more than once")
+        yield ImageTree(str(path), _visible(iter(members)), lambda name: archive.open(members[name]))
 
 
 def _files_below(path: Path) -> Iterator[str]:

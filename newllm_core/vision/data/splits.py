@@ -46,6 +46,7 @@ def load_image_data(config: VisionDataConfig) -> ImageData:
     train, selection = (_prepared(everything, indices, config) for indices in (train_indices, selection_indices))
     normalisation = channel_statistics(train.images)
     source = IMAGE_SOURCES[config.dataset]
+    mirrorable = source.mirrorable if config.mirrorable is None else config.mirrorable
     provenance = {
         "dataset": config.dataset,
         "title": source.title,
@@ -56,8 +57,8 @@ def load_image_data(config: VisionDataConfig) -> ImageData:
         "train_images_per_class": torch.bincount(train.labels, minlength=len(classes)).tolist(),
         "image_shape": list(train.images.shape[1:]),
         "normalisation": {"mean": list(normalisation.mean), "std": list(normalisation.std)},
+        "mirrorable": mirrorable,
     }
-    mirrorable = source.mirrorable if config.mirrorable is None else config.mirrorable
     return ImageData(train, selection, classes, provenance, normalisation, mirrorable, read)
 
 

@@ -140,7 +140,9 @@ def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 def objective_names(study: optuna.Study) -> list[str]:
     """What the study makes large or small, of selection images."""
-    return ["Global"] if len(study.directions) == 1 else ["mean accuracy", "parameters, millions"]
+    if len(study.directions) == 1:
+        return ["Global"]
+    return ["mean accuracy", f"parameters of the network for {gate_data_set(study)}, millions"]
 
 
 def search_summary(plan: SearchPlan, study: optuna.Study) -> dict[str, Any]:
