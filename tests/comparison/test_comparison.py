@@ -274,7 +274,7 @@ def test_comparison_lines_give_figures_and_verdicts() -> None:
     records = [*runs(), *runs(70.0, (5.9, 6.0, 6.1), diversity_algorithm="PR"), *runs(diversity_algorithm="ODCM")]
     lines = comparison_lines(records, "MCDL")
     assert lines == [
-        "PR against MCDL: calibrated ER +10.00 [+10.00, +10.00] points (% of C), 3 seeds: distinguishable; "
+        "PR against MCDL: calibrated ER +10.00 [–] points (% of C), 3 seeds: not distinguishable; "  # all by as much
         "PPL × 0.905 [0.905, 0.905], 3 seeds: distinguishable",
         "ODCM against MCDL: calibrated ER +0.00 [+0.00, +0.00] points (% of C), 3 seeds: not distinguishable; "
         "PPL × 1.000 [1.000, 1.000], 3 seeds: not distinguishable",
@@ -350,7 +350,7 @@ def marks(axis: Axes) -> list[tuple[str, bool]]:
 
 def test_comparison_fills_what_differs_from_the_first_row() -> None:
     records = [*runs(), *runs(70.0, diversity_algorithm="PR"), *runs(60.5, (5.9, 6.0, 6.1), diversity_algorithm="ODCM")]
-    for record, nudge in zip(records[6:], (2.0, -1.0, -1.5)):
+    for record, nudge in zip(records[3:], (0.02, 0.0, -0.02, 2.0, -1.0, -1.5)):
         record["phase1"]["spectrum"]["measures"][0]["value"] += nudge * 5
     figure = plot_comparison(records)
     filled = [[is_filled for _, is_filled in marks(axis)] for axis in figure.axes]

@@ -20,7 +20,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
-from newllm_core.intervals import Floats
+from newllm_core.intervals import CONFIDENCE, Floats, Interval
 from newllm_core.vision.search.journal import SearchError
 from newllm_core.vision.search.study import finished_trials, gate_data_set, objective_names
 
@@ -44,7 +44,7 @@ class Importance:
     """
 
     share: float
-    interval: tuple[float, float]
+    interval: Interval
     chance: float
 
     @property
@@ -94,7 +94,7 @@ def search_importance(
     estimate = _shares(drawn, values)
     again = [generator.integers(count, size=count) for _ in range(resamples)]
     shares = pd.DataFrame([_shares(drawn.iloc[rows], values[rows]) for rows in again])
-    low, high = shares.quantile(0.025), shares.quantile(0.975)
+    low, high = (shares.quantile((1 + side * CONFIDENCE) / 2) for side in (-1, 1))
     return {
         name: Importance(
             estimate[name],
