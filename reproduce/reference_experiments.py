@@ -143,11 +143,14 @@ def main() -> None:
     parser.add_argument("--phase1-only", action="store_true", help="stop each run after Phase 1; nothing is published")
     parser.add_argument("--report", action="store_true", help="of the runs that are there; trains nothing")
     arguments = parser.parse_args()
+    if arguments.report and arguments.phase1_only:
+        parser.error("--phase1-only publishes nothing, so there is no --report of it")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for name in arguments.only:
         sweep = SWEEPS[name](arguments.seeds, arguments.phase1_only)
         if arguments.report:
             found = [record for record in sweep.finished() if record is not None]
+            print(f"{name}: {len(found)} of {len(sweep.points)} runs are there", flush=True)
             if found:
                 REPORTS[name](found)
             continue

@@ -170,9 +170,9 @@ def report(sweeps: Mapping[str, Sweep]) -> None:
 def _report_search(part: str) -> None:
     folder, study = NKAT / part, load_study(NKAT / part)
     write_json(NKAT / f"{part}.json", read_json(folder / SUMMARY_NAME))
-    for name, figure in search_pictures(folder).items():
-        save_figure(figure, NKAT / (f"{name}.png" if name == part else f"{part}_{name}.png"))
     tables = {f"{part}_importance": importance_table(study)} if explained(study) else {}
+    for name, figure in search_pictures(folder, tables.get(f"{part}_importance")).items():
+        save_figure(figure, NKAT / (f"{name}.png" if name == part else f"{part}_{name}.png"))
     if part == "front":
         tables["front"] = front_table(folder).T
     for name, table in tables.items():

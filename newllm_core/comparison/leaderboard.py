@@ -165,8 +165,11 @@ def ratios_to_references(
 
 
 def ratio_of(one: Standing, other: Standing) -> tuple[Standing, Standing, Estimate]:
-    """Of both the rows that were chosen on the same text, where there are such, and the ratio of their perplexities."""
+    """Of both the rows that were chosen on the same text, where there are such with a common seed, and the ratio of
+    their perplexities."""
     mine, theirs = one.alike(other), other.alike(one)
+    if not (mine.is_seedless or theirs.is_seedless or set(mine.seeds) & set(theirs.seeds)):
+        mine, theirs = one, other
     return mine, theirs, perplexity_ratio(mine, theirs)
 
 

@@ -75,7 +75,9 @@ def _search(arguments: argparse.Namespace) -> None:
     search = search_profile(arguments.profile)
     if arguments.trials is not None:
         search = dataclasses.replace(search, num_trials=arguments.trials)
-    others = tuple(of_data_set(base.data, name) for name in arguments.data_sets[1:])
+    # The split is common to all; how many images there are, and of what size, is each data set's own.
+    split = dataclasses.replace(base.data, num_train_images=None, image_size=None)
+    others = tuple(of_data_set(split, name) for name in arguments.data_sets[1:])
     plan = SearchPlan(base, base.data, others, search, SEARCH_SPACES[arguments.space])
     folder = arguments.folder or VISION_DIR / f"search-{arguments.profile}"
     summary = run_search(plan, folder, workers=arguments.workers)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from newllm_core.runs.files import RunError
+from newllm_core.runs.folder import Record
 from newllm_core.vision.data import ImageData, LabelledImages, Normalisation, load_image_data, normalised
 from newllm_core.vision.experiment import load_trained, normalisation_of
 from newllm_core.vision.model.attention import AttentionRecord
@@ -126,11 +127,10 @@ def interpret(
     settings = settings_of(record, path)
     images = load_image_data(settings.data) if images is None else images
     require_fit(settings.model, images)
-    if (dict(images.read), len(images.selection)) != (record["read"], record["data"]["selection_images"]):
+    if not _are_of_the_run(images, record):
         raise RunError(
-            f"{run_dir}: expected the images that the run was trained on, {record['read'] or 'drawn ones'}, "
-            f"{record['data']['selection_images']} of them for selection; given {dict(images.read) or 'drawn ones'}, "
-            f"{len(images.selection)}. Of others it is not known which the model has seen"
+            f"{run_dir}: expected the images that the run was trained on, {_figures_of(record['data'])}; given "
+            f"{_figures_of(images.provenance)}. Of others it is not known which the model has seen"
         )
     normalisation = normalisation_of(record)
     chosen = images.selection.subset(torch.arange(min(num_images, len(images.selection))))
@@ -139,6 +139,21 @@ def interpret(
     for labels, _, records in _records(model, chosen, normalisation):
         sums.add(labels, records)
     return sums.interpretation(record, _sample_attention(model, samples, normalisation))
+
+
+def _figures_of(provenance: Record) -> str:
+    counts = [provenance[f"{kind}_images"] for kind in ("stored_training", "selection")]
+    return f"{counts[0]}, {counts[1]} of them for selection, of means {provenance['normalisation']['mean']}"
+
+
+def _are_of_the_run(images: ImageData, record: Record) -> bool:
+    """By their content, or where they lie in another file or folder, by their figures."""
+    mine, its = {**images.provenance, "classes": list(images.classes)}, record["data"]
+    if any(mine[name] != its[name] for name in ("stored_training_images", "selection_images", "classes")):
+        return False
+    pairs = [zip(mine["normalisation"][key], its["normalisation"][key]) for key in ("mean", "std")]
+    is_close = all(math.isclose(one, other, abs_tol=1e-6) for pair in pairs for one, other in pair)
+    return is_close or (mine["train_images"] != its["train_images"] and dict(images.read) == record["read"])
 
 
 @torch.no_grad()

@@ -57,7 +57,7 @@ def for_data_set(settings: VisionSettings, data: VisionDataConfig) -> VisionSett
         raise ConfigError(
             f"for_data_set: expected settings that are not fitted to grey images yet, for the colour images of "
             f"{data.dataset}; given a model of one channel, without the stem and the patches that it had. Start from "
-            "the settings as they were given, or name the colour data set first"
+            "the settings as given, take a preset that is not for grey images, or name the colour data set first"
         )
     changes: dict[str, Any] = {"channels": channels, "image_size": side, "num_classes": num_classes}
     augmentation = settings.augmentation

@@ -282,6 +282,12 @@ def test_a_ratio_is_of_rows_that_the_same_text_chose_where_there_are_such() -> N
     counts = on("training", row("unigram", [60, 110]), None)
     (gru, unigram) = standings([both[1], counts])
     assert chosen_text(gru, unigram) == "validation" and chosen_text(unigram, unigram) == "training"
+    # Without a common seed on the same text, what there is stands.
+    later = {**both[0], "seed": 2}
+    ((_, _, ratio),) = ratios_to_references(
+        [old_two := standings([on("validation", row("best", [19, 49], 2), "gru")])[0]], standings([later, both[1]])
+    )
+    assert old_two.seeds == (2,) and len(ratio.by_seed) == 1
     (apart,) = standings([both[0]])
     assert chosen_text(apart, gru) == "selection over validation"
 

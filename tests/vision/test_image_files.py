@@ -125,9 +125,12 @@ def deep_png() -> bytes:
 def test_images_that_would_lose_depth_or_transparency_are_refused() -> None:
     buffer = io.BytesIO()
     Image.fromarray(noise(8, 8)).quantize(8).save(buffer, "PNG", transparency=0)
-    for content, kind in ((deep_png(), "of 16 bits a colour"), (buffer.getvalue(), "with a transparent colour")):
+    for content, kind in ((deep_png(), "of 16 bits a colour"), (buffer.getvalue(), "with a colour marked transparent")):
         with pytest.raises(DataError, match=f"here: expected a grey or RGB image of 8 bits, found one {kind}"):
             decode_image(content, 3, "here")
+    opaque = io.BytesIO()
+    Image.fromarray(noise(8, 8)).quantize(8).save(opaque, "PNG", transparency=b"\xff" * 8)
+    assert decode_image(opaque.getvalue(), 3, "here").shape == (3, 8, 8)
 
 
 def test_zip_with_names_from_its_own_folder_is_read_and_one_with_a_name_twice_is_refused(

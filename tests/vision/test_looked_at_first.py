@@ -157,7 +157,7 @@ def test_record_says_whether_images_could_be_mirrored(tmp_path: Path) -> None:
     assert record["data"]["mirrorable"] is False and record["config"]["augmentation"]["flip_probability"] > 0
 
 
-def test_data_of_a_search_from_the_command_line_are_cut_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_data_of_a_search_by_command_are_split_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plans: list[SearchPlan] = []
 
     def keep(plan: SearchPlan, folder: Path, workers: int) -> Record:
@@ -168,7 +168,7 @@ def test_data_of_a_search_from_the_command_line_are_cut_alike(monkeypatch: pytes
     words = "search colour mnist-5k --model quick --space quick -p num_train_images 48 -p split_seed 3"
     assert main([*words.split(), "--folder", str(tmp_path)]) == 0
     assert [(data.dataset, data.num_train_images, data.split_seed) for data in plans[0].data_sets] == [
-        ("colour", 48, 3), ("mnist-5k", 48, 3),
+        ("colour", 48, 3), ("mnist-5k", None, 3),
     ]  # fmt: skip
 
 

@@ -179,12 +179,13 @@ def test_images_of_another_form_are_refused(run_dir: Path, images: ImageData) ->
 
 def test_other_images_of_the_same_form_are_refused(run_dir: Path, images: ImageData) -> None:
     """Of these it is not known which ones the model was trained on."""
-    for other in (
-        dataclasses.replace(images, read={"images": "0" * 64}),
-        dataclasses.replace(images, selection=images.selection.subset(torch.arange(5))),
-    ):
+    means = {"mean": [0.1, 0.2, 0.3], "std": [0.1, 0.1, 0.1]}
+    for change in ({"normalisation": means}, {"selection_images": 5}, {"stored_training_images": 7}):
+        other = dataclasses.replace(images, provenance={**images.provenance, **change})
         with pytest.raises(RunError, match="expected the images that the run was trained on"):
             interpret(run_dir, other)
+    elsewhere = dataclasses.replace(images, read={"images": "0" * 64})  # the same ones, in another file
+    assert interpret(run_dir, elsewhere, num_samples=1, num_images=1).figures()
 
 
 def test_run_on_other_images_than_its_settings_name_is_refused(images: ImageData, tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def decode_image(content: bytes, channels: int, origin: str) -> np.ndarray:
         image = _upright(image)
     except DAMAGE as error:
         raise DataError(f"{origin}: the image is damaged ({error})") from error
+    image.info.pop("transparency", None)  # of a palette whose colours are all opaque: `_other_kind` refuses others
     pixels = np.array(image.convert("RGB" if channels == 3 else "L"))
     return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]
 
@@ -94,7 +95,9 @@ def _other_kind(image: Image.Image) -> str | None:
     assert isinstance(image, ImageFile.ImageFile)
     if any(";16" in str(tile.args) for tile in image.tile):
         return "of 16 bits a colour"
-    return "with a transparent colour" if "transparency" in image.info else None
+    opacity = image.info.get("transparency")  # of each colour of a palette, or the colour that is not seen
+    is_opaque = opacity is None or isinstance(opacity, bytes) and min(opacity, default=255) == 255
+    return None if is_opaque else "with a colour marked transparent"
 
 
 def _too_many(pixels: int) -> str:

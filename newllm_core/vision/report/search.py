@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib
 import optuna
+import pandas as pd
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,7 +18,7 @@ from optuna.visualization import matplotlib as optuna_plots
 
 from newllm_core.report.style import BLUE, PLAIN_COLOUR, VERMILION, new_axes
 from newllm_core.vision.search.front import accuracy_interval, front_trials
-from newllm_core.vision.search.importance import LEAST_TRIALS, explained, search_importance
+from newllm_core.vision.search.importance import LEAST_TRIALS, explained, importance_table
 from newllm_core.vision.search.journal import SearchError
 from newllm_core.vision.search.study import finished_trials, load_study, objective_names
 
@@ -55,23 +56,25 @@ def plot_search_front(folder: Path) -> Figure:
     return figure
 
 
-def plot_search_importance(folder: Path) -> Figure:
-    """A panel a figure that the study explains: the share of its variance that each parameter explains alone."""
-    study = load_study(folder)
-    figures = explained(study)
-    if not figures:
+def plot_search_importance(folder: Path, table: pd.DataFrame | None = None) -> Figure:
+    """A panel a figure that the study explains: the share of its variance that each parameter explains alone.
+
+    ``table``: the study's `importance_table`, where it is there already; a minute for 40 trials of ten parameters.
+    """
+    if not explained(load_study(folder)):
         raise SearchError(f"{folder}: expected at least {LEAST_TRIALS} trials that ended stage A, for importances")
-    picture, axes = new_axes(len(figures), width=5.2, height=4)
-    found = [search_importance(one) for one in figures]
-    order = list(reversed(found[0]))  # the same in all panels
-    for axis, one, shares in zip(axes, figures, found):
-        for place, name in enumerate(order):
-            axis.plot(shares[name].interval, [place, place], color=PLAIN_COLOUR, lw=2)
-            axis.plot(shares[name].share, place, "o", color=BLUE)
-            axis.plot(shares[name].chance, place, "|", color=VERMILION, ms=12, mew=2)
+    table = importance_table(load_study(folder)) if table is None else table
+    panels = [part.set_index("parameter") for _, part in table.groupby("of", sort=False)]
+    picture, axes = new_axes(len(panels), width=5.2, height=4)
+    order = list(reversed(panels[0].index))  # the same in all panels
+    for axis, panel in zip(axes, panels):
+        for place, (_, row) in enumerate(panel.loc[order].iterrows()):
+            axis.plot(row[["low", "high"]], [place, place], color=PLAIN_COLOUR, lw=2)
+            axis.plot(row["share"], place, "o", color=BLUE)
+            axis.plot(row["noise"], place, "|", color=VERMILION, ms=12, mew=2)
         axis.set_yticks(range(len(order)), order)
         axis.set(xlabel="share of the variance, 95 % (trials drawn anew)", xlim=(0, 1))
-        axis.set_title(f"{one.name}, {len(one.trials)} trials", fontsize=10)
+        axis.set_title(f"{panel['of'].iloc[0]}, {panel['trials'].iloc[0]} trials", fontsize=10)
     picture.suptitle(f"Importance (functional ANOVA), {_IMAGES}; red: what noise reaches (97.5 %)", fontsize=10)
     return picture
 
@@ -89,8 +92,9 @@ def plot_search_epochs(folder: Path) -> Figure:
     return figure
 
 
-def search_pictures(folder: Path) -> dict[str, Figure]:
-    """By name, every picture that the study's trials suffice for: epochs, history or front, importance."""
+def search_pictures(folder: Path, table: pd.DataFrame | None = None) -> dict[str, Figure]:
+    """By name, every picture that the study's trials suffice for: epochs, history or front, importance; ``table`` as of
+    ``plot_search_importance``."""
     study = load_study(folder)
     drawn: dict[str, Figure] = {}
     if any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
@@ -99,7 +103,7 @@ def search_pictures(folder: Path) -> dict[str, Figure]:
         is_front = len(study.directions) > 1
         drawn["front" if is_front else "history"] = (plot_search_front if is_front else plot_search_history)(folder)
     if explained(study):
-        drawn["importance"] = plot_search_importance(folder)
+        drawn["importance"] = plot_search_importance(folder, table)
     return drawn
 
 

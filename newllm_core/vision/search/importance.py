@@ -115,11 +115,12 @@ def _uniform(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
     Optuna's forest shares out the variance over ranges as they are, and over combinations of a choice's values that
     there are none of (findings/optuna_fanova_space.sh).
     """
-    return pd.DataFrame({
+    columns = {
         name: [_place(distribution, trial.params[name]) for trial in trials]
         for name, distribution in trials[0].distributions.items()
         if not distribution.single()
-    })  # fmt: skip
+    }
+    return pd.DataFrame(columns, index=range(len(trials)))
 
 
 def _place(distribution: BaseDistribution, value: Any) -> float:
@@ -144,7 +145,7 @@ def importance_table(study: optuna.Study) -> pd.DataFrame:
 
 
 def _shares(drawn: pd.DataFrame, values: Floats) -> dict[str, float]:
-    if np.ptp(values) == 0:  # Optuna raises an error
+    if np.ptp(values) == 0 or (drawn.nunique() <= 1).all():  # Optuna raises an error where nothing varies
         return dict.fromkeys(drawn.columns, 0.0)
     space: dict[str, BaseDistribution] = dict.fromkeys(drawn.columns, FloatDistribution(0, 1))
     trials = [
