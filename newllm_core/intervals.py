@@ -183,6 +183,19 @@ def newcombe_difference(one: Estimate, other: Estimate) -> Estimate:
     return Estimate(value, (value - below, value + above), (value,), no_difference=0.0)
 
 
+def mean_of_shares(shares: Sequence[Estimate]) -> Estimate:
+    """Of independent shares, from their Wilson intervals as in ``newcombe_difference``.
+
+    Raises ValueError for a share without an interval.
+    """
+    if any(one.interval is None for one in shares):
+        raise ValueError(f"mean_of_shares: expected shares with their intervals, given {shares}")
+    value = sum(one.value for one in shares) / len(shares)
+    below = math.hypot(*(one.value - one.interval[0] for one in shares if one.interval)) / len(shares)
+    above = math.hypot(*(one.interval[1] - one.value for one in shares if one.interval)) / len(shares)
+    return Estimate(value, (value - below, value + above))
+
+
 def correlation(one: Sequence[float], other: Sequence[float]) -> Estimate:
     """Pearson's r with Fisher's interval, None for fewer than 4 pairs; neither may be constant."""
     pearson, interval = stats.pearsonr(one, other), None

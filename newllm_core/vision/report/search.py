@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from optuna.visualization import matplotlib as optuna_plots
 
 from newllm_core.report.style import BLUE, PLAIN_COLOUR, VERMILION, new_axes
-from newllm_core.vision.search.front import accuracy_interval, front_trials
+from newllm_core.vision.search.front import front_trials, mean_accuracy
 from newllm_core.vision.search.importance import LEAST_TRIALS, explained, importance_table
 from newllm_core.vision.search.journal import SearchError
 from newllm_core.vision.search.study import finished_trials, load_study, objective_names
@@ -41,7 +41,9 @@ def plot_search_front(folder: Path) -> Figure:
     front = front_trials(study)
     for trial in finished_trials(study):
         is_best = trial in front
-        axis.plot(accuracy_interval(folder, study, trial), [trial.values[1]] * 2, color=PLAIN_COLOUR, lw=0.6, alpha=0.5)
+        interval = mean_accuracy(folder, study, trial).interval
+        assert interval is not None  # over images, which every record has
+        axis.plot(interval, [trial.values[1]] * 2, color=PLAIN_COLOUR, lw=0.6, alpha=0.5)
         axis.plot(*trial.values, "D" if is_best else "o", color=VERMILION if is_best else BLUE, ms=5)
     # Up to each accuracy, the fewest parameters that reached it.
     axis.step(
@@ -61,9 +63,10 @@ def plot_search_importance(folder: Path, table: pd.DataFrame | None = None) -> F
 
     ``table``: the study's `importance_table`, where it is there already; a minute for 40 trials of ten parameters.
     """
-    if not explained(load_study(folder)):
+    study = load_study(folder)
+    if not explained(study):
         raise SearchError(f"{folder}: expected at least {LEAST_TRIALS} trials that ended stage A, for importances")
-    table = importance_table(load_study(folder)) if table is None else table
+    table = importance_table(study) if table is None else table
     panels = [part.set_index("parameter") for _, part in table.groupby("of", sort=False)]
     picture, axes = new_axes(len(panels), width=5.2, height=4)
     order = list(reversed(panels[0].index))  # the same in all panels

@@ -1,13 +1,12 @@
 """Of a study with two objectives: the trials that no other beats in both, with intervals of their accuracies."""
 
-import math
 from pathlib import Path
 
 import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial
 
-from newllm_core.intervals import Interval
+from newllm_core.intervals import Estimate, mean_of_shares
 from newllm_core.runs.files import read_json
 from newllm_core.runs.folder import RECORD_NAME
 from newllm_core.vision.search.journal import SearchError
@@ -19,20 +18,17 @@ def front_trials(study: optuna.Study) -> list[FrozenTrial]:
     return sorted(study.best_trials, key=lambda trial: trial.values[1])
 
 
-def accuracy_interval(folder: Path, study: optuna.Study, trial: FrozenTrial) -> Interval:
-    """95 % interval, over selection images, of a trial's mean accuracy over data sets; of a single seed, and not
-    widened for having been chosen among many. From the Wilson intervals of the data sets' shares, as Newcombe (1998,
-    method 10) has it for a difference. Raises SearchError for a record that is not there."""
-    below, above = [], []
+def mean_accuracy(folder: Path, study: optuna.Study, trial: FrozenTrial) -> Estimate:
+    """A trial's mean accuracy over data sets, with its 95 % interval over selection images: of a single seed, and not
+    widened for having been chosen among many. Raises SearchError for a record that is not there."""
+    shares = []
     for name in trial.user_attrs["accuracy"]:
         path = trial_folder(folder, study, trial) / name / RECORD_NAME
         if not path.is_file():
             raise SearchError(f"{path}: trial {trial.number} has finished, but its record is not there")
         found = read_json(path)["selection"]
-        below.append(found["accuracy"] - found["accuracy_interval"][0])
-        above.append(found["accuracy_interval"][1] - found["accuracy"])
-    mean = trial.values[0]
-    return mean - math.hypot(*below) / len(below), mean + math.hypot(*above) / len(above)
+        shares.append(Estimate(found["accuracy"], tuple(found["accuracy_interval"])))
+    return mean_of_shares(shares)
 
 
 def front_table(folder: Path) -> pd.DataFrame:
@@ -40,8 +36,8 @@ def front_table(folder: Path) -> pd.DataFrame:
     study = load_study(folder)
     rows = []
     for trial in front_trials(study):
-        interval = accuracy_interval(folder, study, trial)
+        low, high = mean_accuracy(folder, study, trial).interval or (None, None)
         figures = dict(zip(objective_names(study), trial.values))
-        rows.append({"trial": trial.number, **figures, "low": interval[0], "high": interval[1],
+        rows.append({"trial": trial.number, **figures, "low": low, "high": high,
                      **trial.user_attrs["accuracy"], **trial.params})  # fmt: skip
     return pd.DataFrame(rows)

@@ -18,16 +18,15 @@ import pandas as pd
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.importance import FanovaImportanceEvaluator
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from newllm_core.intervals import CONFIDENCE, Floats, Interval
 from newllm_core.vision.search.journal import SearchError
-from newllm_core.vision.search.study import finished_trials, gate_data_set, objective_names
+from newllm_core.vision.search.study import ended_trials, finished_trials, gate_data_set, objective_names
 
 LEAST_TRIALS = 10  # with fewer, one trial more turns the order over
 # Above all of 39 permutations is whoever does nothing in one of 40 cases.
 _RESAMPLES, _PERMUTATIONS, _TREES = 100, 39, 16
-_ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)
@@ -65,19 +64,15 @@ def explained(study: optuna.Study) -> list[Explained]:
     """The accuracy of stage A, which pruned trials have too, and the first objective, which those behind the gate have
     alone; without what fewer than `LEAST_TRIALS` have. A trial that was stopped within stage A has neither, and the
     name says how many those are."""
-    stage_a, gate, complete = _through_stage_a(study), gate_data_set(study), finished_trials(study)
-    stopped = len(study.get_trials(deepcopy=False, states=_ENDED)) - len(stage_a)
+    ended, gate, complete = ended_trials(study), gate_data_set(study), finished_trials(study)
+    stage_a = [trial for trial in ended if "accuracy" in trial.user_attrs]
+    stopped = len(ended) - len(stage_a)
     without = f", without {stopped} stopped earlier" if stopped else ""
     figures = [
         Explained(f"accuracy on {gate}{without}", stage_a, [one.user_attrs["accuracy"][gate] for one in stage_a]),
         Explained(objective_names(study)[0], complete, [one.values[0] for one in complete]),
     ]
     return [one for one in figures if len(one.trials) >= LEAST_TRIALS]
-
-
-def _through_stage_a(study: optuna.Study) -> list[FrozenTrial]:
-    trials = study.get_trials(deepcopy=False, states=_ENDED)
-    return [trial for trial in trials if "accuracy" in trial.user_attrs]
 
 
 def search_importance(

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import optuna
 from optuna.pruners import BasePruner
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+from newllm_core.vision.search.study import ended_trials
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class MedianOfFinished(BasePruner):
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         """Whether the best accuracy so far is below the median of all finished trials that reached this epoch."""
-        finished = study.get_trials(deepcopy=False, states=_FINISHED)
+        finished = ended_trials(study)
         epoch = trial.last_step
         if epoch is None or epoch < self.warmup_epochs or len(finished) < self.startup_trials:
             return False

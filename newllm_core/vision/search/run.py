@@ -41,6 +41,7 @@ from newllm_core.vision.search.study import (
     best_numbers,
     count_workers,
     create_study,
+    ended_trials,
     load_study,
     num_drawn,
     requeue_interrupted,
@@ -91,8 +92,7 @@ def run_search(plan: SearchPlan, folder: Path, *, workers: int = 1, show_progres
 
 def _refuse_missing_images(plan: SearchPlan, study: optuna.Study) -> None:
     """Raises DataError now where a worker would meet it in the middle of a trial; a finished search needs no images."""
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    if len(finished) < plan.search.num_trials:
+    if len(ended_trials(study)) < plan.search.num_trials:
         for data in plan.data_sets:
             load_image_data(data)
 
@@ -122,8 +122,7 @@ def _await(processes: list[Any], study: optuna.Study, num_trials: int, show_prog
         while any(process.is_alive() for process in processes):
             for process in processes:
                 process.join(timeout=_POLL_SECONDS / len(processes))
-            finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-            bar.update(len(finished) - bar.n)
+            bar.update(len(ended_trials(study)) - bar.n)
 
 
 def _work(plan: SearchPlan, folder: Path) -> None:

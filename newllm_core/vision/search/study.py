@@ -133,6 +133,11 @@ def trial_folder(folder: Path, study: optuna.Study, trial: FrozenTrial | Trial) 
     return folder / TRIALS_DIR / trial_folder_name(study, trial)
 
 
+def ended_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Those that have come to their end, behind the gate or pruned."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Those that passed the gate and were trained on all data sets."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
